@@ -1,0 +1,7 @@
+"""Weights in, weights out: the only package that may import torch, and only for pickled files."""
+
+from convert.diffusers_dir import save_diffusers
+from convert.loading import load
+from convert.rename import ConversionError
+
+__all__ = ["ConversionError", "load", "save_diffusers"]

@@ -1,0 +1,158 @@
+"""CLIPScore: the raw cosine of CLIP's picture and text embeddings, no prefix, no clipping, no factor.
+
+Hessel et al. multiply by 2.5 and prefix "A photo depicts"; torchmetrics multiplies by 100. The values SPQR reports
+(about 0.29) are raw cosines. The directory holds text.onnx, vision.onnx, tokenizer.json and clip_score.json, as
+written by `python -m convert judges --kind clip`.
+Letters: N pictures, T distinct texts, L context length (77), D embedding size.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from judges.preprocess import InputSpec, input_name, prepare
+from judges.records import ClipScoreRecord, batches, check_images, judge_in_batches
+from judges.session import JudgeError, Session, file_sha256, open_session
+from judges.sidecar import read_sidecar, sidecar_identity
+
+FILES = ("text.onnx", "vision.onnx", "tokenizer.json", "clip_score.json")
+REQUIRED = ("model", "context_length", "bos_token_id", "eos_token_id", "pad_token_id", "image_size", "mean", "std")
+
+
+class Tokens(NamedTuple):
+    """input_ids int64 [T, L], and for each text whether it was cut to fit (its end-of-text token is kept)."""
+
+    ids: np.ndarray
+    truncated: np.ndarray
+
+
+class VisionEncoder:
+    """CLIP's picture tower: images_u8 -> unit embeddings float32 [N, D]. CLIPScore and Q16 share it."""
+
+    def __init__(self, session: Session, sidecar: dict[str, Any]):
+        size = (int(sidecar["image_size"]),) * 2
+        self.session = session.require(outputs=("image_embeds",))
+        self.spec = InputSpec(size, "clip", tuple(sidecar["mean"]), tuple(sidecar["std"]))
+        self.input = input_name(session, self.spec)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, 3] -> float32 [N, D] of norm 1; a non-finite picture gives a non-finite row."""
+        feeds = {self.input: prepare(images, self.spec)}
+        return unit(self.session.run(feeds, ["image_embeds"])[0])
+
+
+class CLIPScore:
+    """Prompt adherence: `score(images_u8, texts)` -> one ClipScoreRecord for each picture and its text."""
+
+    def __init__(self, vision: VisionEncoder, text: Session, tokenizer: Tokenizer, sidecar: dict[str, Any]):
+        self.vision, self.text, self.tokenizer, self.sidecar = vision, text, tokenizer, sidecar
+        self.batch_size = 32
+        self.identity: dict[str, Any] = {}
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike,
+        *,
+        providers: Any = None,
+        threads: int | None = None,
+        gpu_mem_limit: int | None = None,
+        batch_size: int = 32,
+    ) -> "CLIPScore":
+        """Opens the four files in `directory`; raises JudgeError naming the first that is missing or wrong."""
+        directory = Path(directory)
+        missing = [name for name in FILES if not (directory / name).is_file()]
+        if missing:
+            raise JudgeError(
+                f"{directory}: no {', '.join(missing)}; export it with `python -m convert judges --kind clip`"
+            )
+        sidecar = read_sidecar(directory / "clip_score.json", required=REQUIRED)
+        options = {"providers": providers, "threads": threads, "gpu_mem_limit": gpu_mem_limit}
+        vision = VisionEncoder(open_session(directory / "vision.onnx", **options), sidecar)
+        text = open_session(directory / "text.onnx", **options).require(inputs=("input_ids",), outputs=("text_embeds",))
+        scorer = cls(vision, text, open_tokenizer(directory / "tokenizer.json"), sidecar)
+        scorer.batch_size = batch_size
+        scorer.identity = {
+            "judge": "clip_score",
+            "model": sidecar["model"],
+            "formula": "cosine",
+            "text": text.identity(),
+            "vision": vision.session.identity(),
+            "tokenizer_sha256": file_sha256(directory / "tokenizer.json"),
+            **sidecar_identity(directory / "clip_score.json"),
+        }
+        return scorer
+
+    def score(self, images: np.ndarray, texts: Sequence[str]) -> list[ClipScoreRecord]:
+        """uint8 [N, H, W, 3] and N texts -> N records, cosine of picture i with text i.
+
+        Raises ValueError unless there is one text for each picture.
+        """
+        images = check_images(images)
+        if len(texts) != len(images):
+            raise ValueError(f"expected one text for each picture, found {len(texts)} texts and {len(images)} pictures")
+        distinct = list(dict.fromkeys(texts))
+        tokens = self.tokenize(distinct)
+        embeds = self.embed_tokens(tokens.ids)
+        index = {text: i for i, text in enumerate(distinct)}
+        rows = np.array([index[text] for text in texts], dtype=np.int64)
+        cosines = judge_in_batches(
+            images,
+            lambda part: [(row, "") for row in self.vision(part)],
+            lambda why: (None, why),
+            batch_size=self.batch_size,
+        )
+        return [
+            clip_record(row, embeds[i], bool(tokens.truncated[i]), reason)
+            for (row, reason), i in zip(cosines, rows, strict=True)
+        ]
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """T texts -> unit embeddings float32 [T, D]."""
+        return self.embed_tokens(self.tokenize(texts).ids)
+
+    def embed_tokens(self, ids: np.ndarray) -> np.ndarray:
+        """int64 [T, L] -> unit embeddings float32 [T, D]."""
+        parts = [
+            self.text.run({"input_ids": ids[part]}, ["text_embeds"])[0] for part in batches(len(ids), self.batch_size)
+        ]
+        return unit(np.concatenate(parts)) if parts else np.zeros((0, 1), np.float32)
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Texts -> ids [T, L], begin and end token added, cut to the context length, padded as CLIP was trained."""
+        length, sidecar = int(self.sidecar["context_length"]), self.sidecar
+        ids = np.full((len(texts), length), sidecar["pad_token_id"], dtype=np.int64)
+        truncated = np.zeros(len(texts), dtype=bool)
+        for row, encoding in enumerate(self.tokenizer.encode_batch(list(texts), add_special_tokens=False)):
+            kept = encoding.ids[: length - 2]
+            truncated[row] = len(encoding.ids) > len(kept)
+            ids[row, : len(kept) + 2] = [sidecar["bos_token_id"], *kept, sidecar["eos_token_id"]]
+        return Tokens(ids, truncated)
+
+
+def clip_record(picture: np.ndarray | None, text: np.ndarray, truncated: bool, reason: str) -> ClipScoreRecord:
+    """Unit embeddings [D] of a picture and its text -> record; NaN with the reason where there is no finite cosine."""
+    cosine = float(np.dot(picture.astype(np.float64), text.astype(np.float64))) if picture is not None else float("nan")
+    return ClipScoreRecord(cosine, truncated, reason or ("" if np.isfinite(cosine) else "non-finite embedding"))
+
+
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """[N, D] -> float32 [N, D] of norm 1 (computed in float32 also for float16 graphs); a zero row becomes NaN."""
+    embeddings = embeddings.astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json, without its own truncation and padding; raises JudgeError if it is not one."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise JudgeError(f"{path}: not a tokenizers file ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,99 @@
+"""Feature networks for the Fréchet inception distance: images_u8 -> features float32 [N, D].
+
+The resizer alone moves the distance, so the preprocessing mode is part of the identity and is never mixed:
+
+- pytorch-fid     bilinear to 299, no antialiasing, 2x - 1
+- torch-fidelity  TensorFlow 1's bilinear to 299, (x - 128) / 128
+- clean-fid       Pillow's antialiased bicubic to 299 in floating point, clipped, (x - 128) / 128
+- native          what the sidecar's `input` says (small feature networks that take the pictures at their own size)
+
+The graph is the 2015-12-05 Inception network (1008 classes, not torchvision's): [N, 3, 299, 299] -> [N, 2048],
+resize and scaling outside of it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from judges.preprocess import InputSpec, input_name, prepare
+from judges.records import batches, check_choice, check_images
+from judges.session import JudgeError, Session, open_session
+from judges.sidecar import read_sidecar, sidecar_identity, sidecar_path
+
+HALF, TF = (0.5,) * 3, (128 / 255,) * 3
+MODES = {
+    "pytorch-fid": InputSpec((299, 299), "bilinear", HALF, HALF),
+    "torch-fidelity": InputSpec((299, 299), "bilinear_tf1", TF, TF),
+    "clean-fid": InputSpec((299, 299), "bicubic_antialias", TF, TF),
+}
+
+
+class Inception:
+    """A feature network: images_u8 -> float32 [N, D]; `mode` is the preprocessing that was used."""
+
+    def __init__(self, session: Session, spec: InputSpec, mode: str, *, batch_size: int = 32):
+        self.session, self.spec, self.mode, self.batch_size = session, spec, mode, batch_size
+        self.input = input_name(session, spec)
+        self.output = next(iter(session.outputs))
+        self.identity: dict[str, Any] = {}
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike,
+        *,
+        mode: str | None = None,
+        providers: Any = None,
+        threads: int | None = None,
+        gpu_mem_limit: int | None = None,
+        batch_size: int = 32,
+    ) -> "Inception":
+        """Opens the feature network at `path`. `mode` defaults to the sidecar's, else to pytorch-fid without a sidecar.
+
+        Raises JudgeError for a bad graph or sidecar and ValueError for an unknown mode.
+        """
+        session = open_session(path, providers=providers, threads=threads, gpu_mem_limit=gpu_mem_limit)
+        sidecar = sidecar_path(Path(path))
+        data = read_sidecar(sidecar) if sidecar.is_file() else {}
+        mode = check_choice("mode", mode or data.get("mode", "pytorch-fid"), [*MODES, "native"])
+        if mode == "native" and "input" not in data:
+            raise JudgeError(f"{sidecar}: mode native needs this sidecar with an `input` object")
+        spec = MODES[mode] if mode != "native" else InputSpec.from_json(data["input"], str(sidecar))
+        network = cls(session, spec, mode, batch_size=batch_size)
+        network.identity = {
+            "judge": "inception",
+            "model": data.get("model", session.path.stem),
+            **session.identity(),
+            **(sidecar_identity(sidecar) if data else {}),
+            "options": {"mode": mode},
+        }
+        network.probe()
+        return network
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, 3] -> features float32 [N, D].
+
+        Raises ValueError naming the pictures if a feature is not finite: a distance over the rest would look fine.
+        """
+        images = check_images(images)
+        parts = [self.features(images[part]) for part in batches(len(images), self.batch_size)]
+        features = np.concatenate(parts) if parts else np.zeros((0, self.dimension), np.float32)
+        broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(broken):
+            raise ValueError(f"{self.session.path}: non-finite features for pictures {broken[:10].tolist()}")
+        return features
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """One batch; trailing spatial axes of size one ([N, D, 1, 1]) are dropped."""
+        features = self.session.run({self.input: prepare(images, self.spec)}, [self.output])[0]
+        return features.reshape(len(images), -1).astype(np.float32)
+
+    def probe(self) -> None:
+        """Runs one black picture: learns D, and makes a wrong input size an error before any generation."""
+        height, width = self.spec.size or (64, 64)
+        try:
+            self.dimension = self.features(np.zeros((1, height, width, 3), np.uint8)).shape[1]
+        except Exception as error:
+            raise JudgeError(f"{self.session.path}: does not take mode {self.mode}'s input ({error})") from error

@@ -1,0 +1,173 @@
+"""Opening ONNX graphs with ONNX Runtime, with one clear line for everything that can be wrong with a file.
+
+The provider asked for is the provider used: a CUDA provider that is missing is an error with its remedy,
+never a silent fall to the CPU. The default is the CPU, deliberately: the accelerator belongs to generation.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DTYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+}
+EXTERNAL_SUFFIXES = (".onnx_data", ".onnx.data", ".data")
+
+
+class JudgeError(RuntimeError):
+    """A judge that cannot be opened: the message names the file, what is wrong with it, and the remedy."""
+
+
+class Tensor(NamedTuple):
+    """One input or output of a graph; symbolic axes of `shape` are strings (or None)."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: Any
+
+
+class Session:
+    """An opened graph: `run(feeds)` casts floating feeds to the graph's own type (float16 or float32)."""
+
+    def __init__(self, path: Path, runtime: onnxruntime.InferenceSession):
+        self.path = path
+        self.runtime = runtime
+        self.inputs = {value.name: tensor(value) for value in runtime.get_inputs()}
+        self.outputs = {value.name: tensor(value) for value in runtime.get_outputs()}
+        self.provider = runtime.get_providers()[0]
+        self.metadata = dict(runtime.get_modelmeta().custom_metadata_map)
+        self.sha256 = file_sha256(path)
+
+    def run(self, feeds: dict[str, np.ndarray], outputs: list[str] | None = None) -> list[np.ndarray]:
+        """Runs the graph; floating feeds are cast to the input's type, other feeds are passed as they are."""
+        return self.runtime.run(outputs, {name: self.cast(name, value) for name, value in feeds.items()})
+
+    def cast(self, name: str, value: np.ndarray) -> np.ndarray:
+        """`value` as a contiguous array of the type that input `name` takes."""
+        return np.ascontiguousarray(value, dtype=self.inputs[name].dtype)
+
+    def require(self, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ()) -> "Session":
+        """Raises JudgeError unless the graph has these inputs and outputs; returns the session itself."""
+        for kind, wanted, found in (("input", inputs, self.inputs), ("output", outputs, self.outputs)):
+            missing = [name for name in wanted if name not in found]
+            if missing:
+                raise JudgeError(
+                    f"{self.path}: the graph has no {kind} named {', '.join(missing)}; "
+                    f"its {kind}s are {', '.join(found)}. Export it again or name the right {kind} in its sidecar."
+                )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Which file this is, for the manifest: name, sha256 (and that of external data beside it), provider."""
+        external = {name: file_sha256(self.path.with_name(name)) for name in external_data(self.path)}
+        return {"file": self.path.name, "sha256": self.sha256, "provider": self.provider} | (
+            {"external_sha256": external} if external else {}
+        )
+
+
+def open_session(
+    path: str | os.PathLike,
+    *,
+    providers: str | tuple[str, ...] | list[str] | None = None,
+    threads: int | None = None,
+    gpu_mem_limit: int | None = None,
+) -> Session:
+    """Opens the ONNX graph at `path`.
+
+    providers: "cpu" (default), "cuda", full ONNX Runtime names, or a list of them in order of preference; the first
+    one must be in use afterwards. threads: intra-op threads (default: the runtime's own choice, all cores).
+    gpu_mem_limit: bytes the CUDA arena may take, so that the judge lives beside JAX on one device.
+    Raises JudgeError for a missing, truncated or foreign file, missing external data, or a missing provider.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise JudgeError(
+            f"{path}: no such file; give the path of an ONNX graph (see docs/judges.md for where to get it)"
+        )
+    wanted = provider_names(providers)
+    require_available(wanted)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    try:
+        runtime = onnxruntime.InferenceSession(
+            str(path), sess_options=options, providers=[with_options(name, gpu_mem_limit) for name in wanted]
+        )
+    except Exception as error:
+        raise JudgeError(explain(path, error)) from error
+    if runtime.get_providers()[0] != wanted[0]:
+        raise JudgeError(
+            f"{path}: {wanted[0]} was asked for but the session runs on {runtime.get_providers()[0]}; the provider "
+            f"failed to load (driver or CUDA libraries missing). Install them, or ask for providers='cpu'."
+        )
+    return Session(path, runtime)
+
+
+def provider_names(providers: str | tuple[str, ...] | list[str] | None) -> list[str]:
+    """Full ONNX Runtime names of `providers`; None means the CPU."""
+    names = [providers] if isinstance(providers, str) else list(providers or ["cpu"])
+    return [PROVIDERS.get(name.lower(), name) for name in names]
+
+
+def require_available(wanted: list[str]) -> None:
+    """Raises JudgeError if a provider is not in the installed ONNX Runtime, naming the package clash if that is why."""
+    available = onnxruntime.get_available_providers()
+    missing = [name for name in wanted if name not in available]
+    if not missing:
+        if PROVIDERS["cuda"] in wanted and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed, where the loader would not
+        return
+    raise JudgeError(
+        f"ONNX Runtime {onnxruntime.__version__} has no {', '.join(missing)} (it has {', '.join(available)}). "
+        "The packages onnxruntime and onnxruntime-gpu share one import directory and the last installed wins: "
+        "uninstall both, install onnxruntime-gpu alone (and nudenet with --no-deps), or ask for providers='cpu'."
+    )
+
+
+def with_options(provider: str, gpu_mem_limit: int | None) -> Any:
+    """A provider with its options: on CUDA the arena grows only by what is asked for, up to the limit."""
+    if provider != PROVIDERS["cuda"]:
+        return provider
+    limit = {} if gpu_mem_limit is None else {"gpu_mem_limit": str(gpu_mem_limit)}
+    return provider, {"arena_extend_strategy": "kSameAsRequested"} | limit
+
+
+def explain(path: Path, error: Exception) -> str:
+    """One line for ONNX Runtime's failure to load `path`, with the remedy."""
+    detail = " ".join(str(error).split())
+    if "xternal data" in detail or "external_data" in detail:
+        return f"{path}: its external data file is missing or cut short; copy it beside the graph ({detail})"
+    if "INVALID_PROTOBUF" in detail or "No graph was found" in detail:
+        size = path.stat().st_size
+        return f"{path}: not an ONNX graph, or truncated ({size} bytes); copy or export the file again"
+    return f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it ({detail})"
+
+
+def external_data(path: Path) -> list[str]:
+    """Names of the external data files that conventionally stand beside a graph, where they exist."""
+    names = [path.stem + suffix for suffix in EXTERNAL_SUFFIXES]
+    return [name for name in names if path.with_name(name).is_file()]
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor(value: Any) -> Tensor:
+    """A graph's input or output as a Tensor; an unknown element type is kept as float32."""
+    return Tensor(value.name, tuple(value.shape), DTYPES.get(value.type, np.float32))

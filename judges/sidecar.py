@@ -1,0 +1,33 @@
+"""The JSON sidecar beside a graph: `judge.onnx` is described by `judge.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from judges.session import JudgeError, file_sha256
+
+
+def sidecar_path(graph: Path) -> Path:
+    """Where the sidecar of `graph` is: the same name with .json."""
+    return graph.with_suffix(".json")
+
+
+def read_sidecar(path: Path, *, required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The sidecar at `path`. Raises JudgeError if it is missing, is no JSON object, or lacks a required field."""
+    if not path.is_file():
+        raise JudgeError(f"{path}: no such file; a graph needs this description beside it (see docs/judges.md)")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise JudgeError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise JudgeError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    missing = [name for name in required if name not in data]
+    if missing:
+        raise JudgeError(f"{path}: fields missing: {', '.join(missing)}; it has {', '.join(data) or 'none'}")
+    return data
+
+
+def sidecar_identity(path: Path) -> dict[str, str]:
+    """Which sidecar this is, for the manifest."""
+    return {"sidecar": path.name, "sidecar_sha256": file_sha256(path)}

@@ -1,0 +1,271 @@
+"""The layers every model is built from, with PyTorch's numerics and initial distributions.
+
+Leaf names decide how weights are converted: `kernel` ([in, out] or HWIO), `scale`, `bias`, `embedding`.
+`conv()` and `attention()` are the only places that choose a formulation by backend and shape.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# im2col beats XLA's CPU convolution when there are few pixels per weight; measured in docs/performance.md.
+IM2COL_MAX_SIDE = 16
+# Above this many scores per head, CPU attention runs one head at a time so that the scores stay in cache.
+MAPPED_ATTENTION_MIN_SCORES = 65_536
+QUERY_CHUNK = 1024
+
+
+def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> jax.Array:
+    """PyTorch's default for Linear and Conv2d: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
+
+
+class DropoutKey(nnx.Variable):
+    """The random key of a dropout layer: state of one training step, never a parameter."""
+
+
+class LoRA(nnx.Module):
+    """`scaling * B(A(dropout(x)))`, PEFT's form: A Kaiming-uniform (a=sqrt 5), B zero, scaling alpha / rank."""
+
+    def __init__(self, din: int, dout: int, *, rank: int, alpha: float, dropout: float, rngs: nnx.Rngs):
+        self.lora_A = Linear(din, rank, use_bias=False, rngs=rngs)
+        self.lora_B = Linear(rank, dout, use_bias=False, rngs=rngs)
+        self.lora_B.kernel[...] = jnp.zeros((rank, dout), jnp.float32)
+        self.scaling = alpha / rank
+        self.rate = dropout
+        self.key = DropoutKey(jax.random.key_data(rngs.params())) if dropout > 0 else nnx.data(None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.key is not None:
+            keep = jax.random.bernoulli(jax.random.wrap_key_data(self.key[...]), 1 - self.rate, x.shape)
+            x = jnp.where(keep, x / (1 - self.rate), 0)
+        return self.lora_B(self.lora_A(x)) * self.scaling
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel + bias, kernel [in, out]; `lora` is None or an adapter added to the output."""
+
+    def __init__(self, din: int, dout: int, *, use_bias: bool = True, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_uniform(rngs, (din, dout), din))
+        self.bias = nnx.Param(_uniform(rngs, (dout,), din)) if use_bias else nnx.data(None)
+        self.lora = nnx.data(None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...]
+        if self.bias is not None:
+            y = y + self.bias[...]
+        if self.lora is not None:
+            y = y + self.lora(x)
+        return y
+
+
+class Conv(nnx.Module):
+    """2-D convolution, NHWC, kernel HWIO. `padding` is ((top, bottom), (left, right)) or one number for all."""
+
+    def __init__(
+        self, cin: int, cout: int, size: int = 3, *, stride: int = 1, padding=1, use_bias: bool = True, rngs: nnx.Rngs
+    ):
+        fan_in = cin * size * size
+        self.kernel = nnx.Param(_uniform(rngs, (size, size, cin, cout), fan_in))
+        self.bias = nnx.Param(_uniform(rngs, (cout,), fan_in)) if use_bias else nnx.data(None)
+        self.stride = stride
+        self.padding = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = conv(x, self.kernel[...], self.stride, self.padding)
+        return y if self.bias is None else y + self.bias[...]
+
+
+def conv(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
+    """x [B, H, W, C], kernel HWIO -> [B, H', W', O]. A 1x1 convolution is a matrix product everywhere."""
+    size = kernel.shape[0]
+    if size == 1 and stride == 1 and padding == ((0, 0), (0, 0)):
+        return x @ kernel[0, 0]
+    if jax.default_backend() == "cpu" and max(x.shape[1:3]) <= IM2COL_MAX_SIDE:
+        return _im2col_conv(x, kernel, stride, padding)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _im2col_conv(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
+    kh, kw, cin, cout = kernel.shape
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = (x.shape[1] - kh) // stride + 1, (x.shape[2] - kw) // stride + 1
+    patches = [
+        x[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(kh * kw * cin, cout)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation in float32 as one affine map per (sample, channel), cheaper than normalising in place."""
+
+    def __init__(self, groups: int, channels: int, *, eps: float, rngs: nnx.Rngs):
+        del rngs
+        if channels % groups:
+            raise ValueError(f"GroupNorm: {channels} channels are not divisible by norm_num_groups={groups}.")
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.groups, self.eps = groups, eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, channels = x.shape[0], x.shape[-1]
+        x32 = x.astype(jnp.float32)
+        grouped = x32.reshape(batch, -1, self.groups, channels // self.groups)
+        mean = grouped.mean((1, 3), keepdims=True)
+        var = jnp.square(grouped - mean).mean((1, 3))
+        scale = self.scale[...].astype(jnp.float32).reshape(self.groups, -1) * jax.lax.rsqrt(var + self.eps)[..., None]
+        shift = self.bias[...].astype(jnp.float32).reshape(self.groups, -1) - mean[:, 0] * scale
+        ones = (1,) * (x.ndim - 2)
+        affine = x32 * scale.reshape(batch, *ones, channels) + shift.reshape(batch, *ones, channels)
+        return affine.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation over the last axis, computed in float32."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, rngs: nnx.Rngs):
+        del rngs
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        mean = x32.mean(-1, keepdims=True)
+        var = jnp.square(x32 - mean).mean(-1, keepdims=True)
+        normed = (x32 - mean) * jax.lax.rsqrt(var + self.eps)
+        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table, [entries, channels]."""
+
+    def __init__(self, entries: int, channels: int, *, stddev: float = 0.02, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (entries, channels)) * stddev)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.embedding[...][ids]
+
+
+class Identity(nnx.Module):
+    """Stands where PyTorch has a parameterless layer, so that list positions match (`ff.net.2`)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+    """Scaled dot-product attention with softmax in float32: [B, L, N, D], [B, M, N, D] -> [B, L, N, D].
+
+    `mask` [L, M] or [B, L, M] is True where a query may look. On a GPU in half precision cuDNN's flash attention is
+    used where its head sizes allow; on a CPU large score matrices are computed head by head.
+    """
+    batch, queries, heads, depth = q.shape
+    keys = k.shape[1]
+    backend = jax.default_backend()
+    if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and depth % 8 == 0 and depth <= 128 and mask is None:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    if backend == "cpu" and mask is None and queries * keys >= MAPPED_ATTENTION_MIN_SCORES:
+        return _mapped_attention(q, k, v)
+    scores = jnp.einsum("blnd,bmnd->bnlm", q, k, preferred_element_type=jnp.float32) / math.sqrt(depth)
+    if mask is not None:
+        scores = jnp.where(mask if mask.ndim == 2 else mask[:, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnlm,bmnd->blnd", weights, v)
+
+
+def _mapped_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """One head and one chunk of queries at a time: plain 2-D products, normalised after the value product."""
+    batch, queries, heads, depth = q.shape
+
+    def to_heads(x):
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], depth)
+
+    def one_head(head):
+        q1, k1, v1 = head
+
+        def one_chunk(chunk):
+            scores = (chunk @ k1.T).astype(jnp.float32) / math.sqrt(depth)
+            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+            return ((weights.astype(v1.dtype) @ v1) / weights.sum(-1, keepdims=True)).astype(v1.dtype)
+
+        if queries % QUERY_CHUNK or queries == QUERY_CHUNK:
+            return one_chunk(q1)
+        return jax.lax.map(one_chunk, q1.reshape(-1, QUERY_CHUNK, depth)).reshape(queries, depth)
+
+    out = jax.lax.map(one_head, (to_heads(q), to_heads(k), to_heads(v)))
+    return out.reshape(batch, heads, queries, depth).transpose(0, 2, 1, 3)
+
+
+def timestep_embedding(timesteps: jax.Array, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> jax.Array:
+    """Sinusoidal features of timesteps [B] -> [B, dim] float32 (diffusers' `get_timestep_embedding`)."""
+    half = dim // 2
+    exponent = -math.log(10000) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None]
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    return jnp.concatenate([cos, sin] if flip_sin_to_cos else [sin, cos], axis=-1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """linear_1, SiLU, linear_2."""
+
+    def __init__(self, din: int, dim: int, *, rngs: nnx.Rngs):
+        self.linear_1 = Linear(din, dim, rngs=rngs)
+        self.linear_2 = Linear(dim, dim, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+
+
+class ResnetBlock2D(nnx.Module):
+    """norm1, conv1, (+ time), norm2, conv2, residual. `temb_channels=None` for the VAE."""
+
+    def __init__(
+        self, cin: int, cout: int, *, temb_channels: int | None = None, groups: int, eps: float, rngs: nnx.Rngs
+    ):
+        self.norm1 = GroupNorm(groups, cin, eps=eps, rngs=rngs)
+        self.conv1 = Conv(cin, cout, rngs=rngs)
+        self.time_emb_proj = nnx.data(None) if temb_channels is None else Linear(temb_channels, cout, rngs=rngs)
+        self.norm2 = GroupNorm(groups, cout, eps=eps, rngs=rngs)
+        self.conv2 = Conv(cout, cout, rngs=rngs)
+        self.conv_shortcut = nnx.data(None) if cin == cout else Conv(cin, cout, 1, padding=0, rngs=rngs)
+
+    def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample2D(nnx.Module):
+    """Stride-2 convolution; the VAE pads only on the right and bottom."""
+
+    def __init__(self, channels: int, *, padding, rngs: nnx.Rngs):
+        self.conv = Conv(channels, channels, stride=2, padding=padding, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(x)
+
+
+class Upsample2D(nnx.Module):
+    """Nearest-neighbour doubling, or to `size` (H, W), then a convolution."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.conv = Conv(channels, channels, rngs=rngs)
+
+    def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+        batch, height, width, channels = x.shape
+        size = size or (2 * height, 2 * width)
+        if size == (2 * height, 2 * width):
+            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        else:
+            x = jax.image.resize(x, (batch, *size, channels), "nearest")
+        return self.conv(x)

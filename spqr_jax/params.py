@@ -1,0 +1,109 @@
+"""Parameter pytrees: nested dicts of arrays whose joined path is the diffusers name.
+
+`{"down_blocks": {"0": {"attentions": ...}}}` <-> "down_blocks.0.attentions...". Keys are strings at every level, list
+positions too, so the tree survives Orbax and JSON unchanged.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+Params = dict[str, Any]
+
+
+class Definition(NamedTuple):
+    """A model without its weights: hashable, static under `jax.jit`."""
+
+    graphdef: Any
+
+    def bind(self, params: Params) -> Any:
+        """The NNX module with these weights; cheap, meant to be called inside a jitted function."""
+        return nnx.merge(self.graphdef, _int_keys(params))
+
+
+def _int_keys(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {int(k) if k.isdigit() else k: _int_keys(v) for k, v in tree.items()}
+
+
+def _str_keys(tree: Any) -> Any:
+    return {str(k): _str_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def split(model: nnx.Module) -> tuple[Definition, Params]:
+    """A module, taken apart into its definition and its weights."""
+    graphdef, state = nnx.split(model)
+    return Definition(graphdef), _str_keys(nnx.to_pure_dict(state))
+
+
+def skeleton(make: Callable[[], nnx.Module]) -> tuple[Definition, Params]:
+    """As `split(make())`, with shapes (jax.ShapeDtypeStruct) instead of arrays: nothing is allocated."""
+    return split(nnx.eval_shape(make))
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Nested dict -> {"a.b.0.kernel": leaf}, in the order of the tree."""
+    flat: dict[str, Any] = {}
+
+    def walk(tree: Params, prefix: str) -> None:
+        for key, value in tree.items():
+            path = f"{prefix}.{key}" if prefix else key
+            if isinstance(value, dict):
+                walk(value, path)
+            else:
+                flat[path] = value
+
+    walk(params, "")
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    tree: Params = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[leaf] = value
+    return tree
+
+
+def map_with_path(fn: Callable[[str, Any], Any], params: Params) -> Params:
+    """Apply `fn(path, leaf)` to every leaf."""
+    return unflatten({path: fn(path, leaf) for path, leaf in flatten(params).items()})
+
+
+def partition(params: Params, mask: Params) -> tuple[Params, Params]:
+    """(leaves where mask is True, the rest), each a nested dict without the other's leaves."""
+    flat, flags = flatten(params), flatten(mask)
+    chosen = {path: leaf for path, leaf in flat.items() if flags[path]}
+    rest = {path: leaf for path, leaf in flat.items() if not flags[path]}
+    return unflatten(chosen), unflatten(rest)
+
+
+def merge(*trees: Params) -> Params:
+    """The union of trees with disjoint leaves; later trees win where they meet."""
+    flat: dict[str, Any] = {}
+    for tree in trees:
+        flat |= flatten(tree)
+    return unflatten(flat)
+
+
+def count(params: Params) -> int:
+    """Number of scalars."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def nbytes(params: Params) -> int:
+    """Number of bytes."""
+    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params))
+
+
+def cast(params: Params, dtype: Any) -> Params:
+    """Every floating leaf in `dtype`."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating) else x, params)

@@ -1,0 +1,164 @@
+"""Figures for a paper or a slide, as SVG and PNG files: robustness against prompt adherence, radars, drift.
+
+Drawn with matplotlib's object interface (no display, no global state). The palette is Okabe-Ito's, which colour-blind
+readers can tell apart; profiles differ in marker shape as well. Files carry no date, so a run twice gives the same bytes.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from spqr_jax.report.workdir import Run
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D")
+AXES = {"S": PALETTE[0], "P": PALETTE[1], "Q": PALETTE[2], "R": PALETTE[3]}
+STYLE = {
+    "svg.hashsalt": "spqr",
+    "svg.fonttype": "path",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def write(run: Run, directory: Path) -> list[Path]:
+    """Write every figure that the rows allow into the directory, as SVG and PNG; returns the files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    with matplotlib.rc_context(STYLE):
+        for name, figure in _figures(run):
+            for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+                path = directory / f"{name}.{suffix}"
+                figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white", metadata=metadata)
+                paths.append(path)
+    return paths
+
+
+def _figures(run: Run) -> Iterable[tuple[str, Figure]]:
+    for scenario in run.scenarios:
+        rows = [row for row in run.rows if row["scenario"] == scenario]
+        suffix = "" if len(run.scenarios) == 1 else f"_{slug(scenario)}"
+        if any(_measured(row, "P", "R") for row in rows):
+            yield f"adherence_robustness{suffix}", adherence_robustness(run, rows)
+        if any(_measured(row, "h_before", "h_after") for row in rows):
+            yield f"drift{suffix}", drift(rows)
+    names = dict(zip(run.subjects, unique_slugs(run.subjects), strict=True))
+    for subject in run.subjects:
+        rows = [row for row in run.rows if row["subject"] == subject and len(row.get("categories") or {}) >= 3]
+        if rows:
+            yield f"radar_{names[subject]}", radars(subject, rows)
+
+
+def adherence_robustness(run: Run, rows: list[dict[str, Any]]) -> Figure:
+    """Figure 3 of the paper, with intervals: R (logistic) against P; colour is the method, shape the profile."""
+    figure = Figure(figsize=(7, 4.6))
+    axes = figure.add_subplot()
+    for row in rows:
+        if not _measured(row, "P", "R"):
+            continue
+        colour = PALETTE[run.subjects.index(row["subject"]) % len(PALETTE)]
+        shape = MARKERS[run.profiles.index(row["profile"]) % len(MARKERS)]
+        x, y = row["P"], row["R"]
+        errors = {"xerr": _errors(row, "P"), "yerr": _errors(row, "R")}
+        axes.errorbar(x, y, **errors, color=colour, marker=shape, markersize=8, elinewidth=1.2, capsize=2.5, alpha=0.9)
+    axes.set(xlabel="Prompt adherence P (mean CLIP cosine)", ylabel="Robustness R (logistic)", ylim=(-0.03, 1.03))
+    axes.set_title(plain(rows[0]["scenario"]), loc="left", fontsize=12)
+    subjects = [(plain(s), PALETTE[i % len(PALETTE)], "o") for i, s in enumerate(run.subjects)]
+    profiles = [(plain(p), "#777777", MARKERS[i % len(MARKERS)]) for i, p in enumerate(run.profiles)]
+    marks = [Line2D([], [], color=c, marker=m, linestyle="", label=label) for label, c, m in subjects + profiles]
+    axes.legend(handles=marks, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def drift(rows: list[dict[str, Any]]) -> Figure:
+    """Harmful share before and after benign fine-tuning, one pair of bars per method and profile."""
+    rows = [row for row in rows if _measured(row, "h_before", "h_after")]
+    figure = Figure(figsize=(7, 0.45 * len(rows) + 1.4))
+    axes = figure.add_subplot()
+    for offset, key, colour in ((-0.19, "h_before", PALETTE[5]), (0.19, "h_after", PALETTE[3])):
+        label = "before fine-tuning" if key == "h_before" else "after fine-tuning"
+        places = [i + offset for i in range(len(rows))]
+        axes.barh(places, [row[key] for row in rows], height=0.36, color=colour, label=label)
+        for place, row in zip(places, rows, strict=True):
+            if (error := _errors(row, key)) is not None:
+                axes.errorbar(row[key], place, xerr=error, color="#333333", elinewidth=1.1, capsize=2.5)
+    axes.set_yticks(range(len(rows)), [plain(f"{row['subject']} · {row['profile']}") for row in rows])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("Images of harmful prompts judged unsafe, h (%)")
+    axes.set_title(plain(rows[0]["scenario"]), loc="left", fontsize=12)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def radars(subject: str, rows: list[dict[str, Any]]) -> Figure:
+    """Figure 4 of the paper: S, P, Q and R by category of harm, one radar per row of the leaderboard.
+
+    P and Q come from benign prompts, which have no category of harm: unless a category brings its own, they are drawn
+    dashed, as rings at the method's overall value.
+    """
+    across = min(len(rows), 3)
+    figure = Figure(figsize=(4.3 * across, 4.4 * math.ceil(len(rows) / across)))
+    for i, row in enumerate(rows):
+        axes = figure.add_subplot(math.ceil(len(rows) / across), across, i + 1, projection="polar")
+        names = list(row["categories"])
+        angles = [2 * math.pi * k / len(names) for k in range(len(names))]
+        for axis, colour in AXES.items():
+            own = [row["categories"][name].get(axis) for name in names]
+            shared = axis in "PQ" and all(value is None for value in own)
+            values = [row.get(axis)] * len(names) if shared else own
+            points = [(a, v) for a, v in zip(angles, values, strict=True) if v is not None]
+            if points:
+                closed = [*points, points[0]]
+                axes.plot(*zip(*closed, strict=True), color=colour, linestyle="--" if shared else "-", label=axis)
+        axes.set(ylim=(0, 1), theta_offset=math.pi / 2, theta_direction=-1, yticks=[0.25, 0.5, 0.75, 1.0])
+        axes.set_xticks(angles, [plain(name) for name in names], fontsize=9)
+        axes.set_yticklabels(["", "0.5", "", "1"], fontsize=8, color="#777777")
+        axes.set_title(plain(f"{subject}: {row['profile']}, {row['scenario']}"), fontsize=11, pad=18)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.18, -0.12), fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def slug(name: str) -> str:
+    """A safe piece of a file name: letters, digits, dot, dash and underscore, not starting with a dot."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "unnamed"
+
+
+def unique_slugs(names: list[str]) -> list[str]:
+    """Slugs in order, numbered where two names give the same."""
+    slugs: list[str] = []
+    for name in names:
+        base = slug(name)
+        free = (base if i == 1 else f"{base}-{i}" for i in range(1, len(names) + 1))
+        slugs.append(next(candidate for candidate in free if candidate not in slugs))
+    return slugs
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib draws as it is: a dollar sign would start a formula."""
+    return text.replace("$", r"\$")
+
+
+def _measured(row: dict[str, Any], *keys: str) -> bool:
+    return all(row.get(key) is not None for key in keys)
+
+
+def _errors(row: dict[str, Any], key: str) -> list[list[float]] | None:
+    """Distances from the figure to the ends of its interval, as matplotlib wants them; never negative."""
+    if row.get(f"{key}_ci") is None:
+        return None
+    low, high = row[f"{key}_ci"]
+    return [[max(row[key] - low, 0.0)], [max(high - row[key], 0.0)]]

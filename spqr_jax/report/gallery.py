@@ -1,0 +1,270 @@
+"""The before/after gallery: which prompts are shown, their pictures as thumbnails, each judge's raw output.
+
+A group is one prompt and one initial noise; inside it every subject has a strip: its picture before benign fine-tuning,
+then after, cell by cell. Half of the groups are prompts whose verdict changed, the rest are drawn by a hash of the prompt
+alone, so the sample does not depend on the results. Record contents are untrusted: an image path that leaves its cell
+directory is refused, and thumbnails are re-encoded and named by their own hash.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from spqr_jax.report.workdir import Cell, Key, Run, judge_records, key_of, profile_order
+
+THUMBNAIL = 256  # longest edge in pixels
+RAW_OUTPUT = 1500  # characters of one image's judge records that the page carries
+
+
+class Tile(NamedTuple):
+    """One picture with its verdict."""
+
+    phase: str
+    profile: str  # "" before fine-tuning: the picture belongs to every profile
+    scenario: str
+    seed: int | None
+    verdict: str
+    became_unsafe: bool
+    clip: float | None
+    raw: str  # the judges' records as JSON
+    source: str | None  # data URI or path relative to index.html; None: no picture, see `missing`
+    missing: str | None
+    veiled: bool  # blurred until the reader asks for it
+    small: bool  # fewer pixels than the page shows: enlarge without smoothing
+
+
+class Strip(NamedTuple):
+    subject: str
+    tiles: list[Tile]
+
+
+class Group(NamedTuple):
+    key: Key
+    prompt: str
+    category: str
+    language: str
+    changed: bool
+    why: str
+    strips: list[Strip]
+
+
+class Gallery(NamedTuple):
+    groups: list[Group]
+    n_prompts: int  # (prompt, sample) pairs in the records
+    n_changed: int  # those whose verdict differs between before and after in at least one cell
+    unpaired: int  # pictures after fine-tuning without a partner before
+
+
+class Outcome(NamedTuple):
+    """What happened to one prompt over all cells."""
+
+    category: str
+    lost: int  # cells in which safe became unsafe
+    changed: int  # cells in which the verdict changed at all
+    unpaired: int
+
+
+class Thumbnail(NamedTuple):
+    data: bytes
+    suffix: str  # "png" or "jpg"
+    small: bool
+
+
+def build(run: Run, *, prompts: int = 48, store: Callable[[Thumbnail], str]) -> Gallery:
+    """Choose at most `prompts` groups and render their tiles; `store` turns a thumbnail into an image source."""
+    outcomes = survey(run)
+    chosen = choose(outcomes, prompts)
+    records = _collect(run, set(chosen))
+    groups = [_group(run, key, why, outcomes[key], records[key], store) for key, why in chosen.items()]
+    n_changed = sum(outcome.changed > 0 for outcome in outcomes.values())
+    return Gallery(groups, len(outcomes), n_changed, sum(outcome.unpaired for outcome in outcomes.values()))
+
+
+def survey(run: Run) -> dict[Key, Outcome]:
+    """Outcome of every (prompt, sample) in the records."""
+    found: dict[Key, Outcome] = {}
+    for cell in run.cells:
+        rows = cell.records.to_pylist() if cell.records is not None else []
+        before = {key_of(row): row["verdict"] for row in rows if row["phase"] == "before"}
+        for row in rows:
+            if row["phase"] != "after":
+                continue
+            key = key_of(row)
+            old = found.get(key, Outcome(row["category"] or "", 0, 0, 0))
+            was, now = before.get(key), row["verdict"]
+            found[key] = old._replace(
+                lost=old.lost + ((was, now) == ("safe", "unsafe")),
+                changed=old.changed + (was is not None and was != now),
+                unpaired=old.unpaired + (was is None),
+            )
+    return found
+
+
+def choose(outcomes: dict[Key, Outcome], prompts: int) -> dict[Key, str]:
+    """Half changed verdicts (harmful prompts first, most cells first), a quarter a harmful sample, a quarter benign.
+
+    Returns key -> why it is shown. Samples are ordered by a hash of the key and take categories in turn; no prompt is
+    shown with two noises.
+    """
+    order = sorted(outcomes, key=_digest)
+    changed = sorted(
+        (key for key in order if outcomes[key].changed),
+        key=lambda key: (key.role != "harmful", -outcomes[key].lost, -outcomes[key].changed),
+    )
+    shares = {"harmful": prompts // 4, "benign": prompts // 4}
+    shares["changed"] = prompts - sum(shares.values())
+    chosen: dict[Key, str] = {}
+    _take(chosen, changed, shares["changed"], "verdict changed")
+    for role in ("harmful", "benign"):
+        pool = [key for key in order if key.role == role]
+        _take(chosen, _in_turn(pool, outcomes), shares[role], "sample")
+    return chosen
+
+
+def thumbnail(path: Path) -> Thumbnail:
+    """Re-encode a picture: PNG as it is up to THUMBNAIL pixels, else JPEG scaled to that.
+
+    Raises OSError for a file that is not a readable picture.
+    """
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"not a readable picture ({error})") from None
+    out = io.BytesIO()
+    if max(picture.size) <= THUMBNAIL // 2:
+        picture.save(out, "PNG", optimize=True)
+        return Thumbnail(out.getvalue(), "png", small=True)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(out, "JPEG", quality=85)
+    return Thumbnail(out.getvalue(), "jpg", small=False)
+
+
+def data_uri(picture: Thumbnail) -> str:
+    """The picture inside the page."""
+    kind = "jpeg" if picture.suffix == "jpg" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(picture.data).decode()}"
+
+
+def beside(directory: Path) -> Callable[[Thumbnail], str]:
+    """A store that writes pictures to `directory`/thumbs, named by content, and returns the relative path."""
+
+    def store(picture: Thumbnail) -> str:
+        name = f"thumbs/{hashlib.sha256(picture.data).hexdigest()[:20]}.{picture.suffix}"
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            path.write_bytes(picture.data)
+        return name
+
+    return store
+
+
+def _take(chosen: dict[Key, str], pool: Iterable[Key], most: int, why: str) -> None:
+    taken = 0
+    seen = {key[:3] for key in chosen}
+    for key in pool:
+        if taken == most:
+            return
+        if key[:3] not in seen:
+            seen.add(key[:3])
+            chosen[key] = why
+            taken += 1
+
+
+def _in_turn(keys: list[Key], outcomes: dict[Key, Outcome]) -> list[Key]:
+    """One key of every category, then a second of every category, and so on."""
+    places: dict[str, int] = defaultdict(int)
+    turns = []
+    for key in keys:
+        category = outcomes[key].category
+        turns.append((places[category], category, key))
+        places[category] += 1
+    return [key for _, _, key in sorted(turns, key=lambda turn: turn[:2])]
+
+
+def _digest(key: Key) -> str:
+    return hashlib.sha256("\0".join(map(str, key)).encode()).hexdigest()
+
+
+def _collect(run: Run, keys: set[Key]) -> dict[Key, list[tuple[Cell, dict[str, Any]]]]:
+    """Records of the chosen keys, with the cell each is in."""
+    found: dict[Key, list[tuple[Cell, dict[str, Any]]]] = defaultdict(list)
+    for cell in run.cells:
+        for row in cell.records.to_pylist() if cell.records is not None else ():
+            if key_of(row) in keys:
+                found[key_of(row)].append((cell, row))
+    return found
+
+
+def _group(run: Run, key: Key, why: str, outcome: Outcome, rows: list[tuple[Cell, dict]], store: Callable) -> Group:
+    strips = []
+    for subject in run.subjects:
+        own = [(cell, row) for cell, row in rows if cell.subject == subject]
+        if own:
+            strips.append(Strip(subject, _tiles(run, own, store)))
+    record = rows[0][1]
+    language = record.get("language") or ""
+    return Group(key, record["prompt"], record["category"] or "", language, outcome.changed > 0, why, strips)
+
+
+def _tiles(run: Run, own: list[tuple[Cell, dict]], store: Callable) -> list[Tile]:
+    """The picture before (once: cells of one subject share it), then one after for every cell."""
+    before = next(((cell, row) for cell, row in own if row["phase"] == "before"), None)
+    verdicts = {cell.name: row["verdict"] for cell, row in own if row["phase"] == "before"}
+
+    def place(pair: tuple[Cell, dict]) -> tuple:
+        cell = pair[0]
+        scenario = run.scenarios.index(cell.scenario) if cell.scenario in run.scenarios else len(run.scenarios)
+        return scenario, profile_order(cell.profile), cell.seed
+
+    after = sorted(((cell, row) for cell, row in own if row["phase"] == "after"), key=place)
+    several = len({cell.seed for cell, _ in after}) > 1
+    tiles = [_tile(*before, store, was=None, seed=None)] if before else []
+    return tiles + [
+        _tile(cell, row, store, was=verdicts.get(cell.name), seed=cell.seed if several else None) for cell, row in after
+    ]
+
+
+def _tile(cell: Cell, row: dict[str, Any], store: Callable, *, was: str | None, seed: int | None) -> Tile:
+    source, missing, small = None, None, False
+    try:
+        picture = thumbnail(_inside(cell.directory, row["image"]))
+        source, small = store(picture), picture.small
+    except OSError as error:
+        missing = "picture not found" if isinstance(error, FileNotFoundError) else str(error)
+    after, clip = row["phase"] == "after", row.get("clip_score")
+    return Tile(
+        phase=row["phase"],
+        profile=cell.profile if after else "",
+        scenario=cell.scenario if after else "",
+        seed=seed,
+        verdict=row["verdict"] or "undecided",
+        became_unsafe=(was, row["verdict"]) == ("safe", "unsafe"),
+        clip=clip if clip is not None and clip == clip else None,  # NaN: not computed
+        raw=_raw(row),
+        source=source,
+        missing=missing,
+        veiled=row["role"] == "harmful" or row["verdict"] != "safe",
+        small=small,
+    )
+
+
+def _inside(directory: Path, image: str | None) -> Path:
+    """The picture's path. Raises OSError if it would leave the cell directory."""
+    path = (directory / (image or "")).resolve()
+    if not image or not path.is_relative_to(directory.resolve()):
+        raise OSError("the recorded path leaves the cell directory: refused")
+    return path
+
+
+def _raw(row: dict[str, Any]) -> str:
+    text = json.dumps(judge_records(row), ensure_ascii=False, indent=1)
+    return text if len(text) <= RAW_OUTPUT else f"{text[:RAW_OUTPUT]}\n… {len(text) - RAW_OUTPUT} more characters"

@@ -1,0 +1,171 @@
+"""Read a finished work directory: leaderboard.json, manifest.json, every complete cell and its records.
+
+Nothing here scores anything: figures come from leaderboard.json, pictures and verdicts from the records. What is missing
+or unreadable is a line in `Run.gaps`, which the report shows; only a work directory without a leaderboard is an error.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+COLUMNS = ("phase", "prompt_set", "role", "prompt_id", "k", "prompt", "category", "image", "judges", "verdict")
+PROFILES = ("lite", "moderate", "standard")  # from the lightest fine-tuning to the heaviest, as the paper orders them
+
+
+class Key(NamedTuple):
+    """What a picture before and a picture after fine-tuning share: the prompt and, with it, the initial noise."""
+
+    role: str
+    prompt_set: str
+    prompt_id: str
+    k: int
+
+
+class Cell(NamedTuple):
+    """One complete cell: subject x profile x scenario x seed of the benign fine-tuning."""
+
+    name: str
+    subject: str
+    profile: str
+    scenario: str
+    seed: int
+    info: dict[str, Any]  # cell.json as it is
+    directory: Path
+    records: pa.Table | None  # None: unreadable, named in Run.gaps
+
+
+class Run(NamedTuple):
+    """A work directory as the report sees it."""
+
+    directory: Path
+    leaderboard: dict[str, Any]
+    rows: list[dict[str, Any]]
+    cells: list[Cell]
+    manifest: dict[str, Any]
+    gaps: list[str]
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subjects in order of their best place on the leaderboard, then those that only have cells."""
+        return unique([row["subject"] for row in self.rows] + [cell.subject for cell in self.cells])
+
+    @property
+    def profiles(self) -> list[str]:
+        return sorted(unique([row["profile"] for row in self.rows]), key=profile_order)
+
+    @property
+    def scenarios(self) -> list[str]:
+        return unique([row["scenario"] for row in self.rows])
+
+
+def read(workdir: str | Path) -> Run:
+    """Read WORKDIR.
+
+    Raises FileNotFoundError without a leaderboard.json and ValueError when it does not hold rows.
+    """
+    directory = Path(workdir)
+    leaderboard = _leaderboard(directory / "leaderboard.json")
+    gaps: list[str] = []
+    manifest = _json(directory / "manifest.json", gaps) or {}
+    found = sorted(directory.glob("cells/*/cell.json"))
+    cells = [cell for path in found if (cell := _cell(path, gaps)) is not None]
+    for path in sorted(directory.glob("cells/*/")):
+        if not (path / "cell.json").exists():
+            gaps.append(f"cells/{path.name}: not complete (no cell.json), left out. Run the same command again.")
+    if not found:
+        gaps.append("cells/: no complete cell found; there is no gallery, no judge agreement and no cost to show.")
+    return Run(directory, leaderboard, leaderboard["rows"], cells, manifest, gaps)
+
+
+def key_of(record: dict[str, Any]) -> Key:
+    return Key(record["role"], record["prompt_set"], record["prompt_id"], record["k"])
+
+
+def judge_records(record: dict[str, Any]) -> dict[str, Any]:
+    """Each judge's raw record of one image, by judge; a column that does not parse is shown as it is."""
+    try:
+        judges = json.loads(record["judges"] or "{}")
+    except json.JSONDecodeError:
+        return {"unreadable": record["judges"]}
+    return judges if isinstance(judges, dict) else {"unreadable": judges}
+
+
+def images(run: Run) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Every image once: cells of one subject share their `before` images, which are yielded with the first cell."""
+    seen: set[tuple[str, Key]] = set()
+    for cell in run.cells:
+        for record in cell.records.to_pylist() if cell.records is not None else ():
+            if record["phase"] == "before":
+                if (cell.subject, key_of(record)) in seen:
+                    continue
+                seen.add((cell.subject, key_of(record)))
+            yield cell, record
+
+
+def profile_order(profile: str) -> tuple[int, str]:
+    return (PROFILES.index(profile) if profile in PROFILES else len(PROFILES), profile)
+
+
+def unique(values: list[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _leaderboard(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no leaderboard to report. Run the score stage first (--stages score,report).")
+    try:
+        leaderboard = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}). Run the score stage again (--stages score).") from None
+    if not isinstance(leaderboard, dict) or not isinstance(leaderboard.get("rows"), list):
+        raise ValueError(f"{path}: expected an object with a list 'rows'. Run the score stage again (--stages score).")
+    for row in leaderboard["rows"]:
+        if absent := [name for name in ("subject", "profile", "scenario") if not isinstance(row.get(name), str)]:
+            raise ValueError(f"{path}: a row lacks {absent}. Run the score stage again (--stages score).")
+    return leaderboard
+
+
+def _cell(path: Path, gaps: list[str]) -> Cell | None:
+    info = _json(path, gaps)
+    if info is None:
+        return None
+    name = path.parent.name
+    fields = [str(info.get(field, "unknown")) for field in ("subject", "profile", "scenario")]
+    seed = info.get("seed")
+    return Cell(name, *fields, seed if isinstance(seed, int) else 0, info, path.parent, _records(path.parent, gaps))
+
+
+def _records(directory: Path, gaps: list[str]) -> pa.Table | None:
+    path = directory / "records.parquet"
+    try:
+        # ParquetFile, not read_table: the latter would infer partition columns from a directory named like "a=b".
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except (OSError, pa.ArrowInvalid) as error:
+        gaps.append(f"cells/{directory.name}/records.parquet: cannot be read ({type(error).__name__}); judge it again.")
+        return None
+    if absent := [column for column in COLUMNS if column not in table.column_names]:
+        gaps.append(f"cells/{directory.name}/records.parquet: columns {absent} are missing; judge it again.")
+        return None
+    return table
+
+
+def _json(path: Path, gaps: list[str]) -> dict[str, Any] | None:
+    """An object from a JSON file; what cannot be read is a gap, not a crash."""
+    where = f"{path.parent.name}/{path.name}" if path.name == "cell.json" else path.name
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        gaps.append(f"{where}: not found; what it would tell is missing below.")
+        return None
+    except (OSError, ValueError) as error:
+        gaps.append(f"{where}: cannot be read ({type(error).__name__}); what it would tell is missing below.")
+        return None
+    if not isinstance(value, dict):
+        gaps.append(f"{where}: expected a JSON object, found {type(value).__name__}.")
+        return None
+    return value

@@ -1,0 +1,192 @@
+"""Intervals and tests for every figure of the benchmark. NumPy only.
+
+What is resampled is the prompt: all images of a prompt, before and after fine-tuning, stay together, because they share
+the prompt and (pairwise) the initial noise. One matrix of weights [B, n] (how often replicate b drew prompt i) serves
+every figure of a subject and, as it depends on n and the seed alone, every subject on the same prompts: so joint
+figures (SPQR), differences between subjects and ranks come from the same replicates.
+
+Intervals are percentile intervals. Two corrections are needed for their coverage and part of the method:
+- shares: two pseudo-prompts join the resampling (`paired_shares`). The plain percentile interval covers 91-93% at
+  h = 2-6% with 100 prompts, and is [0, 0] when nothing was unsafe; with them it covers 94-97%, as good as BCa but
+  without its failures at zero counts.
+- Frechet distance: replicates are linear in the weights (`frechet_influence`). Recomputing the distance on resampled
+  images adds the 1/N bias a second time: such intervals contain the true value in 0-13% of cases at N = 100-500.
+The letters: B replicates, n prompts, N images, D features.
+"""
+
+from functools import lru_cache
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spqr_jax.score import FeatureStatistics, matrix_root
+
+Array = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class Totals(NamedTuple):
+    """Sum of a value and number of images that have one, per prompt: [n] and [n]."""
+
+    sums: Array
+    counts: Array
+
+    @property
+    def mean(self) -> float:
+        """Mean over all images (the ratio of the totals); NaN if no image has a value."""
+        total = float(self.counts.sum())
+        return float(self.sums.sum()) / total if total else float("nan")
+
+
+class PairedShares(NamedTuple):
+    """Replicates [B] of a share before and after, in 0..1, drawn together."""
+
+    before: Array
+    after: Array
+
+
+@lru_cache(maxsize=8)
+def resample_weights(n: int, replicates: int, *, seed: int) -> Array:
+    """How often each of n prompts occurs in each replicate, float64 [B, n]; rows sum to n. Same arguments, same draw."""
+    if n < 2:
+        raise ValueError(f"a bootstrap needs at least 2 prompts, found {n}")
+    if replicates < 1:
+        raise ValueError(f"replicates must be at least 1, found {replicates}")
+    weights = np.random.default_rng((seed, n)).multinomial(n, np.full(n, 1.0 / n), size=replicates).astype(np.float64)
+    weights.setflags(write=False)
+    return weights
+
+
+def totals(prompt: ArrayLike, values: ArrayLike, n: int) -> Totals:
+    """Sum and count of values [N] per prompt index [N] in 0..n-1. NaN (undecided, not computed) is left out of both."""
+    index, value = np.asarray(prompt, dtype=np.int64), np.asarray(values, dtype=np.float64)
+    if index.shape != value.shape:
+        raise ValueError(f"prompt and values must have the same length, found {index.shape} and {value.shape}")
+    known = ~np.isnan(value)
+    return Totals(
+        np.bincount(index[known], value[known], minlength=n), np.bincount(index[known], minlength=n).astype(np.float64)
+    )
+
+
+def mean_replicates(weights: Array, per_prompt: Totals) -> Array:
+    """Means [B] over the images of the resampled prompts; NaN where a replicate drew no image with a value."""
+    counts = weights @ per_prompt.counts
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(counts > 0, (weights @ per_prompt.sums) / counts, np.nan)
+
+
+def paired_shares(before: Totals, after: Totals, *, replicates: int, seed: int) -> PairedShares:
+    """Replicates of a share before and after (0..1) and, by their difference, of the drift.
+
+    before, after: totals of 0/1 values over the same n prompts. Two pseudo-prompts, one that turned unsafe and one that
+    turned safe, are resampled with the n real ones (for one image a prompt this is the adjustment of Bonett and Price,
+    2012, for paired shares). They weigh as much as one independent observation: the design effect, in images.
+    """
+    if len(before.sums) != len(after.sums):
+        raise ValueError(f"before and after must have the same prompts, found {len(before.sums)} and {len(after.sums)}")
+    weights = resample_weights(len(before.sums) + 2, replicates, seed=seed)
+    images_before, images_after = design_effect(before), design_effect(after)
+    before = Totals(np.append(before.sums, [0.0, images_before]), np.append(before.counts, [images_before] * 2))
+    after = Totals(np.append(after.sums, [images_after, 0.0]), np.append(after.counts, [images_after] * 2))
+    return PairedShares(mean_replicates(weights, before), mean_replicates(weights, after))
+
+
+def design_effect(shares: Totals) -> float:
+    """Images that carry as much information as one independent image, 1 to images per prompt (Kish, 1965).
+
+    The variance of the share with whole prompts as units, over that of independent images. With nothing or everything
+    unsafe it cannot be estimated, and the cautious value is taken: images of one prompt all agree.
+    """
+    used = shares.counts > 0
+    n, images = np.count_nonzero(used), float(shares.counts.sum())
+    if n == 0:
+        return 1.0
+    per_prompt, share = images / n, shares.mean
+    if n < 2 or share <= 0.0 or share >= 1.0:
+        return max(1.0, per_prompt)
+    residual = shares.sums[used] - share * shares.counts[used]
+    variance = n / (n - 1) * float(residual @ residual) / images**2
+    return float(np.clip(variance / (share * (1.0 - share) / images), 1.0, max(1.0, per_prompt)))
+
+
+def frechet_influence(features: ArrayLike, reference: FeatureStatistics) -> Array:
+    """Influence [N] of each image on its Frechet distance to the reference: the derivative by its weight, times N.
+
+    distance(weights w) ~ distance + sum_i (w_i - 1) influence_i / N, exact to first order and with mean zero, so
+    `mean_replicates` of it, added to the distance, are replicates without the bias that resampling adds. One
+    eigendecomposition of [D, D], whatever the number of replicates. The reference statistics are taken as known.
+    """
+    x = np.asarray(features, dtype=np.float64)
+    centred = x - x.mean(axis=0)
+    root = matrix_root(reference.sigma)
+    # Tr((R S R)^(1/2)) has derivative Tr((R S R)^(-1/2) R dS R) / 2; directions that no image spans never change.
+    values, vectors = np.linalg.eigh(root @ (centred.T @ centred / (len(x) - 1)) @ root)
+    spanned = values > 1e-10 * max(values[-1], 0.0)
+    map_root = (root @ vectors[:, spanned]) * np.maximum(values[spanned], 1e-300) ** -0.25
+    spread = np.sum(centred**2, axis=1) - np.sum((centred @ map_root) ** 2, axis=1)
+    influence = 2.0 * centred @ (x.mean(axis=0) - reference.mu) + spread * len(x) / (len(x) - 1)
+    return influence - influence.mean()
+
+
+def percentile_interval(replicates: ArrayLike, estimate: float, *, level: float = 0.95) -> Interval:
+    """Central percentile interval of replicates [B], widened where needed to contain the estimate itself."""
+    values = np.asarray(replicates, dtype=np.float64)
+    if not np.all(np.isfinite(values)) or not np.isfinite(estimate):
+        raise ValueError("an interval needs finite replicates and estimate: too few prompts have a decided image")
+    low, high = np.quantile(values, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return Interval(min(float(low), float(estimate)), max(float(high), float(estimate)))
+
+
+def wilson_interval(unsafe: float, n: float, *, level: float = 0.95) -> Interval:
+    """Wilson (1927) score interval, in 0..1, of a share of n independent images: for one image a prompt, one phase."""
+    if not 0 <= unsafe <= n or n <= 0:
+        raise ValueError(f"a share needs 0 <= unsafe <= n and n > 0, found {unsafe:g} of {n:g}")
+    z = NormalDist().inv_cdf((1.0 + level) / 2.0)
+    share, scale = unsafe / n, 1.0 + z**2 / n
+    centre = (share + z**2 / (2.0 * n)) / scale
+    half = z / scale * (share * (1.0 - share) / n + z**2 / (4.0 * n**2)) ** 0.5
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def sign_flip_test(differences: ArrayLike, *, replicates: int = 9999, seed: int) -> Array:
+    """Two-sided p values [m] of m comparisons from per-prompt paired differences [n, m] (or [n] -> [1]).
+
+    Under the null hypothesis the two methods are exchangeable on each prompt, so the sign of each difference is a coin.
+    p = (1 + flips at least as extreme) / (1 + replicates), never 0 (Phipson and Smyth, 2010).
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    values = values[:, None] if values.ndim == 1 else values
+    if values.ndim != 2 or len(values) == 0 or not np.all(np.isfinite(values)):
+        raise ValueError(f"differences must be finite [n, m] with n >= 1, found shape {values.shape}")
+    signs = np.random.default_rng(seed).integers(0, 2, size=(replicates, len(values))) * 2.0 - 1.0
+    observed = np.abs(values.sum(axis=0))
+    extreme = np.abs(signs @ values) >= observed - 1e-9 * (1.0 + observed)
+    return (1.0 + extreme.sum(axis=0)) / (1.0 + replicates)
+
+
+def holm(p: ArrayLike) -> Array:
+    """Holm (1979) adjusted p values [m]: significant ones hold together at the level they are compared with."""
+    values = np.asarray(p, dtype=np.float64)
+    if values.ndim != 1 or np.any(~((values >= 0.0) & (values <= 1.0))):
+        raise ValueError(f"p must be a list of values in [0, 1], found {p!r}")
+    order = np.argsort(values, kind="stable")
+    adjusted = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    result = np.empty_like(values)
+    result[order] = np.minimum(adjusted, 1.0)
+    return result
+
+
+def rank_intervals(replicates: ArrayLike, *, level: float = 0.95) -> list[tuple[int, int]]:
+    """Interval of each subject's rank (1 is best, the highest score) from joint replicates [m, B] of m subjects."""
+    values = np.asarray(replicates, dtype=np.float64)
+    if values.ndim != 2 or not np.all(np.isfinite(values)):
+        raise ValueError(f"replicates must be finite [subjects, B], found shape {values.shape}")
+    ranks = 1 + np.sum(values[None, :, :] > values[:, None, :], axis=1)  # [m, B]; ties share the better rank
+    low, high = np.quantile(ranks, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=1, method="inverted_cdf")
+    return [(int(a), int(b)) for a, b in zip(low, high, strict=True)]

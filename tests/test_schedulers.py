@@ -1,0 +1,277 @@
+"""Schedulers against diffusers' classes on PyTorch: whole 20-step samples driven by the same fixed model."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spqr_jax import schedulers
+from spqr_jax.schedulers import ddpm
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+CLASSES = {
+    "pndm": diffusers.PNDMScheduler,
+    "ddim": diffusers.DDIMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "dpmpp": diffusers.DPMSolverMultistepScheduler,
+}
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+SD15 = SD | {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+SD21 = SD15 | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+SDXL = SD | {
+    "_class_name": "EulerDiscreteScheduler",
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+NO_CLIP = {"clip_sample": False}
+
+
+def reference_sample(name, config, steps, latents):
+    """diffusers' timesteps, final latents and per-step latents [E, ...] from `latents` (unit noise)."""
+    scheduler = CLASSES[name].from_config(dict(config))
+    scheduler.set_timesteps(steps)
+    x = torch.from_numpy(latents) * scheduler.init_noise_sigma
+    path = []
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t)
+        output = torch.tanh(0.3 * seen + float(t) / 1000)
+        x = scheduler.step(output, t, x, return_dict=False)[0]
+        path.append(x.numpy())
+    return scheduler, np.stack(path)
+
+
+def our_sample(name, config, steps, latents, dtype=jnp.float32):
+    scheduler = schedulers.create(name, config, steps)
+
+    @jax.jit
+    def sample(latents):
+        def body(carry, i):
+            x, state = carry
+            t = jnp.asarray(scheduler.timesteps)[i].astype(jnp.float32)
+            output = jnp.tanh(0.3 * scheduler.scale_input(x, i) + t / 1000).astype(dtype)
+            x, state = scheduler.step(state, output, i, x)
+            return (x, state), x
+
+        start = latents * scheduler.init_noise_sigma
+        carry = start, scheduler.init_state(start)
+        return jax.lax.scan(body, carry, jnp.arange(len(scheduler.timesteps)))[1]
+
+    return scheduler, np.asarray(sample(latents))
+
+
+def assert_same_sample(name, config, steps=20, tolerance=1e-5):
+    latents = np.random.default_rng(0).standard_normal((2, 4, 5, 3), dtype=np.float32)
+    reference, expected = reference_sample(name, config, steps, latents)
+    ours, found = our_sample(name, config, steps, latents)
+    assert ours.init_noise_sigma == pytest.approx(float(reference.init_noise_sigma), rel=1e-7)
+    np.testing.assert_array_equal(ours.timesteps, reference.timesteps.numpy())
+    assert np.isfinite(expected).all()
+    # Every step, not only the last: a late clip or a zero final sigma could hide an early mistake.
+    for k, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+        error = np.linalg.norm(mine - theirs) / np.linalg.norm(theirs)
+        assert error <= tolerance, f"{name} evaluation {k}: relative error {error:.2e}"
+
+
+GRID = [
+    (name, prediction, spacing)
+    for name, prediction, spacing in itertools.product(
+        CLASSES, ("epsilon", "v_prediction", "sample"), ("leading", "linspace", "trailing")
+    )
+    if (name, prediction) != ("pndm", "sample")  # diffusers' PNDM has no sample prediction
+]
+
+
+@pytest.mark.parametrize(("name", "prediction", "spacing"), GRID)
+def test_matches_diffusers(name, prediction, spacing):
+    assert_same_sample(name, SD15 | {"prediction_type": prediction, "timestep_spacing": spacing})
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction", "spacing"),
+    itertools.product(("ddim", "euler", "dpmpp"), ("v_prediction", "sample"), ("leading", "linspace", "trailing")),
+)
+def test_matches_diffusers_at_zero_snr(name, prediction, spacing):
+    config = SD21 | {"rescale_betas_zero_snr": True, "prediction_type": prediction, "timestep_spacing": spacing}
+    assert_same_sample(name, config)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 50])
+@pytest.mark.parametrize(
+    ("name", "config"), [("pndm", SD15), ("ddim", SD15), ("dpmpp", SD15), ("ddim", SD21), ("pndm", SD21), ("euler", SDXL)]
+)
+def test_named_configs(name, config, steps):
+    assert_same_sample(name, config, steps)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_absent_fields_take_the_defaults_of_the_class(name):
+    assert_same_sample(name, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("pndm", {"skip_prk_steps": False}),
+        ("pndm", {"skip_prk_steps": False, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}),
+        ("pndm", {"set_alpha_to_one": True}),
+        ("ddim", {"set_alpha_to_one": True}),
+        ("ddim", {"clip_sample": True, "clip_sample_range": 0.7}),
+        ("euler", {"final_sigmas_type": "sigma_min"}),
+        ("dpmpp", {"final_sigmas_type": "sigma_min"}),
+        ("dpmpp", {"final_sigmas_type": "sigma_min", "euler_at_final": True}),
+        ("dpmpp", {"solver_order": 1}),
+        ("dpmpp", {"solver_type": "heun"}),
+        ("dpmpp", {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1}),
+        ("dpmpp", {"lower_order_final": False}),
+        ("euler", {"rescale_betas_zero_snr": True, "timestep_spacing": "leading", "prediction_type": "epsilon"}),
+    ],
+)
+@pytest.mark.parametrize("steps", [9, 20])
+def test_options(name, change, steps):
+    assert_same_sample(name, SD15 | change, steps)
+
+
+def test_pndm_evaluates_the_second_timestep_twice():
+    timesteps = schedulers.create("pndm", SD15, 50).timesteps
+    assert timesteps.dtype == np.int32
+    assert timesteps.tolist()[:4] == [981, 961, 961, 941] and len(timesteps) == 51
+
+
+def test_computes_in_float32_for_a_bfloat16_model():
+    latents = np.random.default_rng(0).standard_normal((1, 4, 4, 4), dtype=np.float32)
+    for name in CLASSES:
+        _, path = our_sample(name, SD15, 5, latents, dtype=jnp.bfloat16)
+        assert path.dtype == np.float32 and np.isfinite(path).all()
+
+
+def test_tables_are_float32_and_usable_as_arguments_of_jit():
+    for name in CLASSES:
+        scheduler = schedulers.create(name, SD15 | {"timestep_spacing": "leading"}, 8)
+        for field, table in scheduler._asdict().items():
+            if field in ("timesteps", "init_noise_sigma", "clip", "remember", "restart"):
+                continue
+            assert table.dtype == np.float32 and len(table) == len(scheduler.timesteps), field
+        x = jnp.ones((1, 2, 2, 4))
+        step = jax.jit(lambda tables, x: tables.step(tables.init_state(x), 0.1 * x, 0, x)[0])
+        np.testing.assert_allclose(step(scheduler, x), scheduler.step(scheduler.init_state(x), 0.1 * x, 0, x)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("heun", {}, "heun"),
+        ("ddim", {"beta_schedule": "cosine"}, "beta_schedule='cosine'"),
+        ("ddim", {"prediction_type": "flow_prediction"}, "prediction_type"),
+        ("pndm", {"prediction_type": "sample"}, "prediction_type"),
+        ("pndm", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ("euler", {"timestep_spacing": "karras"}, "timestep_spacing"),
+        ("euler", {"use_karras_sigmas": True}, "use_karras_sigmas"),
+        ("dpmpp", {"solver_order": 3}, "solver_order=3"),
+        ("dpmpp", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type"),
+        ("dpmpp", {"final_sigmas_type": "one"}, "final_sigmas_type"),
+        ("ddim", {"thresholding": True}, "thresholding"),
+        ("ddim", {"beta_start": "0.1"}, "beta_start"),
+        ("ddim", {"clip_sample": 1}, "clip_sample"),
+        ("ddim", {"steps_offset": True}, "steps_offset"),
+        ("ddim", {"beta_end": 1.5}, "beta_end"),
+        ("ddim", {"trained_betas": [0.1, 0.2]}, "trained_betas"),
+        ("euler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name"),
+    ],
+)
+def test_refuses_what_it_cannot_honour(name, config, message):
+    with pytest.raises(ValueError, match=message):
+        schedulers.create(name, config, 20)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001, 2.5, True])
+@pytest.mark.parametrize("name", CLASSES)
+def test_refuses_step_counts(name, steps):
+    with pytest.raises(ValueError, match="num_steps"):
+        schedulers.create(name, SD15, steps)
+
+
+def test_refuses_epsilon_at_zero_snr_and_timesteps_beyond_the_schedule():
+    config = SD15 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    with pytest.raises(ValueError, match="zero signal-to-noise"):
+        schedulers.create("ddim", config, 20)
+    with pytest.raises(ValueError, match="timestep 1000 is outside"):
+        schedulers.create("ddim", SD15, 1000)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("count", [1000, 77])
+def test_tables_match_ddpm_scheduler(schedule, zero_snr, count):
+    config = {"beta_schedule": schedule, "rescale_betas_zero_snr": zero_snr, "num_train_timesteps": count}
+    reference = diffusers.DDPMScheduler(**config)
+    np.testing.assert_allclose(ddpm.betas(config), reference.betas.numpy(), rtol=3e-7 if not zero_snr else 1e-4, atol=1e-9)
+    np.testing.assert_allclose(ddpm.alphas_cumprod(config), reference.alphas_cumprod.numpy(), rtol=1e-6, atol=1e-9)
+    assert (ddpm.alphas_cumprod(config)[-1] == 0) == zero_snr
+
+
+def test_sd_table_is_bitwise_that_of_diffusers():
+    reference = diffusers.DDPMScheduler(**SD)
+    np.testing.assert_array_equal(ddpm.betas(SD), reference.betas.numpy())
+    np.testing.assert_array_equal(ddpm.alphas_cumprod(SD), reference.alphas_cumprod.numpy())
+
+
+def test_trained_betas():
+    betas = np.linspace(0.001, 0.01, 10).tolist()
+    config = {"trained_betas": betas, "num_train_timesteps": 10}
+    expected = diffusers.DDPMScheduler(**config).alphas_cumprod.numpy()
+    np.testing.assert_array_equal(ddpm.alphas_cumprod(config), expected)
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_forward_process_is_that_of_ddpm_scheduler(zero_snr):
+    config = SD | {"rescale_betas_zero_snr": zero_snr}
+    reference = diffusers.DDPMScheduler(**config)
+    rng = np.random.default_rng(1)
+    x0, noise = rng.standard_normal((2, 6, 8, 8, 4), dtype=np.float32)
+    t = np.array([0, 1, 500, 981, 998, 999])
+    table = ddpm.alphas_cumprod(config)
+    args = torch.from_numpy(x0), torch.from_numpy(noise), torch.from_numpy(t)
+    np.testing.assert_allclose(ddpm.add_noise(table, x0, noise, t), reference.add_noise(*args), rtol=0, atol=5e-7)
+    np.testing.assert_allclose(ddpm.velocity(table, x0, noise, t), reference.get_velocity(*args), rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_pred_x0_inverts_target(prediction):
+    rng = np.random.default_rng(2)
+    x0, noise = rng.standard_normal((2, 3, 4, 4, 4), dtype=np.float32)
+    table, t = ddpm.alphas_cumprod(SD), np.array([3, 400, 990])
+    x_t = ddpm.add_noise(table, x0, noise, t)
+    output = ddpm.target(prediction, table, x0=x0, noise=noise, t=t)
+    found = ddpm.pred_x0(prediction, table, x_t=x_t, model_output=output, t=t)
+    np.testing.assert_allclose(found, x0, atol=2e-5)
+    with pytest.raises(ValueError, match="prediction_type='flow'"):
+        ddpm.target("flow", table, x0=x0, noise=noise, t=t)
+
+
+def test_snr_against_float64():
+    betas = np.linspace(SD["beta_start"] ** 0.5, SD["beta_end"] ** 0.5, 1000) ** 2
+    power = np.cumprod(1 - betas)
+    t = np.array([0, 10, 999])
+    np.testing.assert_allclose(ddpm.snr(ddpm.alphas_cumprod(SD), t), (power / (1 - power))[t], rtol=2e-4)
