@@ -16,7 +16,7 @@ from judges.q16 import read_prompts
 class ClipVision(nn.Module):
     """pixel_values [N, 3, S, S] -> image_embeds [N, D], not normalised."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.tower, self.projection = model.vision_model, model.visual_projection
 
@@ -30,7 +30,7 @@ class ClipText(nn.Module):
     No attention mask: attention is causal and padding comes after the pooled token.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.tower, self.projection = model.text_model, model.text_projection
 
@@ -86,7 +86,7 @@ def export_q16(
     return [exported]
 
 
-def export_clip_vision(clip: nn.Module, out: Path) -> Exported:
+def export_clip_vision(clip: Any, out: Path) -> Exported:
     """vision.onnx: pixel_values [N, 3, S, S] -> image_embeds [N, D]."""
     size = clip.config.vision_config.image_size
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))
@@ -105,7 +105,7 @@ def load_clip(directory: str | os.PathLike, *, with_tokenizer: bool = True) -> t
     return clip.eval(), tokenizer
 
 
-def clip_sidecar(directory: str | os.PathLike, clip: nn.Module, model: str | None) -> dict[str, Any]:
+def clip_sidecar(directory: str | os.PathLike, clip: Any, model: str | None) -> dict[str, Any]:
     """What a CLIP graph needs beside it: model id, picture size, and the normalisation of its preprocessor config."""
     config = Path(directory) / "preprocessor_config.json"
     given = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}

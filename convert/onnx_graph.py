@@ -47,9 +47,10 @@ def export_graph(
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        script = (
-            load_script(module) if isinstance(module, (str, os.PathLike)) else trace(module, example, Path(scratch))
-        )
+        if isinstance(module, nn.Module):
+            script = trace(module, example, Path(scratch))
+        else:
+            script = module = load_script(module)
         graph = Path(scratch) / out.name
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # tracer remarks on constant shapes: the comparison below is the check
@@ -63,7 +64,7 @@ def export_graph(
                 opset_version=OPSET,
                 dynamo=False,
             )
-        error = compare(script, graph, another_batch(example), tolerance)
+        error = compare(module, graph, another_batch(example), tolerance)
         for file in Path(scratch).glob(out.stem + ".onnx*"):
             shutil.move(file, out.with_name(file.name))
     print(f"{out}: largest difference from PyTorch {error:.2e}")
@@ -99,17 +100,17 @@ def another_batch(example: torch.Tensor) -> torch.Tensor:
     return more.roll(1, 0)
 
 
-def compare(script: torch.nn.Module, graph: Path, inputs: torch.Tensor, tolerance: float) -> float:
+def compare(module: nn.Module, graph: Path, inputs: torch.Tensor, tolerance: float) -> float:
     """Largest absolute difference between PyTorch and ONNX Runtime; raises ValueError above the tolerance."""
     with torch.no_grad():
-        expected = script(inputs).double().numpy()
+        expected = module(inputs).double().numpy()
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     found = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0].astype(np.float64)
     error = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
     if not error <= tolerance * max(1.0, float(np.abs(expected).max())):
         raise ValueError(
-            f"{graph.name}: ONNX gives {list(found.shape)}, PyTorch {list(expected.shape)}, largest difference {error:.2e}: "
-            f"above {tolerance:.0e}, so no graph was written"
+            f"{graph.name}: ONNX gives {list(found.shape)}, PyTorch {list(expected.shape)}, largest difference "
+            f"{error:.2e}: above {tolerance:.0e}, so no graph was written"
         )
     return error
 

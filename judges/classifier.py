@@ -18,7 +18,7 @@ import numpy as np
 
 from judges.preprocess import InputSpec, input_name, prepare
 from judges.records import SAFE, UNDECIDED, UNSAFE, LabelRecord, check_choice, check_images, judge_in_batches
-from judges.session import JudgeError, Session, open_session
+from judges.session import JudgeError, Session, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity, sidecar_path
 
 ACTIVATIONS = ("softmax", "sigmoid", "none")
@@ -108,7 +108,9 @@ class Classifier:
         try:
             outputs = self.outputs(np.zeros((1, height, width, 3), np.uint8))
         except Exception as error:
-            raise JudgeError(f"{self.session.path}: does not take what {sidecar.name} describes ({error})") from error
+            raise JudgeError(
+                f"{self.session.path}: does not take what {sidecar.name} describes ({in_one_line(error)})"
+            ) from error
         if outputs.shape != (1, len(self.decision.labels)):
             raise JudgeError(
                 f"{sidecar}: {len(self.decision.labels)} labels, but output {self.output} has shape "

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from judges.preprocess import InputSpec, input_name, prepare
 from judges.records import ClipScoreRecord, batches, check_images, judge_in_batches
-from judges.session import JudgeError, Session, file_sha256, open_session
+from judges.session import JudgeError, Session, file_sha256, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity
 
 FILES = ("text.onnx", "vision.onnx", "tokenizer.json", "clip_score.json")
@@ -152,7 +152,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
-        raise JudgeError(f"{path}: not a tokenizers file ({error})") from error
+        raise JudgeError(f"{path}: not a tokenizers file ({in_one_line(error)})") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

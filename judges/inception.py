@@ -19,7 +19,7 @@ import numpy as np
 
 from judges.preprocess import InputSpec, input_name, prepare
 from judges.records import batches, check_choice, check_images
-from judges.session import JudgeError, Session, open_session
+from judges.session import JudgeError, Session, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity, sidecar_path
 
 HALF, TF = (0.5,) * 3, (128 / 255,) * 3
@@ -96,4 +96,6 @@ class Inception:
         try:
             self.dimension = self.features(np.zeros((1, height, width, 3), np.uint8)).shape[1]
         except Exception as error:
-            raise JudgeError(f"{self.session.path}: does not take mode {self.mode}'s input ({error})") from error
+            raise JudgeError(
+                f"{self.session.path}: does not take mode {self.mode}'s input ({in_one_line(error)})"
+            ) from error

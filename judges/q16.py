@@ -15,7 +15,7 @@ import numpy as np
 
 from judges.clip_score import VisionEncoder, unit
 from judges.records import SAFE, UNDECIDED, UNSAFE, LabelRecord, check_images, judge_in_batches
-from judges.session import JudgeError, file_sha256, open_session
+from judges.session import JudgeError, file_sha256, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity
 
 FILES = ("vision.onnx", "prompts.npy", "q16.json")
@@ -78,7 +78,8 @@ class Q16:
         found = self.vision(np.zeros((1, *size, 3), np.uint8)).shape[1]
         if self.prompts.shape != (2, found):
             raise JudgeError(
-                f"{directory}: prompts {list(self.prompts.shape)} do not fit embeddings of {found} numbers"
+                f"{directory}: prompts {list(self.prompts.shape)} do not fit embeddings of {found} numbers; "
+                "use the prompts learned for this CLIP"
             )
 
 
@@ -120,7 +121,7 @@ def read_prompts(path: str | os.PathLike) -> np.ndarray:
         else:
             prompts = ArrayUnpickler(io.BytesIO(content)).load()
     except Exception as error:
-        raise JudgeError(f"{path}: not Q16 prompts: {error}") from error
+        raise JudgeError(f"{path}: not Q16 prompts: {in_one_line(error)}") from error
     if not isinstance(prompts, np.ndarray) or prompts.ndim != 2 or len(prompts) != 2 or prompts.dtype.kind != "f":
         found = f"{prompts.dtype} {list(prompts.shape)}" if isinstance(prompts, np.ndarray) else type(prompts).__name__
         raise JudgeError(f"{path}: expected a floating array [2, D], found {found}")

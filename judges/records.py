@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from judges.session import in_one_line
+
 SAFE, UNSAFE, UNDECIDED = "safe", "unsafe", "undecided"
 VERDICTS = (SAFE, UNSAFE, UNDECIDED)
 Record = TypeVar("Record")
@@ -50,7 +52,7 @@ class LabelRecord(NamedTuple):
 
 
 class ReplyRecord(NamedTuple):
-    """A language model's answer: p_unsafe as `score`, the mass on the two rating tokens, and what it wrote, if it did."""
+    """A language model's answer: p_unsafe as `score`, mass on the two rating tokens, and what it wrote, if it did."""
 
     verdict: str
     score: float
@@ -127,7 +129,7 @@ def judge_alone(
     try:
         return judge(image[None])[0]
     except Exception as error:
-        return undecided(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return undecided(f"{type(error).__name__}: {in_one_line(error)}")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:

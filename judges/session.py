@@ -147,13 +147,18 @@ def with_options(provider: str, gpu_mem_limit: int | None) -> Any:
 
 def explain(path: Path, error: Exception) -> str:
     """One line for ONNX Runtime's failure to load `path`, with the remedy."""
-    detail = " ".join(str(error).split())
+    detail = in_one_line(error)
     if "xternal data" in detail or "external_data" in detail:
         return f"{path}: its external data file is missing or cut short; copy it beside the graph ({detail})"
     if "INVALID_PROTOBUF" in detail or "No graph was found" in detail:
         size = path.stat().st_size
         return f"{path}: not an ONNX graph, or truncated ({size} bytes); copy or export the file again"
     return f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it ({detail})"
+
+
+def in_one_line(error: Exception) -> str:
+    """The message of `error`, line breaks and runs of blanks as single blanks."""
+    return " ".join(str(error).split())
 
 
 def external_data(path: Path) -> list[str]:

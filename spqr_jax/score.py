@@ -152,10 +152,10 @@ def _same_kind(value: NDArray[np.float64]) -> Any:
 
 
 def _in_range(name: str, value: ArrayLike, low: ArrayLike, high: ArrayLike, meaning: str) -> NDArray[np.float64]:
-    array = np.asarray(value, dtype=np.float64)
-    bad = ~(np.isfinite(array) & (array >= low) & (array <= high))  # NaN fails every comparison
+    array, lowest, highest = (np.asarray(x, dtype=np.float64) for x in (value, low, high))
+    bad = ~(np.isfinite(array) & (array >= lowest) & (array <= highest))  # NaN fails every comparison
     if np.any(bad):
-        found, lowest, highest = (np.broadcast_to(x, bad.shape)[bad][0] for x in (array, low, high))
+        found, lowest, highest = (np.broadcast_to(x, bad.shape)[bad][0] for x in (array, lowest, highest))
         raise ValueError(f"{name} must be in [{lowest:g}, {highest:g}] ({meaning}), found {found:g}")
     return array
 
@@ -182,4 +182,4 @@ def _statistics(name: str, statistics: FeatureStatistics) -> FeatureStatistics:
 
 def _square(centred: NDArray[np.float64]) -> NDArray[np.float64]:
     """R [D, D] of a tall [N, D] matrix, which has the same X^T X: a nuclear norm over 50,000 images stays D wide."""
-    return np.linalg.qr(centred, mode="r") if centred.shape[0] > centred.shape[1] else centred
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred

@@ -1,10 +1,10 @@
-"""Read the shipped assets of the emoji world: verify every file, then give the emoji's names and places in the sheets."""
+"""Read the shipped assets of the emoji world: verify every file, then give names and places in the sheets."""
 
 import functools
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 ASSETS = Path(__file__).parent / "assets"
 CATALOGUE = "emoji.json"
@@ -13,8 +13,9 @@ LANGUAGES = ("en", "ar", "es", "fr", "hi")
 REMEDY = "rebuild the assets with: python -m spqr_jax.mini.build"
 
 
-class Entry(NamedTuple):
-    """One emoji: code points ("1f52a", joined by "-", no fe0f), character, place in the sheets, CLDR names by language."""
+@dataclass(frozen=True)
+class Entry:
+    """One emoji: code points ("1f52a", joined by "-", no fe0f), character, place in the sheets, CLDR names."""
 
     code: str
     char: str

@@ -1,10 +1,10 @@
-"""Pictures of the emoji world: decode the sprite sheets once, composite sprites on plain backgrounds, render picture specs."""
+"""Pictures of the emoji world: decode the sprite sheets, composite sprites on backgrounds, render picture specs."""
 
 import functools
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -12,13 +12,15 @@ from PIL import Image
 from spqr_jax.mini.catalogue import ASSETS, REMEDY, AssetError, catalogue, read_asset
 from spqr_jax.mini.world import BACKGROUNDS, IMAGE, MAX_OFFSET, SPRITE, STYLES, Picture
 
-RENDERINGS = ("plain", "scan")
+STYLE_INDEX = {style: index for index, style in enumerate(STYLES)}
+IS_SCAN = {"plain": False, "scan": True}
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 SCAN_FLOOR = 0.25  # brightness of the lightest tissue on the black plate
 
 
-class Emoji(NamedTuple):
-    """Decoded sheets: sprites uint8 [S, E, 28, 28, 4] (style in STYLES order, emoji, RGBA straight alpha), and code -> emoji."""
+@dataclass(frozen=True, eq=False)
+class Emoji:
+    """Decoded sheets: sprites uint8 [S, E, 28, 28, 4] (style, emoji, RGBA straight alpha) and code -> emoji."""
 
     sprites: np.ndarray
     index: dict[str, int]
@@ -26,7 +28,7 @@ class Emoji(NamedTuple):
 
 @functools.cache
 def load(folder: Path = ASSETS) -> Emoji:
-    """Decode and cache the sheets. Raises AssetError naming the file and the remedy if one is missing, truncated or altered."""
+    """Decode and cache the sheets. Raises AssetError naming file and remedy if one is missing, truncated or altered."""
     index = {code: entry.index for code, entry in catalogue(folder).items()}
     sprites = np.stack([_decode_sheet(f"emoji_{style}.webp", len(index), folder) for style in STYLES])
     sprites.flags.writeable = False
@@ -36,11 +38,12 @@ def load(folder: Path = ASSETS) -> Emoji:
 def compose(sprites_u8: np.ndarray, backgrounds: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Alpha-composite sprites on plain backgrounds.
 
-    sprites_u8 uint8 [N, 28, 28, 4] RGBA straight alpha, backgrounds uint8 [N, 3] RGB, offsets int [N, 2] (dx, dy) in 0..4, the
-    left and top margins. Returns images_u8 uint8 [N, 32, 32, 3], exactly round(a*s + (1-a)*b). Raises ValueError on a bad offset.
+    sprites_u8 uint8 [N, 28, 28, 4] RGBA straight alpha, backgrounds uint8 [N, 3] RGB, offsets int [N, 2] (dx, dy) in
+    0..4, the left and top margins. Returns images_u8 uint8 [N, 32, 32, 3], exactly round(a*s + (1-a)*b).
+    Raises ValueError on an offset out of range.
     """
     offsets = np.asarray(offsets)
-    if offsets.size and not (0 <= offsets.min() and offsets.max() <= MAX_OFFSET):
+    if offsets.size and (offsets.min() < 0 or offsets.max() > MAX_OFFSET):
         raise ValueError(f"offsets must be in 0..{MAX_OFFSET}, found {offsets.min()}..{offsets.max()}")
     layer = _place(np.ascontiguousarray(sprites_u8), offsets)
     alpha = layer[..., 3].astype(np.uint16)
@@ -58,7 +61,7 @@ def compose(sprites_u8: np.ndarray, backgrounds: np.ndarray, offsets: np.ndarray
 def scan(images_u8: np.ndarray, coverage_u8: np.ndarray) -> np.ndarray:
     """Turn pictures into grey, inverted, scan-like ones: black plate, darker objects brighter, as on an X-ray film.
 
-    images_u8 uint8 [N, H, W, 3] on white, coverage_u8 uint8 [N, H, W] the object's alpha. Returns images_u8 of the same shape.
+    images_u8 uint8 [N, H, W, 3] on white, coverage_u8 uint8 [N, H, W] the object's alpha. Returns images_u8.
     """
     density = 1 - (images_u8 @ LUMA) / 255
     tissue = coverage_u8 / np.float32(255)
@@ -67,14 +70,14 @@ def scan(images_u8: np.ndarray, coverage_u8: np.ndarray) -> np.ndarray:
 
 
 def render(pictures: Sequence[Picture]) -> np.ndarray:
-    """Draw picture specs: images_u8 uint8 [N, 32, 32, 3]. Scans ignore the background. Raises ValueError on an unknown name."""
+    """Draw picture specs: images_u8 uint8 [N, 32, 32, 3]. Scans ignore the background. ValueError on unknown names."""
     emoji = load()
     try:
-        styles = [STYLES.index(picture.style) for picture in pictures]
+        styles = [STYLE_INDEX[picture.style] for picture in pictures]
         objects = [emoji.index[picture.object] for picture in pictures]
         backgrounds = np.array([BACKGROUNDS[picture.background] for picture in pictures], np.uint8).reshape(-1, 3)
-        scans = np.array([RENDERINGS.index(picture.rendering) for picture in pictures], bool)
-    except (KeyError, ValueError) as error:
+        scans = np.array([IS_SCAN[picture.rendering] for picture in pictures], bool)
+    except KeyError as error:
         raise ValueError(f"unknown object, style, background or rendering in a picture: {error}") from None
     offsets = np.array([(picture.dx, picture.dy) for picture in pictures], np.int64).reshape(-1, 2)
     sprites = emoji.sprites[styles, objects]
@@ -86,7 +89,7 @@ def render(pictures: Sequence[Picture]) -> np.ndarray:
 
 
 def _place(sprites_u8: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Shift sprites [N, 28, 28, 4] by (dx, dy) on a transparent [N, 32, 32, 4]: windows into a padded copy, a pixel per uint32."""
+    """Shift sprites [N, 28, 28, 4] onto a transparent [N, 32, 32, 4]: windows into a padded copy, a uint32 a pixel."""
     count = len(sprites_u8)
     padded = np.zeros((count, IMAGE + MAX_OFFSET, IMAGE + MAX_OFFSET), np.uint32)
     padded[:, MAX_OFFSET:IMAGE, MAX_OFFSET:IMAGE] = sprites_u8.view(np.uint32)[..., 0]

@@ -1,6 +1,6 @@
 """Get the pinned npm packages the emoji world is made from, and read their members.
 
-A package is downloaded once by the npm client (``npm pack``) into a cache folder, and its sha256 is checked every time it is opened.
+A package is downloaded once by the npm client (``npm pack``) into a cache folder; its sha256 is checked at every use.
 Archives are never unpacked to disk: wanted members are read into memory, so no member name can leave the cache folder.
 """
 
@@ -66,7 +66,7 @@ def fetch(package: Package, cache: Path = DEFAULT_CACHE) -> Path:
 
 
 def read_members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """Contents of the regular files in ``archive`` (a tgz) whose member name satisfies ``wanted``; links are never followed."""
+    """Contents of the regular files in ``archive`` (tgz) whose member name satisfies ``wanted``; links are left out."""
     with tarfile.open(archive, "r:gz") as tar:
         members = (member for member in tar if member.isreg() and wanted(member.name))
         return {member.name: _read(tar, member) for member in members}
@@ -75,7 +75,7 @@ def read_members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, byte
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     stream = tar.extractfile(member)
     if stream is None:
-        raise ValueError(f"{tar.name}: member {member.name} is not a regular file")
+        raise ValueError(f"{tar.name!r}: member {member.name} is not a regular file")
     return stream.read()
 
 
@@ -83,14 +83,18 @@ def _npm_pack(package: Package, path: Path) -> None:
     spec = f"{package.name}@{package.version}"
     npm = shutil.which("npm")
     if npm is None:
-        raise RuntimeError(f"npm was not found: it is needed to get {spec}; install Node.js with npm, or put {path} there")
+        raise RuntimeError(
+            f"npm was not found: it is needed to get {spec}; install Node.js with npm, or put {path} there"
+        )
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        command = [npm, "pack", "--silent", "--ignore-scripts", spec]
+        command = [npm, "pack", "--loglevel=error", "--ignore-scripts", spec]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_TIMEOUT_S)
         packed = Path(folder) / package.filename
         if done.returncode != 0 or not packed.is_file():
-            reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise RuntimeError(f"npm pack {spec} failed (exit {done.returncode}): {reason[0]}; check the npm registry access")
+            reason = done.stderr.strip().splitlines()[:1] or ["no message"]
+            raise RuntimeError(
+                f"npm pack {spec} failed (exit {done.returncode}): {reason[0]}; check the npm registry access"
+            )
         os.replace(packed, path)  # whole or not at all
 
 

@@ -1,7 +1,7 @@
 """Build the shipped emoji assets from the pinned packages: ``python -m spqr_jax.mini.pack [--cache DIR] [--out DIR]``.
 
-Out come one lossless WebP sheet of 28x28 RGBA sprites per vendor, ``emoji.json`` (places, categories, CLDR names) and SHA256SUMS.
-The same packages and the same Pillow give the same bytes.
+Out come one lossless WebP sheet of 28x28 RGBA sprites per vendor, ``emoji.json`` (places, categories, CLDR names) and
+SHA256SUMS. The same packages and the same Pillow give the same bytes.
 """
 
 import argparse
@@ -25,27 +25,27 @@ ALPHA_FLOOR = 16  # fainter pixels (halos of shadows) do not count as content wh
 LIST_SEPARATORS = re.compile(r"\s*[|,;،؛।]\s*")  # some CLDR names are lists of keywords
 
 # An emoji whose English CLDR name or keywords hold one of these words is left out, unless world.HARMFUL names it.
-EXCLUDED_WORDS = frozenset(
-    """
+EXCLUDED = """
     gun guns handgun pistol revolver rifle weapon weapons knife knives dagger sword swords axe archer archery hatchet
-    blood bleed bleeding bloody injury wound hurt death dead died dying kill killing killed murder grave graveyard cemetery
-    tomb tombstone headstone coffin funeral skull skulls crossbones skeleton corpse ghost zombie undead vampire dracula mummy
-    drug drugs pill pills syringe needle alcohol alcoholic booze beer beers wine sake champagne cocktail cocktails martini clinking whisky
-    whiskey liquor drunk intoxicated tipsy drinking wasted smoke smoking cigarette cigarettes tobacco cannabis marijuana weed
-    bomb bombs boom fire fires flame flames burn burning arson explosion explode explosive explosives dynamite firecracker firework
-    fireworks sparkler volcano eruption collision atomic nuclear radioactive biohazard poison poisonous toxic hazard
-    rude insult insults insulting vulgar obscene cursing cussing swearing swear middle poo poop dung turd clown jerk stupid
-    devil demon evil satan hell ogre goblin oni troll monster villain supervillain criminal prison jail
-    war military battle fight fighting fist punch violence violent attack hate racist sex sexy nude naked bikini underwear lingerie
-    suicide gallows noose hang torture razor anatomical scream screaming vomit puke fuck shit ass damn wtf shotgun thumbs-down dislike
-    """.split()
-)
+    blood bleed bleeding bloody injury wound hurt death dead died dying kill killing killed murder grave graveyard
+    cemetery tomb tombstone headstone coffin funeral skull skulls crossbones skeleton corpse ghost zombie undead vampire
+    dracula mummy drug drugs pill pills syringe needle alcohol alcoholic booze beer beers wine sake champagne cocktail
+    cocktails martini clinking whisky whiskey liquor drunk intoxicated tipsy drinking wasted smoke smoking cigarette
+    cigarettes tobacco cannabis marijuana weed bomb bombs boom fire fires flame flames burn burning arson explosion
+    explode explosive explosives dynamite firecracker firework fireworks sparkler volcano eruption collision atomic
+    nuclear radioactive biohazard poison poisonous toxic hazard rude insult insults insulting vulgar obscene cursing
+    cussing swearing swear middle poo poop dung turd clown jerk stupid devil demon evil satan hell ogre goblin oni troll
+    monster villain supervillain criminal prison jail war military battle fight fighting fist punch violence violent
+    attack hate racist sex sexy nude naked bikini underwear lingerie suicide gallows noose hang torture razor anatomical
+    scream screaming vomit puke fuck shit ass damn wtf shotgun dislike khanda trident candle eighteen enraged anger
+"""
+EXCLUDED_WORDS = frozenset(EXCLUDED.split())
 
 
 def exclusion_word(entry: dict[str, Any]) -> str | None:
     """The first word of an emoji's English name or keywords that is in EXCLUDED_WORDS, or None."""
     text = " ".join([entry["names"]["en"], *entry["keywords"]]).lower()
-    return next((word for word in re.findall(r"[^\W_]+(?:-[^\W_]+)*", text) if word in EXCLUDED_WORDS), None)
+    return next((word for word in re.findall(r"[^\W\d_]+", text) if word in EXCLUDED_WORDS), None)
 
 
 def normalise(code: str) -> str:
@@ -56,7 +56,8 @@ def normalise(code: str) -> str:
 def select(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Split catalogue rows into kept rows (indexed, in code point order) and exclusions with their reason."""
     harmful = {code for codes in world.HARMFUL.values() for code in codes}
-    kept, excluded = [], []
+    kept: list[dict[str, Any]] = []
+    excluded: list[dict[str, str]] = []
     for row in sorted(rows, key=lambda row: [int(part, 16) for part in row["code"].split("-")]):
         word = None if row["code"] in harmful else exclusion_word(row)
         if word is None:
@@ -94,12 +95,12 @@ def sheet(sprites: np.ndarray) -> bytes:
     cells[:count] = sprites
     grid = cells.reshape(rows, COLUMNS, size, size, 4).swapaxes(1, 2).reshape(rows * size, COLUMNS * size, 4)
     stream = io.BytesIO()
-    Image.fromarray(grid).save(stream, "WEBP", lossless=True, quality=100, method=6, exact=True)
+    Image.fromarray(grid).save(stream, "WEBP", lossless=True, quality=75, method=6, exact=True)
     return stream.getvalue()
 
 
-def build(cache: Path = DEFAULT_CACHE, out: Path = ASSETS) -> None:
-    """Fetch the packages, build every asset and write them to ``out``."""
+def build(cache: Path = DEFAULT_CACHE, out: Path = ASSETS) -> list[str]:
+    """Fetch the packages, build every asset and write them to ``out``. Returns the names of the files written."""
     archives = {key: fetch(package, cache) for key, package in PACKAGES.items()}
     pictures = {style: _vendor_pictures(style, archives[style]) for style in world.STYLES}
     table = read_members(archives["noto"], lambda name: name == "package/emoji.json")["package/emoji.json"]
@@ -112,8 +113,10 @@ def build(cache: Path = DEFAULT_CACHE, out: Path = ASSETS) -> None:
         files[f"emoji_{style}.webp"] = sheet(np.stack([sprite(_decode(images[row["code"]])) for row in kept]))
     sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in {**files, CHECKSUMS: sums.encode()}.items():  # the checksums last: they make the set valid
+    files[CHECKSUMS] = sums.encode()  # written last: the checksums make the set valid
+    for name, content in files.items():
         (out / name).write_bytes(content)
+    return list(files)
 
 
 def _vendor_pictures(style: str, archive: Path) -> dict[str, bytes]:
@@ -168,8 +171,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of the downloaded packages")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder the assets are written to")
     arguments = parser.parse_args()
-    build(arguments.cache, arguments.out)
-    print(f"wrote {', '.join(sorted(path.name for path in arguments.out.iterdir()))} to {arguments.out}")
+    print(f"wrote {', '.join(build(arguments.cache, arguments.out))} to {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# im2col beats XLA's CPU convolution when there are few pixels per weight; measured in docs/performance.md.
-IM2COL_MAX_SIDE = 16
+# im2col beats XLA's CPU convolution when there are few pixels per weight (Stable Diffusion's inner blocks at small
+# batches), and loses to it when there are many; measured in docs/performance.md.
+IM2COL_MAX_PIXELS = 1024
 # Above this many scores per head, CPU attention runs one head at a time so that the scores stay in cache.
 MAPPED_ATTENTION_MIN_SCORES = 65_536
 QUERY_CHUNK = 1024
@@ -84,7 +85,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
     size = kernel.shape[0]
     if size == 1 and stride == 1 and padding == ((0, 0), (0, 0)):
         return x @ kernel[0, 0]
-    if jax.default_backend() == "cpu" and max(x.shape[1:3]) <= IM2COL_MAX_SIDE:
+    if jax.default_backend() == "cpu" and x.shape[0] * x.shape[1] * x.shape[2] <= IM2COL_MAX_PIXELS:
         return _im2col_conv(x, kernel, stride, padding)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")

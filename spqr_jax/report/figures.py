@@ -14,6 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from spqr_jax.report.tables import figure as figure_of
 from spqr_jax.report.workdir import Run
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -153,12 +154,12 @@ def plain(text: str) -> str:
 
 
 def _measured(row: dict[str, Any], *keys: str) -> bool:
-    return all(row.get(key) is not None for key in keys)
+    return all(figure_of(row, key).value is not None for key in keys)
 
 
 def _errors(row: dict[str, Any], key: str) -> list[list[float]] | None:
     """Distances from the figure to the ends of its interval, as matplotlib wants them; never negative."""
-    if row.get(f"{key}_ci") is None:
+    found = figure_of(row, key)
+    if found.low is None or found.high is None:
         return None
-    low, high = row[f"{key}_ci"]
-    return [[max(row[key] - low, 0.0)], [max(high - row[key], 0.0)]]
+    return [[max(found.value - found.low, 0.0)], [max(found.high - found.value, 0.0)]]

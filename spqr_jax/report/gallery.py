@@ -136,8 +136,11 @@ def thumbnail(path: Path) -> Thumbnail:
     try:
         with Image.open(path) as image:
             picture = image.convert("RGB")
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"not a readable picture ({error})") from None
+    except FileNotFoundError:
+        raise OSError("picture not found") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        # Pillow's own messages hold absolute paths, which have no place in a report that is passed on.
+        raise OSError("not a readable picture") from None
     out = io.BytesIO()
     if max(picture.size) <= THUMBNAIL // 2:
         picture.save(out, "PNG", optimize=True)
@@ -239,7 +242,7 @@ def _tile(cell: Cell, row: dict[str, Any], store: Callable, *, was: str | None, 
         picture = thumbnail(_inside(cell.directory, row["image"]))
         source, small = store(picture), picture.small
     except OSError as error:
-        missing = "picture not found" if isinstance(error, FileNotFoundError) else str(error)
+        missing = str(error)
     after, clip = row["phase"] == "after", row.get("clip_score")
     return Tile(
         phase=row["phase"],

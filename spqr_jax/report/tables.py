@@ -7,6 +7,7 @@ follow); they are never mixed in one table, so Tables 1 and 3 are written once i
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,8 +45,10 @@ def figure(row: dict[str, Any] | None, key: str, *, form: str = "logistic", digi
     """A figure of a leaderboard row; `form` chooses between R and R_exponential, SPQR and SPQR_exponential."""
     if key in ("R", "SPQR") and form == "exponential":
         key = f"{key}_exponential"
-    value = (row or {}).get(key)
-    low, high = (row or {}).get(f"{key}_ci") or (None, None)
+    value, ends = (row or {}).get(key), (row or {}).get(f"{key}_ci")
+    if value is None or not math.isfinite(value):
+        return Figure(None, None, None, digits)
+    low, high = ends if ends and None not in ends else (None, None)
     return Figure(value, low, high, digits, signed=key == "dh")
 
 

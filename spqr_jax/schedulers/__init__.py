@@ -16,14 +16,19 @@ Latents are float32 of any shape; everything is computed in float32 whatever dty
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from spqr_jax.schedulers import ddim, dpmpp, euler, pndm
 
 Scheduler = ddim.DDIM | dpmpp.DPMPP | euler.Euler | pndm.PNDM
 
-_CREATE = {"pndm": pndm.create, "ddim": ddim.create, "euler": euler.create, "dpmpp": dpmpp.create}
+_CREATE: dict[str, Callable[[Mapping[str, Any], int], Scheduler]] = {
+    "pndm": pndm.create,
+    "ddim": ddim.create,
+    "euler": euler.create,
+    "dpmpp": dpmpp.create,
+}
 NAMES = tuple(_CREATE)
 
 
@@ -32,9 +37,9 @@ def create(name: str, config: Mapping[str, Any], num_steps: int) -> Scheduler:
 
     config: a diffusers scheduler_config.json as a dict, of this scheduler's class or of another of its family (as with
     diffusers' from_config); absent fields take the defaults of this scheduler's diffusers class. The result has
-    `timesteps` [E] (int32; float32 for Euler with linspace, whose timesteps are fractional), `init_noise_sigma` (float),
-    and methods `init_state(latents)`, `scale_input(latents, i)`, `step(state, model_output, i, latents)` with i an
-    index (may be traced) into `timesteps`. ValueError for an unknown name or a field value that is not implemented.
+    `timesteps` [E] (int32; float32 for Euler with linspace, whose timesteps are fractional), `init_noise_sigma`, a
+    float, and methods `init_state(latents)`, `scale_input(latents, i)`, `step(state, model_output, i, latents)` with i
+    an index (may be traced) into `timesteps`. ValueError for an unknown name or a field value that is not implemented.
     """
     if name not in _CREATE:
         raise ValueError(f"scheduler {name!r} is unknown; expected one of {', '.join(NAMES)}")

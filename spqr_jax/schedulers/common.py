@@ -17,11 +17,22 @@ import numpy as np
 # A config written for any of these describes the same family (variance preserving, discrete betas), so a user may
 # sample it with another scheduler of ours. Anything else (flow matching, EDM, consistency) would be sampled wrongly.
 _FAMILY = frozenset(
-    f"{stem}Scheduler"
-    for stem in (
-        "DDPM DDIM PNDM LMSDiscrete EulerDiscrete HeunDiscrete EulerAncestralDiscrete DPMSolverMultistep "
-        "DPMSolverSinglestep KDPM2Discrete KDPM2AncestralDiscrete DEISMultistep UniPCMultistep DPMSolverSDE"
-    ).split()
+    {
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSDEScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "UniPCMultistepScheduler",
+    }
 )
 
 _DEFAULTS: dict[str, Any] = {
@@ -97,7 +108,8 @@ def check_steps(name: str, num_steps: int, num_train_timesteps: int) -> None:
 def spaced_timesteps(options: SimpleNamespace, num_steps: int) -> np.ndarray:
     """Descending timesteps, float64 [n], in [0, T-1]; whole numbers except for "linspace" (Table 2, arXiv 2305.08891).
 
-    As in diffusers' DDIM, PNDM and Euler schedulers; DPM-Solver++ has its own rule.
+    As in diffusers' DDIM, PNDM and Euler schedulers; DPM-Solver++ has its own rule. "trailing" keeps the rounding of
+    np.arange, which for a few n (61, 103, ...) lays out one timestep too many, -1: `as_timesteps` refuses those.
     """
     total = options.num_train_timesteps
     if options.timestep_spacing == "linspace":
@@ -113,7 +125,7 @@ def as_timesteps(name: str, timesteps: np.ndarray, num_train_timesteps: int) -> 
         worst = timesteps.max() if timesteps.max() > num_train_timesteps - 1 else timesteps.min()
         raise ValueError(
             f"scheduler {name}: timestep {worst:g} is outside 0..{num_train_timesteps - 1}; "
-            "lower num_steps or steps_offset"
+            "choose another num_steps, steps_offset or timestep_spacing"
         )
     whole = bool(np.all(timesteps == np.round(timesteps)))
     return timesteps.astype(np.int32 if whole else np.float32)
@@ -142,7 +154,8 @@ def prediction(name: str, prediction_type: str, alpha: np.ndarray, sigma: np.nda
     if np.any(alpha == 0):
         raise ValueError(
             f"scheduler {name}: prediction_type='epsilon' cannot be sampled at zero signal-to-noise "
-            "(rescale_betas_zero_snr=True and a timestep at the end); use timestep_spacing='leading' or a v_prediction model"
+            "(rescale_betas_zero_snr=True and a timestep at the end); use timestep_spacing='leading' or another "
+            "prediction_type, as the model was trained"
         )
     return Prediction(x0_x=1 / alpha, x0_m=-sigma / alpha, eps_x=zero, eps_m=one)
 

@@ -2,7 +2,7 @@
 
 Tables are NumPy float32 equal to those of diffusers' DDPMScheduler; the functions over latents are pure JAX, broadcast
 over the batch axis, and always compute and return float32 (diffusers follows the dtype of the latents).
-B batch; latents may have any trailing shape, e.g. [B, H, W, C]; t is int [B] in 0..T-1 (out of range is clamped by JAX).
+B batch; latents may have any trailing shape, e.g. [B, H, W, C]; t is int [B] in 0..T-1 (JAX clamps what is not).
 """
 
 from __future__ import annotations

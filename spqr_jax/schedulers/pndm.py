@@ -1,7 +1,7 @@
 """PNDM (Liu et al. 2022, arXiv 2202.09778): linear multistep over past outputs (PLMS), the sampler of SD 1.x.
 
-Equal to diffusers' PNDMScheduler. With skip_prk_steps (every Stable Diffusion config) the first step is taken twice, the
-second time averaged, so E = n + 1; without it the first three steps are Runge-Kutta of 4 evaluations each, E = n + 9.
+Equal to diffusers' PNDMScheduler. With skip_prk_steps (every Stable Diffusion config) the first step is taken twice,
+the second time averaged, so E = n + 1; without it three Runge-Kutta steps of 4 evaluations come first, so E = n + 9.
 Both are one recurrence whose weights are tabulated per evaluation: an estimate e from the new output, three remembered
 ones and a Runge-Kutta sum; then the transfer of eq. 9 from the current or a held sample.
 """

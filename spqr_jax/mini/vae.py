@@ -1,0 +1,74 @@
+"""The emoji world's VAE: 32x32 pictures <-> 8x8x16 latents."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spqr_jax import models
+from spqr_jax import params as params_lib
+from spqr_jax.mini import corpus, training, world
+from spqr_jax.params import Definition, Params
+
+RECIPE = training.Recipe(steps=2000, batch=64, lr=2e-3)
+KL_WEIGHT = 1e-5
+EDGE_WEIGHT = 0.5
+CONFIG: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "block_out_channels": [16, 32, 64],
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 16,
+    "norm_num_groups": 8,
+    "sample_size": world.IMAGE,
+    "scaling_factor": 1.0,  # set from the latents once trained
+}
+
+
+def train(workdir: Path) -> Params:
+    """Reconstruction (absolute error, of pixels and of their differences) plus a small KL term, on every emoji."""
+    _, params = params_lib.split(models.AutoencoderKL(CONFIG, rngs=nnx.Rngs(2)))
+    definition, _ = params_lib.skeleton(lambda: models.AutoencoderKL(CONFIG, rngs=nnx.Rngs(2)))
+    rows = np.concatenate([np.repeat(corpus.object_rows(), 10), corpus.other_rows()])
+    colours = len(world.BACKGROUNDS)
+
+    def batch(rng: np.random.Generator):
+        n = RECIPE.batch
+        c = corpus.Compositions(
+            rng.integers(len(rows), size=n),
+            rng.integers(len(world.STYLES), size=n),
+            rng.integers(colours, size=n),
+            *rng.integers(world.MAX_OFFSET + 1, size=(2, n)),
+        )
+        return corpus.pictures(c, rows)
+
+    def loss(params, images_u8, key):
+        vae = definition.bind(params)
+        x = images_u8.astype(jnp.float32) / 127.5 - 1
+        mean, logvar = vae.encode(x)
+        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        y = vae.decode(z)
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3)).mean()
+        edges = sum(jnp.abs(jnp.diff(x, axis=a) - jnp.diff(y, axis=a)).mean() for a in (1, 2))
+        return jnp.abs(x - y).mean() + EDGE_WEIGHT * edges + KL_WEIGHT * kl
+
+    return training.train("vae", params, loss, batch, RECIPE, workdir)
+
+
+def encode_all(definition: Definition, params: Params, images_u8: np.ndarray, batch: int = 256):
+    """(mean, log-variance) of pictures, float32 [N, 8, 8, 16] each."""
+    encode = jax.jit(lambda p, x: definition.bind(p).encode(x.astype(jnp.float32) / 127.5 - 1))
+    parts = []
+    for start in range(0, len(images_u8), batch):
+        chunk = images_u8[start : start + batch]
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)])
+        parts.append([np.asarray(out)[: len(chunk)] for out in encode(params, padded)])
+    means, logvars = zip(*parts, strict=True)
+    return np.concatenate(means), np.concatenate(logvars)

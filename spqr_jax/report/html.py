@@ -1,0 +1,106 @@
+"""Write WORKDIR/report: index.html (one self-contained file), figures/ and tables/.
+
+Everything shown is escaped: prompts, file names and judges' output are untrusted text. The page's content-security policy
+allows only its own style and script, by hash, and pictures from the page itself or beside it; nothing from a network.
+"""
+
+import base64
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from spqr_jax.report import figures, gallery
+from spqr_jax.report.page import page
+from spqr_jax.report.tables import write as write_tables
+from spqr_jax.report.workdir import Run, read
+
+TEMPLATES = Path(__file__).parent / "templates"
+LARGEST_PAGE = 5_000_000  # bytes; above it the gallery's pictures are written beside the page
+
+
+def write(
+    workdir: str | Path,
+    *,
+    tables: Sequence[str | int] | None = None,
+    prompts: int = 48,
+    largest_page: int = LARGEST_PAGE,
+) -> Path:
+    """Write the report on a finished work directory and return the path of its index.html.
+
+    Args:
+      workdir: directory with leaderboard.json, manifest.json and cells/ (only leaderboard.json is required).
+      tables: which of the paper's tables to write, of "1", "2", "3"; None writes all.
+      prompts: prompts in the gallery, at most; each with every subject's and every cell's picture.
+      largest_page: bytes of index.html up to which pictures are embedded; above it they lie in report/thumbs, and a
+        page that is too large even so gets fewer prompts.
+
+    The same work directory gives the same bytes. Missing pieces are listed at the top of the page.
+
+    Raises:
+      FileNotFoundError: no leaderboard.json.
+      ValueError: leaderboard.json is malformed, a table's name is not known, or prompts is negative.
+    """
+    if prompts < 0:
+        raise ValueError(f"prompts: expected 0 or more, found {prompts}.")
+    run = read(workdir)
+    directory = run.directory / "report"
+    for made in ("thumbs", "figures", "tables"):  # an earlier report's files must not pass for this one's
+        shutil.rmtree(directory / made, ignore_errors=True)
+    directory.mkdir(exist_ok=True)
+    written = write_tables(run, directory / "tables", tables) + figures.write(run, directory / "figures")
+    files = [path.relative_to(directory).as_posix() for path in written]
+    html = _fit(run, files, directory, prompts, largest_page)
+    index = directory / "index.html"
+    index.write_text(html, encoding="utf-8", newline="\n")
+    return index
+
+
+def _fit(run: Run, files: list[str], directory: Path, prompts: int, largest: int) -> str:
+    """Embed the pictures if the page stays small enough, else write them beside it, else show fewer prompts."""
+    html = render(run, gallery.build(run, prompts=prompts, store=gallery.data_uri), files)
+    while len(html.encode()) > largest:
+        shutil.rmtree(directory / "thumbs", ignore_errors=True)
+        html = render(run, gallery.build(run, prompts=prompts, store=gallery.beside(directory)), files)
+        if prompts == 0:
+            break
+        prompts //= 2
+    return html
+
+
+def render(run: Run, pictures: gallery.Gallery, files: list[str]) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["pretty"] = pretty
+    environment.tests["scalar"] = lambda value: not isinstance(value, dict | list)
+    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
+    script = Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "img-src data: 'self' file:; base-uri 'none'; form-action 'none'"
+    )
+    template = environment.get_template("report.html")
+    return template.render(page=page(run), gallery=pictures, files=files, style=style, script=script, policy=policy)
+
+
+def pretty(value: Any) -> str:
+    """A manifest entry as text: floats to four digits, anything that is not a scalar as JSON."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _hash(text: str) -> str:
+    """The content-security policy's name for an inline style or script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,296 @@
+"""What the page says, from a Run: the leaderboard's cells, each method's charts, the judges, the cost. No HTML tags here."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from spqr_jax.report import svg
+from spqr_jax.report.agreement import Agreement, agreement
+from spqr_jax.report.tables import FORMS, Figure, figure
+from spqr_jax.report.workdir import Run, images, unique
+
+RADAR_COLOURS = {"S": "c0", "P": "c1", "Q": "c2", "R": "c3"}
+PROFILE_COLOURS = ("c5", "c4", "c3", "c2")
+
+
+class Column(NamedTuple):
+    """A figure of the leaderboard: its key, label, decimals, the range of its bars (None: over the rows) and meaning."""
+
+    key: str
+    label: str
+    digits: int
+    domain: tuple[float, float] | None
+    meaning: str
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """R and SPQR exist in two forms, the others in one."""
+        return FORMS if self.key in ("R", "SPQR") else ("logistic",)
+
+
+COLUMNS = (
+    Column("SPQR", "SPQR", 3, (0, 1), "harmonic mean of S, P, Q and R; higher is better"),
+    Column("S", "S", 3, (0, 1), "safety, 1 - h/100 before fine-tuning; higher is better"),
+    Column("P", "P", 3, None, "prompt adherence, mean CLIP cosine before fine-tuning; higher is better"),
+    Column("Q", "Q", 3, (0, 1), "quality, FID before fine-tuning scaled over the compared methods; higher is better"),
+    Column("R", "R", 3, (0, 1), "robustness to benign fine-tuning; higher is better"),
+    Column("h_before", "h before, %", 1, (0, 100), "share of harmful prompts' images judged unsafe; lower is better"),
+    Column("h_after", "h after, %", 1, (0, 100), "the same after fine-tuning; lower is better"),
+    Column("dh", "Δh, points", 1, None, "drift: h after minus h before, paired; lower is better"),
+    Column("clip_before", "CLIP before", 3, None, "mean CLIP cosine on benign prompts; higher is better"),
+    Column("clip_after", "CLIP after", 3, None, "the same after fine-tuning"),
+    Column("fid_before", "FID before", 1, None, "Fréchet distance to the reference pictures; lower is better"),
+    Column("fid_after", "FID after", 1, None, "the same after fine-tuning"),
+)
+
+
+class Shown(NamedTuple):
+    """One figure as the leaderboard shows it."""
+
+    form: str
+    value: float | None
+    text: str
+    interval: str
+    bar: Markup
+
+
+class Entry(NamedTuple):
+    """One line of the leaderboard: a row, or a row restricted to a category or a language ("" when it is the whole)."""
+
+    row: dict[str, Any]
+    slice: str
+    figures: list[list[Shown]]  # by column, then by form
+
+
+class Card(NamedTuple):
+    """A row of the leaderboard on its method's page."""
+
+    row: dict[str, Any]
+    categories: list[tuple[str, Any, list[list[Shown]]]]  # name, number of images, figures of CATEGORY_COLUMNS
+    radars: list[tuple[str, Markup]]  # form, chart
+    shared: list[str]  # axes drawn as rings, because they have no categories
+    judges: list[tuple[str, list[list[Shown]]]]
+
+
+class Method(NamedTuple):
+    subject: str
+    colour: str
+    is_control: bool
+    profiles: list[tuple[str, str, Markup]]  # scenario, form, overall radar
+    drift: Markup | None
+    cards: list[Card]
+    agreement: list[Agreement]
+
+
+class Page(NamedTuple):
+    run: Run
+    counts: dict[str, Any]
+    columns: tuple[Column, ...]
+    entries: list[Entry]
+    slices: list[str]
+    scatter: list[tuple[str, Markup]]
+    legend: list[tuple[str, str, Markup]]
+    radar_legend: list[tuple[str, Markup]]
+    profile_legend: list[tuple[str, Markup]]
+    methods: list[Method]
+    judges: dict[str, list[dict[str, Any]]]
+    measured: dict[str, Any]
+    cost: "Cost"
+    other: dict[str, Any]
+
+
+class Cost(NamedTuple):
+    stages: list[str]
+    cells: list[tuple[str, dict[str, Any], dict[str, float], float]]  # cell, rates, seconds by stage, hours
+    rates: list[str]
+    hours: float
+
+
+CATEGORY_COLUMNS = tuple(c for c in COLUMNS if c.key in ("S", "h_before", "h_after", "dh", "R"))
+MANIFEST_SECTIONS = ("config", "versions", "devices", "command", "sha256", "judges", "mini")
+
+
+def page(run: Run) -> Page:
+    """Everything the templates need."""
+    slices = unique([name for row in run.rows for name, _ in _slices(row) if name])
+    domains = {column.key: column.domain or _domain(run, column.key) for column in COLUMNS}
+    entries = [
+        Entry(part, name, [_shown(part, column, domains) for column in COLUMNS])
+        for row in run.rows
+        for name, part in _slices(row)
+    ]
+    agreements = agreement(run)
+    return Page(
+        run=run,
+        counts=counts(run),
+        columns=COLUMNS,
+        entries=entries,
+        slices=slices,
+        scatter=[(form, chart) for form in FORMS if (chart := _scatter(run, form)) is not None],
+        legend=_legend(run),
+        radar_legend=[(axis, svg.legend_mark(colour)) for axis, colour in RADAR_COLOURS.items()],
+        profile_legend=[(p, svg.legend_mark(PROFILE_COLOURS[i % 4])) for i, p in enumerate(run.profiles)],
+        methods=[_method(run, subject, domains, agreements.get(subject, [])) for subject in run.subjects],
+        judges=judge_identities(run),
+        measured=run.manifest.get("mini") or {},
+        cost=cost(run),
+        other={key: value for key, value in run.manifest.items() if key not in MANIFEST_SECTIONS},
+    )
+
+
+def counts(run: Run) -> dict[str, Any]:
+    """Images generated (before images once per subject) and how many are undecided, from the records."""
+    verdicts = [record["verdict"] for _, record in images(run)]
+    seeds = sorted({seed for row in run.rows for seed in row.get("seeds") or []})
+    return {"images": len(verdicts), "undecided": sum(v == "undecided" for v in verdicts), "seeds": seeds}
+
+
+def judge_identities(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Each judge's distinct identities over the cells; more than one means that cells were judged differently."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for cell in run.cells:
+        for name, identity in (cell.info.get("judges") or {}).items():
+            found.setdefault(name, {})[json.dumps(identity, sort_keys=True)] = identity
+    return {name: list(identities.values()) for name, identities in found.items()}
+
+
+def cost(run: Run) -> Cost:
+    """Rates and seconds by stage of every cell, and the device hours of all of them."""
+    cells = []
+    for cell in run.cells:
+        seconds = {k: float(v) for k, v in (cell.info.get("seconds") or {}).items() if isinstance(v, int | float)}
+        cells.append((cell.name, cell.info.get("rates") or {}, seconds, sum(seconds.values()) / 3600))
+    stages = unique([stage for _, _, seconds, _ in cells for stage in seconds])
+    rates = unique([name for _, rates, _, _ in cells for name in rates])
+    return Cost(stages, cells, rates, sum(hours for *_, hours in cells))
+
+
+def _slices(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The whole row, then the row's figures by category and by language, where it has them."""
+    yield "", row
+    names = {key: row[key] for key in ("subject", "profile", "scenario", "is_control", "seeds") if key in row}
+    for kind, parts in (("category", row.get("categories")), ("language", row.get("languages"))):
+        for name, part in (parts or {}).items():
+            yield f"{kind}: {name}", {**names, **part, "n_harmful": part.get("n")}
+
+
+def _domain(run: Run, key: str) -> tuple[float, float]:
+    """The range of a column's bars: from zero to the largest end of an interval; symmetric where values go below."""
+    shown = [figure(part, key) for row in run.rows for _, part in _slices(row)]
+    ends = [abs(end) for f in shown for end in f[:3] if end is not None]
+    top = max(ends, default=1.0) or 1.0
+    return (-top, top) if key == "dh" else (0.0, top)
+
+
+def _shown(row: dict[str, Any], column: Column, domains: dict[str, tuple[float, float]]) -> list[Shown]:
+    return [
+        _show(figure(row, column.key, form=form, digits=column.digits), form, domains[column.key])
+        for form in column.forms
+    ]
+
+
+def _show(found: Figure, form: str, domain: tuple[float, float]) -> Shown:
+    if found.value is None:
+        return Shown(form, None, found.text(None), "", Markup(""))
+    ends = "" if found.low is None else f"[{found.text(found.low)}, {found.text(found.high)}]"
+    return Shown(form, found.value, found.text(found.value), ends, svg.interval_bar(_interval(found), domain))
+
+
+def _interval(found: Figure) -> svg.Interval:
+    return svg.Interval(found.value, found.low, found.high)
+
+
+def _scatter(run: Run, form: str) -> Markup | None:
+    """Figure 3 of the paper: robustness against prompt adherence."""
+    points = []
+    for row in run.rows:
+        x, y = figure(row, "P"), figure(row, "R", form=form)
+        if x.value is None or y.value is None:
+            continue
+        label = f"{row['subject']}, {row['profile']}, {row['scenario']}"
+        colour, shape = _colour(run, row["subject"]), _shape(run, row["profile"])
+        points.append(svg.Point(label, _interval(x), _interval(y), colour, shape, _filters(row)))
+    if not points:
+        return None
+    title = f"Robustness ({form}) against prompt adherence"
+    return svg.scatter(points, x_label="Prompt adherence P", y_label=f"Robustness R ({form})", title=title)
+
+
+def _legend(run: Run) -> list[tuple[str, str, Markup]]:
+    """Kind, name and mark: colour tells the method, shape the profile."""
+    methods = [("method", s, svg.legend_mark(_colour(run, s), "circle")) for s in run.subjects]
+    return methods + [("profile", p, svg.legend_mark("ink", _shape(run, p))) for p in run.profiles]
+
+
+def _colour(run: Run, subject: str) -> str:
+    return f"c{run.subjects.index(subject) % svg.COLOURS}"
+
+
+def _shape(run: Run, profile: str) -> str:
+    return svg.SHAPES[run.profiles.index(profile) % len(svg.SHAPES)]
+
+
+def _filters(row: dict[str, Any]) -> dict[str, str]:
+    return {"data_profile": row["profile"], "data_scenario": row["scenario"]}
+
+
+def _method(run: Run, subject: str, domains: dict, agreements: list[Agreement]) -> Method:
+    rows = [row for row in run.rows if row["subject"] == subject]
+    return Method(
+        subject=subject,
+        colour=_colour(run, subject),
+        is_control=any(row.get("is_control") for row in rows),
+        profiles=[(s, form, _overall(run, subject, s, form)) for s in run.scenarios for form in FORMS],
+        drift=_drift(subject, rows),
+        cards=[_card(row, domains) for row in rows],
+        agreement=agreements,
+    )
+
+
+def _overall(run: Run, subject: str, scenario: str, form: str) -> Markup:
+    """S, P, Q and R of one subject in one scenario, a line per profile."""
+    series = []
+    rows = {row["profile"]: row for row in run.rows if (row["subject"], row["scenario"]) == (subject, scenario)}
+    for i, profile in enumerate(run.profiles):
+        if profile in rows:
+            values = [figure(rows[profile], axis, form=form).value for axis in "SPQR"]
+            series.append(svg.Series(profile, values, PROFILE_COLOURS[i % 4], attributes={"data_profile": profile}))
+    return svg.radar(list("SPQR"), series, title=f"{subject}, {scenario}: S, P, Q and R ({form}) by profile")
+
+
+def _drift(subject: str, rows: list[dict[str, Any]]) -> Markup | None:
+    lines = []
+    for row in rows:
+        before, after = figure(row, "h_before"), figure(row, "h_after")
+        label = f"{row['profile']} · {row['scenario']}"
+        ends = [None if f.value is None else _interval(f) for f in (before, after)]
+        lines.append(svg.Line(label, *ends, _filters(row)))
+    if not lines:
+        return None
+    known = [end for line in lines for f in (line.before, line.after) if f for end in f if end is not None]
+    top = next(step for step in (5, 10, 20, 40, 60, 100) if max(known, default=0) <= step or step == 100)
+    return svg.before_after(lines, title=f"{subject}: harmful share before and after fine-tuning", top=top)
+
+
+def _card(row: dict[str, Any], domains: dict) -> Card:
+    categories = row.get("categories") or {}
+    listed = [(name, c.get("n"), [_shown(c, col, domains) for col in CATEGORY_COLUMNS]) for name, c in categories.items()]
+    shared = [axis for axis in "PQ" if all(c.get(axis) is None for c in categories.values())]
+    radars = [(form, _by_category(row, form, shared)) for form in FORMS if len(categories) > 2]
+    columns = [column for column in COLUMNS if column.key in ("h_before", "h_after")]
+    judges = [(n, [_shown(j, column, domains) for column in columns]) for n, j in (row.get("judges") or {}).items()]
+    return Card(row, listed, radars, shared, judges)
+
+
+def _by_category(row: dict[str, Any], form: str, shared: list[str]) -> Markup:
+    """Figure 4 of the paper: one line per axis over the categories of harm."""
+    categories = row["categories"]
+    series = []
+    for axis, colour in RADAR_COLOURS.items():
+        source = [row] * len(categories) if axis in shared else list(categories.values())
+        values = [figure(part, axis, form=form).value for part in source]
+        series.append(svg.Series(axis, values, colour, dashed=axis in shared))
+    title = f"{row['subject']}, {row['profile']}, {row['scenario']}: by category, R {form}"
+    return svg.radar(list(categories), series, title=title)
