@@ -99,6 +99,7 @@ def open_session(
     require_available(wanted)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave generation its cores
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

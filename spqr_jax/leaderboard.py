@@ -122,7 +122,7 @@ def _complete_cells(workdir: Path) -> list[list[Cell]]:
     paths = sorted(workdir.glob("cells/*/cell.json"))
     if not paths:
         raise FileNotFoundError(f"{workdir}/cells: no complete cell (cells/*/cell.json); run the cells before score")
-    cells = [Cell(path.parent, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    cells = [Cell(path.parent, _cell_info(path)) for path in paths]
     rows: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         _check_judges(cells[0], cell)
@@ -136,6 +136,17 @@ def _complete_cells(workdir: Path) -> list[list[Cell]]:
                     "seed; remove one of them"
                 )
     return [rows[key] for key in sorted(rows)]
+
+
+def _cell_info(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove it and run the cell again") from error
+    missing = [key for key in ("subject", "profile", "scenario", "seed", "is_control") if key not in info]
+    if missing:
+        raise ValueError(f"{path}: {missing[0]!r} is missing; remove it and run the cell again")
+    return info
 
 
 def _check_judges(first: Cell, cell: Cell) -> None:
@@ -216,7 +227,7 @@ def _rank_and_compare(rows: list[Measured], scores: Scores, notes: list[str], *,
     """Add rank and rank_ci to the rows of one table; the comparisons of all pairs. Both need the same prompts."""
     ranked = [m.row for m in rows if m.row["SPQR"] is not None]
     for m in rows:
-        better = sum(other["SPQR"] > m.row["SPQR"] for other in ranked) if m.row in ranked else None
+        better = sum(other["SPQR"] > m.row["SPQR"] for other in ranked) if m.row["SPQR"] is not None else None
         m.row.update(rank=None if better is None else better + 1, rank_ci=None)
     if len({(m.harmful, m.benign) for m in rows}) > 1:
         where = f"{rows[0].row['scenario']} / {rows[0].row['profile']}"
@@ -298,7 +309,7 @@ def _markdown(leaderboard: dict[str, Any]) -> str:
     for (scenario, profile), rows in _blocks(leaderboard["rows"]):
         lines += [f"## {scenario} / {profile}", "", line(_HEADER), line(["---"] * len(_HEADER))]
         lines += [*(line(_cells(row)) for row in rows), ""]
-    lines += ["dh in percentage points; R by equation 3, R exp by exp(-max(dh, 0) / 10). ", ""]
+    lines += ["dh in percentage points; R by equation 3, R exp by exp(-max(dh, 0) / 10).", ""]
     return "\n".join([*lines, *(f"- {note}" for note in leaderboard["notes"])]).rstrip() + "\n"
 
 

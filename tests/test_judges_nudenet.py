@@ -31,7 +31,7 @@ def photographs() -> list[np.ndarray]:
 
 
 def variants() -> list[np.ndarray]:
-    """The photographs whole (portrait), turned to landscape, cropped, mirrored and enlarged: many sizes and paddings."""
+    """The photographs whole, turned, cropped, mirrored and enlarged: many sizes and paddings."""
     pictures = []
     for photo in photographs():
         h, w = photo.shape[:2]
@@ -131,7 +131,7 @@ def test_non_finite_output_is_undecided(judge):
 def test_wrong_options_and_graphs(tmp_path):
     with pytest.raises(ValueError, match="'nude'"):
         NudeNet.open(label_set="nude")
-    with pytest.raises(ValueError, match="found 0.1"):
+    with pytest.raises(ValueError, match=r"found 0\.1"):
         NudeNet.open(threshold=0.1)
     with pytest.raises(JudgeError, match="no such file"):
         NudeNet.open(tmp_path / "320n.onnx")

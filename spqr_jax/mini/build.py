@@ -12,10 +12,10 @@ from absl import app, flags
 
 from spqr_jax import models
 from spqr_jax import params as params_lib
-from spqr_jax.mini import clip, corpus, tokenizer, unet, vae, world
+from spqr_jax.mini import clip, corpus, judges, tokenizer, unet, vae, world
 
 WORKDIR = flags.DEFINE_string("workdir", ".cache/mini", "where downloads, checkpoints and results are kept")
-STAGES = flags.DEFINE_list("stages", ["clip", "vae", "unet"], "what to build, in order")
+STAGES = flags.DEFINE_list("stages", ["clip", "vae", "judges", "unet"], "what to build, in order")
 
 
 def build_tokenizer(workdir: Path):
@@ -70,6 +70,9 @@ def main(argv: list[str]) -> None:
         clip.train(tok, workdir)
     if "vae" in STAGES.value:
         vae.train(workdir)
+    if "judges" in STAGES.value:
+        judges.train_harm(workdir)
+        judges.train_features(workdir)
     if "unet" in STAGES.value:
         train_unet(workdir)
 

@@ -14,7 +14,7 @@ from spqr_jax.mini import corpus, training, world
 
 LENGTH = 32
 MERGES = 3000
-RECIPE = training.Recipe(steps=1600, batch=128, lr=1e-3)
+RECIPE = training.Recipe(steps=800, batch=128, lr=1e-3)
 VISION: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 512,

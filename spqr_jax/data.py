@@ -1,0 +1,67 @@
+"""Fine-tuning data: pictures with captions, in the order that a seed, an epoch and a curriculum say."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Dataset(NamedTuple):
+    """N captioned pictures.
+
+    Attributes:
+        captions: N texts.
+        images: rows (int array) -> images_u8 [len(rows), H, W, 3]; called in chunks, so pictures need not fit in memory.
+        name: says in messages and cache keys which data these are.
+    """
+
+    captions: tuple[str, ...]
+    images: Callable[[np.ndarray], np.ndarray]
+    name: str = "dataset"
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def from_arrays(images_u8: np.ndarray, captions: Sequence[str], name: str = "dataset") -> Dataset:
+    """A data set held in memory. Raises ValueError when pictures and captions do not match or are not uint8 RGB."""
+    if images_u8.ndim != 4 or images_u8.shape[-1] != 3 or images_u8.dtype != np.uint8:
+        raise ValueError(f"{name}: images must be uint8 [N, H, W, 3], found {images_u8.dtype} {images_u8.shape}.")
+    if len(images_u8) != len(captions):
+        raise ValueError(f"{name}: {len(images_u8)} pictures but {len(captions)} captions.")
+    return Dataset(tuple(captions), lambda rows: images_u8[rows], name)
+
+
+def curriculum_stages(size: int, curriculum: Sequence[int]) -> list[int]:
+    """How many samples each stage may draw from: the cumulative sizes that the data reach, ending with all they allow.
+
+    Paper, section B: models are "progressively exposed to increasing amounts of data" (1000, 3000, 5000 samples).
+    Raises ValueError for an empty data set, or a curriculum that is not increasing or larger than the data.
+    """
+    if size == 0:
+        raise ValueError("the fine-tuning data set is empty.")
+    stages = list(curriculum) or [size]
+    if sorted(set(stages)) != stages or stages[0] < 1:
+        raise ValueError(f"curriculum must be increasing positive sizes, found {stages}.")
+    if stages[-1] > size:
+        raise ValueError(f"curriculum asks for {stages[-1]} samples, the data set has {size}; shorten it or add data.")
+    return stages
+
+
+def sample_order(stages: Sequence[int], batch: int, steps: int, seed: int) -> Iterator[np.ndarray]:
+    """Row numbers of each of `steps` batches.
+
+    The steps are shared among the stages in proportion to their sizes. Within a stage every epoch is a new permutation
+    drawn from (seed, stage, epoch), so the order does not depend on devices or on where a run was resumed.
+    """
+    borders = np.rint(np.cumsum(stages) / np.sum(stages) * steps).astype(int)
+    done = 0
+    for stage, (size, border) in enumerate(zip(stages, borders, strict=True)):
+        rows, epoch = np.zeros(0, int), 0
+        for _ in range(done, border):
+            while len(rows) < batch:
+                rows = np.concatenate([rows, np.random.default_rng((seed, stage, epoch)).permutation(size)])
+                epoch += 1
+            yield rows[:batch]
+            rows = rows[batch:]
+        done = border

@@ -1,0 +1,279 @@
+"""Text to pictures: one compiled program per (shape, steps, scheduler), whole denoising loop inside, data-parallel."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from spqr_jax import mesh as mesh_lib
+from spqr_jax import pipeline as pipeline_lib
+from spqr_jax import schedulers, torch_noise
+from spqr_jax.params import Definition
+from spqr_jax.pipeline import Pipeline
+
+# Latent pixels that fill a device in one batch: 16 pictures of 512x512. Bigger batches stop paying before they fit.
+LATENTS_PER_BATCH = 16 * 64 * 64
+MAX_BATCH = 64
+
+
+class Conditioning(NamedTuple):
+    """What one batch is denoised under. Leaves [B, ...]; pooled and time_ids are None but for SDXL."""
+
+    context: jax.Array  # [B, L, E]
+    negative: jax.Array  # [B, L, E]
+    guidance: jax.Array  # [B]
+    pooled: jax.Array | None = None
+    negative_pooled: jax.Array | None = None
+    time_ids: jax.Array | None = None
+
+
+def generate(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int] | int,
+    *,
+    steps: int = 50,
+    guidance: float | Sequence[float] = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    negative: str = "",
+    scheduler: str = "pndm",
+    latents: np.ndarray | None = None,
+    noise: str = "jax",
+    mesh: Mesh | None = None,
+    batch_size: int | None = None,
+) -> np.ndarray:
+    """Pictures for prompts.
+
+    Args:
+        prompts: N texts.
+        seeds: N seeds in 0..2**32-1, one a picture; or one seed, then picture i uses fold_in(key(seed), i).
+        steps: denoising steps; `scheduler` one of "pndm", "ddim", "euler", "dpmpp".
+        guidance: classifier-free guidance scale, one or N; at 1 or below for all, guidance is off (as in diffusers).
+        height, width: pixels, default the size the UNet was trained at.
+        negative: negative prompt.
+        latents: initial noise [N, H/f, W/f, C], standard normal, instead of the seeds'.
+        noise: "jax", or "torch" for the noise of torch.Generator("cpu").manual_seed(seed).
+        mesh: devices (default: all).
+        batch_size: pictures a batch over all devices; changes no noise.
+
+    Returns images_u8 uint8 [N, height, width, 3] RGB. Raises ValueError for arguments that do not fit each other and
+    FloatingPointError naming the step and prompt when latents or pixels are not finite.
+    """
+    parts = [
+        images
+        for _, images in batches(
+            pipeline,
+            prompts,
+            seeds,
+            steps=steps,
+            guidance=guidance,
+            height=height,
+            width=width,
+            negative=negative,
+            scheduler=scheduler,
+            latents=latents,
+            noise=noise,
+            mesh=mesh,
+            batch_size=batch_size,
+        )
+    ]
+    size = (height or pipeline_lib.default_size(pipeline), width or pipeline_lib.default_size(pipeline))
+    return np.concatenate(parts) if parts else np.zeros((0, *size, 3), np.uint8)
+
+
+def batches(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int] | int,
+    *,
+    steps: int = 50,
+    guidance: float | Sequence[float] = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    negative: str = "",
+    scheduler: str = "pndm",
+    latents: np.ndarray | None = None,
+    noise: str = "jax",
+    mesh: Mesh | None = None,
+    batch_size: int | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """As `generate`, batch by batch: yields (index of the first picture, images_u8). The next batch is already being
+    computed while the caller works on this one."""
+    count = len(prompts)
+    height, width = _size(pipeline, height, width)
+    factor = pipeline_lib.vae_scale(pipeline)
+    shape = (height // factor, width // factor, pipeline.configs["unet"]["in_channels"])
+    scales = _guidance(guidance, count)
+    start_noise = _initial_noise(seeds, count, shape, noise) if latents is None else _checked_latents(latents, count, shape)
+    tables = schedulers.create(scheduler, pipeline.configs["scheduler"], steps)
+    if not count:
+        return
+    mesh = mesh or mesh_lib.make()
+    default = max(1, min(MAX_BATCH, LATENTS_PER_BATCH // (shape[0] * shape[1]))) * mesh.size
+    batch = mesh_lib.round_up(min(batch_size or default, count), mesh)
+    texts = pipeline_lib.encode_prompts(pipeline, [*prompts, negative])
+    params = mesh_lib.replicate({"unet": pipeline.params["unet"], "vae": pipeline.params["vae"]}, mesh)
+    program = functools.partial(
+        _sample,
+        (pipeline.definitions["unet"], pipeline.definitions["vae"]),
+        float(pipeline.configs["vae"].get("scaling_factor", 0.18215)),
+        bool((scales > 1).any()),
+    )
+
+    def launch(start: int):
+        rows = slice(start, min(start + batch, count))
+        condition = _conditioning(pipeline, texts, rows, count, scales, batch, (height, width), negative)
+        inputs = (mesh_lib.pad_batch(start_noise(rows), batch), condition)
+        return program(params, tables, *mesh_lib.split_batch(inputs, mesh))
+
+    pending = launch(0)
+    for start in range(0, count, batch):
+        images, finite = pending
+        if start + batch < count:
+            pending = launch(start + batch)
+        real = min(batch, count - start)
+        _check_finite(np.asarray(finite)[:, :real], prompts[start : start + real])
+        yield start, np.asarray(images)[:real]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sample(definitions: tuple[Definition, Definition], scaling: float, guided: bool, params, tables, noise, condition):
+    """noise [B, h, w, C] -> (images_u8 [B, H, W, 3], finite [steps + 1, B]); the last row of finite is the pixels'."""
+    predict = functools.partial(guided_prediction, definitions[0].bind(params["unet"]), condition, guided)
+
+    def body(carry, i):
+        latents, state = carry
+        output = predict(tables.scale_input(latents, i), jnp.asarray(tables.timesteps)[i])
+        latents, state = tables.step(state, output, i, latents)
+        return (latents, state), jnp.isfinite(latents).all((1, 2, 3))
+
+    latents = noise.astype(jnp.float32) * tables.init_noise_sigma
+    carry = (latents, tables.init_state(latents))
+    (latents, _), finite = jax.lax.scan(body, carry, jnp.arange(len(tables.timesteps)))
+    pixels = definitions[1].bind(params["vae"]).decode(latents / scaling).astype(jnp.float32)
+    finite = jnp.concatenate([finite, jnp.isfinite(pixels).all((1, 2, 3))[None]])
+    # As diffusers: clip(x / 2 + 0.5), times 255, rounded half to even.
+    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8), finite
+
+
+def guided_prediction(unet: Any, condition: Conditioning, guided: bool, latents: jax.Array, t: jax.Array) -> jax.Array:
+    """The UNet's output under classifier-free guidance: negative + guidance * (positive - negative), float32."""
+    batch = latents.shape[0]
+    if not guided:
+        steps = jnp.broadcast_to(t, (batch,))
+        return unet(latents, steps, condition.context, condition.pooled, condition.time_ids).astype(jnp.float32)
+
+    def twice(a, b):
+        return None if a is None else jnp.concatenate([a, b])
+
+    output = unet(
+        twice(latents, latents),
+        jnp.broadcast_to(t, (2 * batch,)),
+        twice(condition.negative, condition.context),
+        twice(condition.negative_pooled, condition.pooled),
+        twice(condition.time_ids, condition.time_ids),
+    ).astype(jnp.float32)
+    without, with_text = jnp.split(output, 2)
+    return without + condition.guidance[:, None, None, None] * (with_text - without)
+
+
+def noise_from_seeds(seeds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal noise [N, *shape]: row i depends on seeds[i] alone."""
+    return np.asarray(_normal(np.asarray(seeds, np.uint32), shape))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normal(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
+
+
+def _size(pipeline: Pipeline, height: int | None, width: int | None) -> tuple[int, int]:
+    side = pipeline_lib.default_size(pipeline)
+    size = (height or side, width or side)
+    multiple = pipeline_lib.vae_scale(pipeline)
+    if size[0] % multiple or size[1] % multiple or min(size) <= 0:
+        raise ValueError(f"height and width must be positive multiples of {multiple}, found {size[0]}x{size[1]}.")
+    return size
+
+
+def _guidance(guidance: float | Sequence[float], count: int) -> np.ndarray:
+    scales = np.asarray(guidance, np.float32)
+    scales = np.full(count, scales, np.float32) if scales.ndim == 0 else scales
+    if scales.shape != (count,) or not np.isfinite(scales).all():
+        raise ValueError(f"guidance must be one finite number or {count} of them, found shape {scales.shape}.")
+    return scales
+
+
+def _initial_noise(seeds: Sequence[int] | int, count: int, shape: tuple[int, int, int], noise: str):
+    """rows -> noise of those pictures; drawn batch by batch so that a large sweep never holds it all."""
+    if noise not in ("jax", "torch"):
+        raise ValueError(f'noise must be "jax" or "torch", found {noise!r}.')
+    if isinstance(seeds, (int, np.integer)):
+        if noise == "torch":
+            raise ValueError('noise="torch" needs one seed a picture: torch has no rule for folding an index in.')
+        key = jax.random.key(_checked_seeds([int(seeds)])[0])
+        return lambda rows: np.stack(
+            [jax.random.normal(jax.random.fold_in(key, i), shape) for i in range(rows.start, rows.stop)]
+        )
+    values = _checked_seeds(seeds)
+    if len(values) != count:
+        raise ValueError(f"seeds: expected {count} (one a prompt), found {len(values)}.")
+    if noise == "jax":
+        return lambda rows: noise_from_seeds(values[rows], shape)
+    height, width, channels = shape
+    return lambda rows: np.concatenate(
+        [torch_noise.torch_randn(int(seed), (1, channels, height, width)) for seed in values[rows]]
+    ).transpose(0, 2, 3, 1)
+
+
+def _checked_seeds(seeds: Sequence[int]) -> np.ndarray:
+    for seed in seeds:
+        if not 0 <= int(seed) < 2**32:
+            raise ValueError(f"seed {seed} is outside 0..{2**32 - 1}.")
+    return np.asarray([int(seed) for seed in seeds], np.uint32)
+
+
+def _checked_latents(latents: np.ndarray, count: int, shape: tuple[int, int, int]):
+    if np.shape(latents) != (count, *shape):
+        raise ValueError(f"latents must have shape {(count, *shape)}, found {np.shape(latents)}.")
+    return lambda rows: np.asarray(latents)[rows]
+
+
+def _conditioning(pipeline, texts, rows, count, scales, batch, size, negative) -> Conditioning:
+    def pad(x):
+        return mesh_lib.pad_batch(x, batch)
+
+    def repeat(x):
+        return np.repeat(np.asarray(x)[None], batch, axis=0)
+
+    context, empty = np.asarray(texts.context), np.asarray(texts.context[count])
+    if texts.pooled is None:
+        return Conditioning(pad(context[rows]), repeat(empty), pad(scales[rows]))
+    pooled = np.asarray(texts.pooled)
+    zeros = pipeline.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", True) and not negative
+    keep = 0.0 if zeros else 1.0  # SDXL's unconditional branch is all zeros, not the encoding of ""
+    ids = np.array([*size, 0, 0, *size], np.float32)
+    return Conditioning(
+        pad(context[rows]),
+        repeat(empty * keep),
+        pad(scales[rows]),
+        pad(pooled[rows]),
+        repeat(pooled[count] * keep),
+        repeat(ids),
+    )
+
+
+def _check_finite(finite: np.ndarray, prompts: Sequence[str]) -> None:
+    """finite [steps + 1, B]: raise at the first step that is not."""
+    if finite.all():
+        return
+    step, row = np.argwhere(~finite)[0]
+    what = "the decoded pixels are" if step == len(finite) - 1 else f"the latents after step {step + 1} are"
+    raise FloatingPointError(
+        f"{what} not finite for prompt {prompts[row]!r}; check the weights, or use float32 (SDXL's VAE overflows in float16)."
+    )
