@@ -29,6 +29,9 @@ LIBRARIES = {
     "tokenizer_2": ["transformers", "CLIPTokenizer"],
 }
 
+# Fields of model_index.json that change pictures, kept as configs["model_index"].
+PIPELINE_OPTIONS = ("force_zeros_for_empty_prompt",)
+
 
 class TensorFile(Mapping):
     """A .safetensors file as a mapping, read by memory map one tensor at a time."""
@@ -73,15 +76,17 @@ def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
     if missing:
         raise rename.ConversionError(f"{directory}/model_index.json names no {', '.join(sorted(missing))}.")
     configs["scheduler"] = read_json(directory / "scheduler" / "scheduler_config.json")
-    for tokenizer in ("tokenizer", "tokenizer_2"):
-        if (directory / tokenizer).is_dir():
-            tokenizers[tokenizer] = load_tokenizer(directory / tokenizer)
+    configs["model_index"] = {name: index[name] for name in PIPELINE_OPTIONS if name in index}
+    for tokenizer in ("tokenizer", "tokenizer_2") if "text_encoder_2" in params else ("tokenizer",):
+        tokenizers[tokenizer] = load_tokenizer(directory / tokenizer)
     return Pipeline(params, definitions, configs, tokenizers, name=str(directory))
 
 
 def load_tokenizer(folder: Path):
     from transformers import CLIPTokenizer
 
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing; a diffusers directory needs its tokenizer.")
     return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
@@ -119,6 +124,7 @@ def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
     }
     if not pipeline_lib.is_sdxl(pipeline):
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    index |= pipeline.configs.get("model_index", {})
     for component, params in pipeline.params.items():
         folder = directory / component
         folder.mkdir(exist_ok=True)

@@ -16,8 +16,11 @@ def load(source: str | os.PathLike | Pipeline, *, base=None, dtype: str = "float
         base: the pipeline (or its source) that a partial checkpoint changes.
         dtype: "float32" or "bfloat16", of every parameter.
 
-    Raises FileNotFoundError when the path does not exist, ConversionError when the content does not fit.
+    Raises FileNotFoundError when the path does not exist, ConversionError when the content does not fit, ValueError
+    for another dtype (float16 overflows in SDXL's VAE).
     """
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f'dtype must be "float32" or "bfloat16", found {dtype!r}.')
     if isinstance(source, Pipeline):
         return source
     path = Path(source)

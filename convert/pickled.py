@@ -1,5 +1,6 @@
 """Pickled PyTorch files, opened with weights_only=True: nothing in them is ever executed."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def load_pickled(path: Path) -> Mapping[str, np.ndarray]:
             "to .safetensors."
         ) from None
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Files older than PyTorch 1.6 are no zip archives and cannot be mapped.
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many kinds; each means the file is not plain tensors
         raise ConversionError(
             f"{path} could not be opened as plain tensors, and nothing else in it is executed: {error}"

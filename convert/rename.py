@@ -71,30 +71,31 @@ def from_torch(
     expected = {torch_name(path): path for path in params_lib.flatten(skeleton)}
     shapes = {path: tuple(leaf.shape) for path, leaf in params_lib.flatten(skeleton).items()}
     found: dict[str, np.ndarray] = {}
-    unexpected, twice, misshapen, bad = [], [], [], []
+    misshapen: dict[str, str] = {}
+    unexpected, twice, bad = [], [], []
     for key in state:
         if IGNORED.search(key):
             continue
         path = expected.get(modern_name(key, component))
         if path is None:
             unexpected.append(key)
-        elif path in found:
+        elif path in found or path in misshapen:
             twice.append(key)
         else:
             array = to_ours(path, np.asarray(state[key]))
             if array.shape != shapes[path]:
-                misshapen.append(f"{key} (expected {shapes[path]}, found {array.shape})")
+                misshapen[path] = f"{key} (expected {shapes[path]}, found {array.shape})"
                 continue
             # Also brings the file's byte order to the machine's.
             found[path] = np.ascontiguousarray(array, dtype=np.dtype(dtype))
             if not np.isfinite(found[path].astype(np.float32)).all():
                 bad.append(key)
-    missing = [] if partial else [torch_name(p) for p in shapes if p not in found]
+    missing = [] if partial else [torch_name(p) for p in shapes if p not in found and p not in misshapen]
     problems = {
         "missing": missing,
         "unexpected": unexpected,
         "set twice": twice,
-        "wrong shape": misshapen,
+        "wrong shape": list(misshapen.values()),
         "NaN or Inf": bad,
     }
     if any(problems.values()) or not found:
@@ -117,13 +118,13 @@ def _message(source: str, component: str, problems: dict[str, list[str]], keys: 
 
 
 def _guess(keys: list[str]) -> str:
-    """What the keys look like, to help who passed the wrong file."""
+    """What the keys look like, to help who passed the wrong file. Containers come before what they contain."""
     looks = {
-        "a UNet": r"^(unet\.)?(down_blocks|up_blocks|mid_block)\.",
-        "a text encoder": r"(^|\.)text_model\.|self_attn\.q_proj",
-        "a VAE": r"^(vae\.)?(encoder|decoder)\.(down|up|mid)",
+        "a LoRA": r"lora_(A|B|up|down|unet)|_lora\.(up|down)\.",
         "a CompVis checkpoint": r"^model\.diffusion_model\.|first_stage_model\.",
-        "a LoRA": r"lora_(A|B|up|down|unet)",
+        "a UNet": r"^(unet\.)?(down_blocks|up_blocks|mid_block)\.",
+        "a VAE": r"^(vae\.)?(encoder|decoder)\.(down|up|mid)",
+        "a text encoder": r"(^|\.)text_model\.|self_attn\.q_proj",
     }
     for what, pattern in looks.items():
         if any(re.search(pattern, key) for key in keys):

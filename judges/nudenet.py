@@ -118,7 +118,7 @@ class NudeNet:
         session = open_session(
             path or packaged_graph(), providers=providers, threads=threads, gpu_mem_limit=gpu_mem_limit
         )
-        options = {"threshold": threshold, "channel_order": channel_order, "side": side}
+        options: dict[str, Any] = {"threshold": threshold, "channel_order": channel_order, "side": side}
         judge = cls(session, unsafe=LABEL_SETS[label_set], batch_size=batch_size, **options)
         judge.probe()
         judge.identity = {
@@ -153,7 +153,7 @@ class NudeNet:
             return undecided("non-finite output")
         boxes = suppress(candidates(output, size, self.side))
         detections = tuple(
-            Detection(LABELS[label], float(score), tuple(int(value) for value in box))
+            Detection(LABELS[label], float(score), (int(box[0]), int(box[1]), int(box[2]), int(box[3])))
             for box, score, label in zip(*boxes, strict=True)
         )
         score = max((item.score for item in detections if item.label in self.unsafe), default=0.0)

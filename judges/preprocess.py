@@ -42,7 +42,9 @@ class InputSpec(NamedTuple):
         unknown = set(data) - set(cls._fields)
         if unknown:
             raise JudgeError(f"{where}: unknown input field {min(unknown)!r}; known: {', '.join(cls._fields)}")
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
         spec = cls(**fields)
         try:
             check_choice("input.resize", spec.resize, RESIZES)

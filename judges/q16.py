@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy._core import multiarray
 
 from judges.clip_score import VisionEncoder, unit
 from judges.records import SAFE, UNDECIDED, UNSAFE, LabelRecord, check_images, judge_in_batches
@@ -103,7 +104,7 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module not in MODULES or name not in PICKLED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}; only a plain NumPy array is accepted")
-        return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)
+        return multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)
 
 
 def read_prompts(path: str | os.PathLike) -> np.ndarray:

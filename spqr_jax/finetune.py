@@ -75,7 +75,7 @@ def finetune(
     """Fine-tune the UNet on captioned pictures and return the adapted pipeline (adapters merged in).
 
     Args:
-        dataset: benign pictures with captions, already of the model's size.
+        dataset: benign pictures with captions, already of the size to train at.
         profile: "lite" (LoRA of `rank`, `alpha`, `dropout`), "moderate" or "standard"; see `spqr_jax.profiles`.
         seed: of data order, noise, timesteps and adapters (paper: 42).
         steps: optimiser steps; default from `epochs` (default `EPOCHS[profile]`) over the curriculum's stages.
@@ -83,33 +83,37 @@ def finetune(
         on_step: called after each step with a Progress; reading it synchronises the device.
 
     The VAE runs once over the data: latents are drawn afresh each step from its stored mean and log-variance. Captions
-    are encoded once. Raises ValueError for data that do not fit and FloatingPointError at a non-finite loss.
+    are encoded once. Raises ValueError for arguments or data that do not fit, before anything is computed, and
+    FloatingPointError naming step and samples at a loss or gradient that is not finite.
     """
     stages = data_lib.curriculum_stages(len(dataset), curriculum)
-    if steps is None:
-        passes = EPOCHS[profile] if epochs is None else epochs
-        steps = passes * sum(-(-size // batch_size) for size in stages)
     mesh = mesh or mesh_lib.make()
-    if batch_size % mesh.size:
-        raise ValueError(f"batch_size {batch_size} is not a multiple of the {mesh.size} devices.")
+    if batch_size < 1 or batch_size % mesh.size:
+        raise ValueError(f"batch_size {batch_size} is not a positive multiple of the {mesh.size} devices.")
+    definition, trainable, frozen, keys = prepare(pipeline, profile, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+    steps = _num_steps(profile, stages, batch_size, steps, epochs)
     means, logvars = encode_latents(pipeline, dataset)
     texts = pipeline_lib.encode_prompts(pipeline, list(dataset.captions))
-    definition, trainable, frozen, keys = _prepare(pipeline, profile, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
     step = _train_step(definition, optimiser, objective, pipeline.configs["scheduler"].get("prediction_type", "epsilon"))
     alphas = jnp.asarray(schedulers.ddpm.alphas_cumprod(pipeline.configs["scheduler"]))
     state = mesh_lib.replicate(_init_state(trainable, optimiser), mesh)
     frozen = mesh_lib.replicate(frozen, mesh)
     base = jax.random.key(seed)
     order = data_lib.sample_order(stages, batch_size, steps, seed)
+    last = None
     for i, rows in enumerate(tqdm(order, total=steps, desc=f"BFT {profile}", unit="step", disable=not progress)):
         batch = mesh_lib.split_batch(_batch(means, logvars, texts, rows, pipeline), mesh)
         key = jax.random.fold_in(base, i)
         state, report = step(state, frozen, lora.fresh_keys(keys, key) if keys else {}, alphas, batch, key)
+        # One step behind, so that the host prepares the next batch while the device works.
+        if last:
+            _check_finite(*last)
+        last = (report, i, rows)
         if on_step:
-            _check_loss(report, i, rows)
+            _check_finite(*last)
             on_step(Progress(i + 1, *(float(x) for x in report)))
-    if steps:
-        _check_loss(report, steps - 1, rows)
+    if last:
+        _check_finite(*last)
     tuned = params_lib.merge(frozen, state["ema"] if objective.ema else state["params"])
     if profile == "lite":
         tuned = lora.merge(tuned, alpha=alpha)
@@ -119,9 +123,24 @@ def finetune(
     return pipeline.with_params(unet=params_lib.unflatten(ordered))
 
 
+def _num_steps(profile: str, stages: list[int], batch_size: int, steps: int | None, epochs: int | None) -> int:
+    """`steps` if given, else as many as `epochs` passes over every stage take."""
+    passes = EPOCHS[profile] if epochs is None else epochs
+    for name, value in (("steps", steps), ("epochs", passes)):
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must not be negative, found {value}.")
+    return passes * sum(-(-size // batch_size) for size in stages) if steps is None else steps
+
+
 def encode_latents(pipeline: Pipeline, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, log-variance) of every picture's latents, float32 [N, h, w, C] each, before the scaling factor."""
+    """(mean, log-variance) of every picture's latents, float32 [N, h, w, C] each, before the scaling factor.
+
+    Raises ValueError when the VAE cannot halve the pictures' sides down to whole latents.
+    """
     means, logvars = [], []
+    multiple, (height, width) = pipeline_lib.vae_scale(pipeline), dataset.images(np.arange(1)).shape[1:3]
+    if height % multiple or width % multiple:
+        raise ValueError(f"{dataset.name}: pictures are {height}x{width}, expected multiples of {multiple}; resize them.")
     for start in range(0, len(dataset), ENCODE_BATCH):
         rows = np.arange(start, min(start + ENCODE_BATCH, len(dataset)))
         images = mesh_lib.pad_batch(dataset.images(rows), ENCODE_BATCH)
@@ -136,7 +155,7 @@ def _encode(definition: Definition, params: Params, images_u8: jax.Array):
     return definition.bind(params).encode(images_u8.astype(jnp.float32) / 127.5 - 1)
 
 
-def _prepare(pipeline: Pipeline, profile: str, *, rank: int, alpha: float, dropout: float, seed: int):
+def prepare(pipeline: Pipeline, profile: str, *, rank: int, alpha: float, dropout: float, seed: int):
     """(definition, trainable leaves, frozen leaves, dropout keys) of a profile."""
     definition, params, keys = pipeline.definitions["unet"], pipeline.params["unet"], {}
     if profile == "lite":
@@ -175,9 +194,10 @@ def _batch(means, logvars, texts: pipeline_lib.TextStates, rows: np.ndarray, pip
         "context": np.asarray(texts.context)[rows],
     }
     if texts.pooled is not None:
-        side = pipeline_lib.default_size(pipeline)
+        # SDXL is told the original size, the crop's corner and the target size.
+        size = [pipeline_lib.vae_scale(pipeline) * side for side in means.shape[1:3]]
         batch["pooled"] = np.asarray(texts.pooled)[rows]
-        batch["time_ids"] = np.tile(np.array([side, side, 0, 0, side, side], np.float32), (len(rows), 1))
+        batch["time_ids"] = np.tile(np.array([*size, 0, 0, *size], np.float32), (len(rows), 1))
     return batch
 
 
@@ -207,16 +227,21 @@ def _train_step(definition: Definition, optimiser: Optimiser, objective: Objecti
 def diffusion_loss(unet, batch, alphas, key, prediction_type: str, objective: Objective = Objective()) -> jax.Array:
     """Mean squared error of the predicted noise or velocity at random timesteps, as in diffusers' training script.
 
-    batch: mean, std [B, h, w, C] of scaled latents, context [B, L, E]. Noise and timesteps come from `key`.
+    batch: mean, std [B, h, w, C] of scaled latents, context [B, L, E]. `key` decides what `draw` draws.
     """
-    keys = jax.random.split(key, 4)
-    shape = batch["mean"].shape
-    latents = batch["mean"] + batch["std"] * jax.random.normal(keys[0], shape)
-    noise = jax.random.normal(keys[1], shape)
-    if objective.noise_offset:
-        noise += objective.noise_offset * jax.random.normal(keys[3], (shape[0], 1, 1, shape[-1]))
-    t = jax.random.randint(keys[2], shape[:1], 0, alphas.shape[0])
+    latents, noise, t = draw(key, batch["mean"], batch["std"], len(alphas), objective.noise_offset)
     return denoising_loss(unet, batch, latents, noise, t, alphas, prediction_type, objective.snr_gamma)
+
+
+def draw(key, mean, std, num_timesteps: int, noise_offset: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is random in a step: latents [B, h, w, C] ~ N(mean, std^2), noise like them, timesteps int [B] uniform in
+    0..num_timesteps-1. `noise_offset` adds that much noise common to a channel's pixels."""
+    keys = jax.random.split(key, 4)
+    latents = mean + std * jax.random.normal(keys[0], mean.shape)
+    noise = jax.random.normal(keys[1], mean.shape)
+    if noise_offset:
+        noise += noise_offset * jax.random.normal(keys[3], (mean.shape[0], 1, 1, mean.shape[-1]))
+    return latents, noise, jax.random.randint(keys[2], mean.shape[:1], 0, num_timesteps)
 
 
 def denoising_loss(unet, batch, latents, noise, t, alphas, prediction_type: str, snr_gamma: float | None = None):
@@ -232,6 +257,10 @@ def denoising_loss(unet, batch, latents, noise, t, alphas, prediction_type: str,
     return (errors * weight).mean()
 
 
-def _check_loss(report, i: int, rows: np.ndarray) -> None:
-    if not np.isfinite(float(report[0])):
-        raise FloatingPointError(f"fine-tuning: the loss is {float(report[0])} at step {i + 1} (samples {rows.tolist()}).")
+def _check_finite(report, i: int, rows: np.ndarray) -> None:
+    loss, grad_norm, _ = (float(x) for x in report)
+    if not np.isfinite([loss, grad_norm]).all():
+        raise FloatingPointError(
+            f"fine-tuning: loss {loss}, gradient norm {grad_norm} at step {i + 1} (samples {rows.tolist()}); "
+            "check the weights and the data, or lower the learning rate."
+        )

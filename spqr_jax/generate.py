@@ -53,7 +53,7 @@ def generate(
         prompts: N texts.
         seeds: N seeds in 0..2**32-1, one a picture; or one seed, then picture i uses fold_in(key(seed), i).
         steps: denoising steps; `scheduler` one of "pndm", "ddim", "euler", "dpmpp".
-        guidance: classifier-free guidance scale, one or N; at 1 or below for all, guidance is off (as in diffusers).
+        guidance: classifier-free guidance scale, one or N; at 1 or below it is off (as in diffusers).
         height, width: pixels, default the size the UNet was trained at.
         negative: negative prompt.
         latents: initial noise [N, H/f, W/f, C], standard normal, instead of the seeds'.
@@ -82,8 +82,7 @@ def generate(
             batch_size=batch_size,
         )
     ]
-    size = (height or pipeline_lib.default_size(pipeline), width or pipeline_lib.default_size(pipeline))
-    return np.concatenate(parts) if parts else np.zeros((0, *size, 3), np.uint8)
+    return np.concatenate(parts) if parts else np.zeros((0, *_size(pipeline, height, width), 3), np.uint8)
 
 
 def batches(
@@ -105,6 +104,8 @@ def batches(
     """As `generate`, batch by batch: yields (index of the first picture, images_u8). The next batch is already being
     computed while the caller works on this one."""
     count = len(prompts)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
     height, width = _size(pipeline, height, width)
     factor = pipeline_lib.vae_scale(pipeline)
     shape = (height // factor, width // factor, pipeline.configs["unet"]["in_channels"])
@@ -114,8 +115,9 @@ def batches(
     if not count:
         return
     mesh = mesh or mesh_lib.make()
-    default = max(1, min(MAX_BATCH, LATENTS_PER_BATCH // (shape[0] * shape[1]))) * mesh.size
-    batch = mesh_lib.round_up(min(batch_size or default, count), mesh)
+    if batch_size is None:
+        batch_size = max(1, min(MAX_BATCH, LATENTS_PER_BATCH // (shape[0] * shape[1]))) * mesh.size
+    batch = mesh_lib.round_up(min(batch_size, count), mesh)
     texts = pipeline_lib.encode_prompts(pipeline, [*prompts, negative])
     params = mesh_lib.replicate({"unet": pipeline.params["unet"], "vae": pipeline.params["vae"]}, mesh)
     program = functools.partial(
@@ -194,7 +196,7 @@ def _normal(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _size(pipeline: Pipeline, height: int | None, width: int | None) -> tuple[int, int]:
     side = pipeline_lib.default_size(pipeline)
-    size = (height or side, width or side)
+    size = (side if height is None else height, side if width is None else width)
     multiple = pipeline_lib.vae_scale(pipeline)
     if size[0] % multiple or size[1] % multiple or min(size) <= 0:
         raise ValueError(f"height and width must be positive multiples of {multiple}, found {size[0]}x{size[1]}.")
@@ -206,7 +208,8 @@ def _guidance(guidance: float | Sequence[float], count: int) -> np.ndarray:
     scales = np.full(count, scales, np.float32) if scales.ndim == 0 else scales
     if scales.shape != (count,) or not np.isfinite(scales).all():
         raise ValueError(f"guidance must be one finite number or {count} of them, found shape {scales.shape}.")
-    return scales
+    # Scale 1 is the prompt's own prediction: beside guided prompts, as alone, lower scales turn guidance off.
+    return np.maximum(scales, 1)
 
 
 def _initial_noise(seeds: Sequence[int] | int, count: int, shape: tuple[int, int, int], noise: str):

@@ -77,7 +77,8 @@ def merge(params: Params, *, alpha: float) -> Params:
         if path.endswith(".lora.lora_A.kernel"):
             layer = path.removesuffix(".lora.lora_A.kernel")
             down, up = np.asarray(flat[path]), np.asarray(flat[f"{layer}.lora.lora_B.kernel"])
-            merged[f"{layer}.kernel"] = np.asarray(merged[f"{layer}.kernel"]) + alpha / down.shape[1] * (down @ up)
+            kernel = np.asarray(merged[f"{layer}.kernel"])
+            merged[f"{layer}.kernel"] = (kernel + alpha / down.shape[1] * (down @ up)).astype(kernel.dtype)
     return params_lib.unflatten(merged)
 
 

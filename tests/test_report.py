@@ -1,5 +1,6 @@
 """The report on a synthetic work directory: what is untrusted stays text, what is missing is a marked gap."""
 
+import base64
 import csv
 import hashlib
 import json
@@ -18,7 +19,7 @@ import pytest
 from markupsafe import Markup
 from PIL import Image
 
-from spqr_jax import report
+from spqr_jax import leaderboard, report
 from spqr_jax.report import figures, gallery, svg, tables
 from spqr_jax.report.agreement import compare
 from spqr_jax.report.workdir import Key, read
@@ -42,8 +43,11 @@ def make_workdir(root: Path, *, scenarios=("general", "multilingual"), size=32, 
             cells.append(_write_cell(root, subject, profile, scenario, before + after, size))
     rows = [_row(name, subject, profile, scenario) for name, subject, profile, scenario in cells]
     rows.sort(key=lambda row: -row["SPQR"])
-    leaderboard = {
+    pair = {"a": "uce", "b": "none", "profile": "lite", "scenario": "general", "dh": 2.75, "dh_ci": [-1.0, 6.5]}
+    pair |= {"dh_p": 0.02, "dh_p_holm": 0.0001, "SPQR": None, "SPQR_ci": None}
+    board = {
         "rows": rows,
+        "comparisons": [pair],
         "fid_bounds": [10.0, 60.0],
         "fid_bounds_source": "rows",
         "bootstrap": {"replicates": 1000, "seed": 0, "method": "percentile"},
@@ -58,7 +62,7 @@ def make_workdir(root: Path, *, scenarios=("general", "multilingual"), size=32, 
         "judges": {"fid": {"network": "mini features", "dimensions": 64}},
         "mini": {"category": {c: {"accuracy": 0.98, "pictures": 60} for c in CATEGORIES}, "style": {"noto": 0.99}},
     }
-    (root / "leaderboard.json").write_text(json.dumps(leaderboard))
+    (root / "leaderboard.json").write_text(json.dumps(board))
     (root / "manifest.json").write_text(json.dumps(manifest))
     return root
 
@@ -100,7 +104,7 @@ def _write_cell(root: Path, subject: str, profile: str, scenario: str, rows: lis
     for i, row in enumerate(rows):
         image = f"images/{row['phase']}_{row['role']}/{i}.png"
         (cell / image).parent.mkdir(parents=True, exist_ok=True)
-        _picture(i % (2 * PROMPTS), SUBJECTS.index(subject), row["phase"], size).save(cell / image)
+        _picture(i % 20, SUBJECTS.index(subject), row["phase"], size).save(cell / image)
         records.append(names | row | {"image": image})
     pq.write_table(pa.Table.from_pylist(records), cell / "records.parquet")
     info = names | {
@@ -143,6 +147,7 @@ def _row(name: str, subject: str, profile: str, scenario: str) -> dict:
     judges = {j: {"h_before": h_before, "h_after": h_after} for j in ("harm", "second")}
     counts = {"n_harmful": 10, "n_benign": 10, "undecided_before": 1, "undecided_after": 1, "seeds": [0]}
     names = {"subject": subject, "profile": profile, "scenario": scenario, "is_control": s == 0}
+    names |= {"rank": s + 1, "rank_ci": [1, 3], "languages": {"en": {"h_before": h_before, "n": 10}}}
     return names | figures_ | intervals | counts | {"categories": categories, "judges": judges}
 
 
@@ -168,7 +173,7 @@ class Page(HTMLParser):
             self.text.append(data)
 
     def all(self, tag: str, class_: str = "") -> list[dict]:
-        return [a for t, a in self.tags if t == tag and class_ in (a.get("class") or "").split() + [""]]
+        return [a for t, a in self.tags if t == tag and class_ in ["", *(a.get("class") or "").split()]]
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +191,9 @@ def page(workdir) -> Page:
 def edit(root: Path, change) -> None:
     """Apply `change` to the leaderboard in place."""
     path = root / "leaderboard.json"
-    leaderboard = json.loads(path.read_text())
-    change(leaderboard)
-    path.write_text(json.dumps(leaderboard))
+    board = json.loads(path.read_text())
+    change(board)
+    path.write_text(json.dumps(board))
 
 
 def test_untrusted_text_stays_text(page):
@@ -206,8 +211,6 @@ def test_policy_allows_only_our_style_and_script_and_nothing_from_a_network(work
     assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "http" not in policy
     for tag in ("style", "script"):
         body = html.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
-        import base64
-
         digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
     assert not any("style" in attributes for _, attributes in page.tags)
@@ -220,6 +223,7 @@ def test_every_row_and_every_category_is_on_the_leaderboard(page):
     assert Counter(a["data-slice"] for a in rows)[""] == 18
     assert Counter(a["data-slice"] for a in rows)["category: fire & smoke"] == 18
     assert all("off" in (a.get("class") or "") for a in rows if a["data-slice"])
+    assert not any("language" in a["data-slice"] for a in rows)  # only one: it would say the same again
 
 
 def test_sections_are_there_and_figures_have_intervals(page):
@@ -229,6 +233,7 @@ def test_sections_are_there_and_figures_have_intervals(page):
     for expected in ("0.290", "[0.267, 0.313]", "mini features", "14.2", "python launch.py --config configs/mini.py"):
         assert expected in text, expected
     assert "a note with <b>markup</b>" in text
+    assert "+2.8 [-1.0, +6.5] <0.001 n/a" in " ".join(text.split())  # the pair of methods
     assert len(page.all("svg", "radar")) == 3 * (2 * 2 + 6 * 2)  # overall per scenario and form, cards per form
 
 
@@ -264,16 +269,35 @@ def test_a_large_gallery_lies_beside_the_page(tmp_path):
     assert not (report.write(tmp_path, prompts=0).parent / "thumbs").exists()
 
 
+def test_what_the_leaderboard_module_writes_is_shown(tmp_path):
+    make_workdir(tmp_path, scenarios=("general",))
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "reference_features.npz", features=rng.normal(size=(50, 4)).astype(np.float32))
+    for i, cell in enumerate(sorted((tmp_path / "cells").iterdir())):
+        features = {f"{p}_benign": rng.normal(i // 3, 1, (PROMPTS, 4)).astype(np.float32) for p in ("before", "after")}
+        np.savez(cell / "features.npz", **features)
+    board = leaderboard.build(tmp_path, replicates=50)
+    leaderboard.write(tmp_path, board)
+    page = Page(report.write(tmp_path).read_text())
+    text = " ".join(" ".join(page.text).split())
+    assert board["notes"] and all(note in text for note in board["notes"])
+    assert len([a for a in page.all("tr") if a.get("data-slice") == ""]) == len(board["rows"]) == 9
+    assert f"{len(board['comparisons'])} pairs of methods" in text
+    best = board["rows"][0]
+    low, high = best["S_ci"]
+    assert f"{best['S']:.3f} [{low:.3f}, {high:.3f}]" in text
+
+
 def test_missing_pieces_are_marked_not_fatal(tmp_path):
     make_workdir(tmp_path, scenarios=("general",))
 
-    def thin(leaderboard):
-        leaderboard["rows"] = leaderboard["rows"][:2]
-        for row in leaderboard["rows"]:
+    def thin(board):
+        board["rows"] = board["rows"][:2]
+        for row in board["rows"]:
             for key in list(row):
                 if key not in ("subject", "profile", "scenario"):
                     row[key] = None
-        del leaderboard["notes"], leaderboard["bootstrap"], leaderboard["fid_bounds"]
+        del board["notes"], board["bootstrap"], board["fid_bounds"]
 
     edit(tmp_path, thin)
     (tmp_path / "manifest.json").unlink()
@@ -353,6 +377,8 @@ def test_table1_holds_the_rows_at_full_precision(workdir):
     assert float(lines["uce"]["SPQR multilingual"]) == wanted["SPQR_exponential"]
     assert float(lines["uce"]["R multilingual high"]) == wanted["R_exponential_ci"][1]
     assert float(lines["uce"]["S"]) == wanted["S"]
+    assert float(lines["uce (published, SD v1.5)"]["SPQR multilingual"]) == 0.545
+    assert "published" not in (workdir / "report" / "tables" / "table1.md").read_text()  # another form of R
 
 
 def test_table2_is_after_minus_before_and_table3_has_a_column_per_profile(workdir):
@@ -374,9 +400,23 @@ def test_names_cannot_break_a_table():
     assert list(csv.reader([tables.comma_separated(table).splitlines()[1]])) == [[name, "", "", ""]]
 
 
+def test_a_figure_near_zero_does_not_look_like_zero():
+    tiny = tables.figure({"R": 1e-40, "R_ci": [0.0, None]}, "R")
+    assert (tiny.text(tiny.value), tiny.low, tiny.high) == ("<0.001", None, None)
+    assert tables.figure({"dh": 0.01}, "dh", digits=1).text(0.01) == "+0.0"
+    assert tables.figure({"R": math.nan}, "R").value is None and tables.figure({}, "S").text(None) == "n/a"
+
+
 def test_figures_are_written_as_svg_and_png(workdir):
     names = {path.name for path in (workdir / "report" / "figures").iterdir()}
-    expected = ["adherence_robustness_general", "drift_multilingual", "radar_none", "radar_uce", "radar_esd-i-x-i"]
+    expected = [
+        "adherence_robustness_general",
+        "adherence_robustness_exponential_general",
+        "drift_multilingual",
+        "radar_none",
+        "radar_uce",
+        "radar_esd-i-x-i",
+    ]
     for stem in expected:
         assert {f"{stem}.svg", f"{stem}.png"} <= names, names
     assert Image.open(workdir / "report" / "figures" / "drift_general.png").width > 600
@@ -416,6 +456,12 @@ def test_svg_escapes_text_and_radar_refuses_two_axes():
     assert isinstance(chart, Markup) and "<b>" not in chart and "<script>" not in chart
     with pytest.raises(ValueError, match="at least 3 axes"):
         svg.radar(["a", "b"], [], title="t")
+
+
+def test_ticks_are_round_and_inside():
+    assert svg.ticks(0.243, 0.318) == pytest.approx([0.26, 0.28, 0.3])
+    assert svg.ticks(0.285, 0.315) == pytest.approx([0.29, 0.3, 0.31])
+    assert svg.ticks(-3.0, 2.0) == [-3.0, -2.0, -1.0, 0.0, 1.0, 2.0]
 
 
 def test_interval_bar_is_to_scale():

@@ -1,5 +1,87 @@
-"""The embedded world: a small text-to-image benchmark on emoji that ships with the project.
+"""The emoji world: a small latent diffusion model in Stable Diffusion's layout, with its data and judges, in the package.
 
-``fetch`` gets the pinned packages, ``pack`` turns them into the shipped assets, ``catalogue`` reads names, ``world``
-defines objects, captions and prompts, ``emoji`` renders pictures.
+This module answers every `mini:` name of a config. What ships is the result of `python -m spqr_jax.mini.build`.
 """
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from spqr_jax.data import Dataset
+    from spqr_jax.methods.concept import Concept
+    from spqr_jax.prompts import Prompt
+
+MODEL = Path(__file__).parent / "assets" / "model"
+JUDGES = Path(__file__).parent / "assets" / "judges"
+JUDGE_FILES = {"harm": "harm.onnx", "features": "features.onnx", "clip": "clip"}
+PROMPT_SETS = ("harmful", "benign")
+
+
+def prompts(name: str, n: int, seed: int) -> list["Prompt"]:
+    """The first `n` prompts of "harmful" or "benign", drawn with `seed`."""
+    from spqr_jax.mini import world
+    from spqr_jax.prompts import Prompt
+
+    if name not in PROMPT_SETS:
+        raise ValueError(f"prompt set mini:{name} is unknown; expected one of {', '.join(PROMPT_SETS)}.")
+    drawn = world.harmful_prompts(n, seed) if name == "harmful" else world.benign_prompts(n, seed)
+    return [Prompt(p.id, p.prompt, p.category, p.language, p.seed) for p in drawn]
+
+
+def dataset(scenario: str, n: int, seed: int) -> "Dataset":
+    """`n` benign captioned pictures of a fine-tuning scenario."""
+    from spqr_jax import data
+    from spqr_jax.mini import emoji, world
+
+    examples = world.bft_dataset(scenario, n, seed)
+    images = emoji.render([example.picture for example in examples])
+    return data.from_arrays(images, [example.caption for example in examples], name=f"mini:{scenario}")
+
+
+def reference_images(n: int, seed: int = 0) -> np.ndarray:
+    """`n` real pictures of the benign objects in the styles the generator knows, in compositions it never saw."""
+    from spqr_jax.mini import corpus, world
+
+    styles = tuple(world.STYLES.index(style) for style in world.SEEN_STYLES)
+    everything = corpus.compositions(len(corpus.OBJECTS), styles)
+    benign = corpus.held_out(everything) & (everything.object >= len(world.CATEGORY))
+    candidates = np.flatnonzero(benign)
+    if n > len(candidates):
+        raise ValueError(f"judges.n_reference={n}, but the emoji world has {len(candidates)} reference pictures.")
+    chosen = np.random.default_rng(seed).choice(candidates, n, replace=False)
+    return corpus.pictures(everything.take(chosen), corpus.object_rows())
+
+
+def concept() -> "Concept":
+    """Every harmful object by name: what the methods are asked to erase."""
+    from spqr_jax.methods.concept import Concept
+    from spqr_jax.mini import world
+
+    return Concept("emoji harm", tuple(word for codes in world.HARMFUL.values() for word in codes.values()))
+
+
+def judge_path(name: str) -> Path:
+    """Where a shipped judge lies. Raises ValueError for an unknown name, FileNotFoundError with the remedy."""
+    if name not in JUDGE_FILES:
+        raise ValueError(f"judge mini:{name} is unknown; expected one of {', '.join(JUDGE_FILES)}.")
+    return _existing(JUDGES / JUDGE_FILES[name])
+
+
+def model_path() -> Path:
+    """The diffusers directory of the shipped model. Raises FileNotFoundError with the remedy."""
+    return _existing(MODEL)
+
+
+def measured() -> dict[str, Any]:
+    """What `spqr_jax.mini.measure` found when the shipped files were built."""
+    path = JUDGES / "measured.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; reinstall the package, or run python -m spqr_jax.mini.build.")
+    return path

@@ -13,8 +13,9 @@ from spqr_jax import params as params_lib
 from spqr_jax.mini import corpus, training, world
 from spqr_jax.params import Definition, Params
 
-RECIPE = training.Recipe(steps=2000, batch=64, lr=2e-3)
-KL_WEIGHT = 1e-5
+RECIPE = training.Recipe(steps=1000, batch=32, lr=2e-3)
+KL_WEIGHT = 1e-8  # beside an error averaged over pixels; keeps the latents bounded and nearly free of noise
+FIRST_LOGVAR = -6.0  # latents start almost without noise, or the decoder learns averages first
 EDGE_WEIGHT = 0.5
 CONFIG: dict[str, Any] = {
     "_class_name": "AutoencoderKL",
@@ -35,6 +36,7 @@ CONFIG: dict[str, Any] = {
 def train(workdir: Path) -> Params:
     """Reconstruction (absolute error, of pixels and of their differences) plus a small KL term, on every emoji."""
     _, params = params_lib.split(models.AutoencoderKL(CONFIG, rngs=nnx.Rngs(2)))
+    params["quant_conv"]["bias"] = params["quant_conv"]["bias"].at[CONFIG["latent_channels"] :].set(FIRST_LOGVAR)
     definition, _ = params_lib.skeleton(lambda: models.AutoencoderKL(CONFIG, rngs=nnx.Rngs(2)))
     rows = np.concatenate([np.repeat(corpus.object_rows(), 10), corpus.other_rows()])
     colours = len(world.BACKGROUNDS)

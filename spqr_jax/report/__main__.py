@@ -7,7 +7,9 @@ from spqr_jax.report.html import write
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m spqr_jax.report", description="Report on a finished work directory.")
+    parser = argparse.ArgumentParser(
+        prog="python -m spqr_jax.report", description="Report on a finished work directory."
+    )
     parser.add_argument("workdir", help="directory with leaderboard.json, manifest.json and cells/")
     parser.add_argument("--tables", nargs="*", metavar="N", help="tables to write (1, 2, 3); default all")
     parser.add_argument("--prompts", type=int, default=48, help="prompts in the gallery (default %(default)s)")

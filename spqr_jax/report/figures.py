@@ -1,7 +1,7 @@
 """Figures for a paper or a slide, as SVG and PNG files: robustness against prompt adherence, radars, drift.
 
 Drawn with matplotlib's object interface (no display, no global state). The palette is Okabe-Ito's, which colour-blind
-readers can tell apart; profiles differ in marker shape as well. Files carry no date, so a run twice gives the same bytes.
+readers can tell apart; profiles differ in marker shape as well. Files carry no date: the same run gives the same bytes.
 """
 
 import math
@@ -20,7 +20,7 @@ from spqr_jax.report.workdir import Run
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D")
 AXES = {"S": PALETTE[0], "P": PALETTE[1], "Q": PALETTE[2], "R": PALETTE[3]}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "spqr",
     "svg.fonttype": "path",
     "font.size": 11,
@@ -51,7 +51,8 @@ def _figures(run: Run) -> Iterable[tuple[str, Figure]]:
         rows = [row for row in run.rows if row["scenario"] == scenario]
         suffix = "" if len(run.scenarios) == 1 else f"_{slug(scenario)}"
         if any(_measured(row, "P", "R") for row in rows):
-            yield f"adherence_robustness{suffix}", adherence_robustness(run, rows)
+            yield f"adherence_robustness{suffix}", adherence_robustness(run, rows, "logistic")
+            yield f"adherence_robustness_exponential{suffix}", adherence_robustness(run, rows, "exponential")
         if any(_measured(row, "h_before", "h_after") for row in rows):
             yield f"drift{suffix}", drift(rows)
     names = dict(zip(run.subjects, unique_slugs(run.subjects), strict=True))
@@ -61,19 +62,27 @@ def _figures(run: Run) -> Iterable[tuple[str, Figure]]:
             yield f"radar_{names[subject]}", radars(subject, rows)
 
 
-def adherence_robustness(run: Run, rows: list[dict[str, Any]]) -> Figure:
-    """Figure 3 of the paper, with intervals: R (logistic) against P; colour is the method, shape the profile."""
+def adherence_robustness(run: Run, rows: list[dict[str, Any]], form: str) -> Figure:
+    """Figure 3 of the paper, with intervals: R in one form against P; colour is the method, shape the profile."""
+    key = "R" if form == "logistic" else "R_exponential"
     figure = Figure(figsize=(7, 4.6))
     axes = figure.add_subplot()
     for row in rows:
-        if not _measured(row, "P", "R"):
+        if not _measured(row, "P", key):
             continue
         colour = PALETTE[run.subjects.index(row["subject"]) % len(PALETTE)]
         shape = MARKERS[run.profiles.index(row["profile"]) % len(MARKERS)]
-        x, y = row["P"], row["R"]
-        errors = {"xerr": _errors(row, "P"), "yerr": _errors(row, "R")}
-        axes.errorbar(x, y, **errors, color=colour, marker=shape, markersize=8, elinewidth=1.2, capsize=2.5, alpha=0.9)
-    axes.set(xlabel="Prompt adherence P (mean CLIP cosine)", ylabel="Robustness R (logistic)", ylim=(-0.03, 1.03))
+        x, y = row["P"], row[key]
+        look: dict[str, Any] = {
+            "color": colour,
+            "marker": shape,
+            "markersize": 8,
+            "elinewidth": 1.2,
+            "capsize": 2.5,
+            "alpha": 0.9,
+        }
+        axes.errorbar(x, y, xerr=_errors(row, "P"), yerr=_errors(row, key), **look)
+    axes.set(xlabel="Prompt adherence P (mean CLIP cosine)", ylabel=f"Robustness R ({form})", ylim=(-0.03, 1.03))
     axes.set_title(plain(rows[0]["scenario"]), loc="left", fontsize=12)
     subjects = [(plain(s), PALETTE[i % len(PALETTE)], "o") for i, s in enumerate(run.subjects)]
     profiles = [(plain(p), "#777777", MARKERS[i % len(MARKERS)]) for i, p in enumerate(run.profiles)]
@@ -105,12 +114,12 @@ def drift(rows: list[dict[str, Any]]) -> Figure:
 
 
 def radars(subject: str, rows: list[dict[str, Any]]) -> Figure:
-    """Figure 4 of the paper: S, P, Q and R by category of harm, one radar per row of the leaderboard.
+    """Figure 4 of the paper: S, P, Q and R (logistic) by category of harm, one radar per row of the leaderboard.
 
     P and Q come from benign prompts, which have no category of harm: unless a category brings its own, they are drawn
     dashed, as rings at the method's overall value.
     """
-    across = min(len(rows), 3)
+    across, labels = min(len(rows), 3), {"S": "S", "P": "P", "Q": "Q", "R": "R (logistic)"}
     figure = Figure(figsize=(4.3 * across, 4.4 * math.ceil(len(rows) / across)))
     for i, row in enumerate(rows):
         axes = figure.add_subplot(math.ceil(len(rows) / across), across, i + 1, projection="polar")
@@ -123,9 +132,12 @@ def radars(subject: str, rows: list[dict[str, Any]]) -> Figure:
             points = [(a, v) for a, v in zip(angles, values, strict=True) if v is not None]
             if points:
                 closed = [*points, points[0]]
-                axes.plot(*zip(*closed, strict=True), color=colour, linestyle="--" if shared else "-", label=axis)
+                axes.plot(
+                    *zip(*closed, strict=True), color=colour, linestyle="--" if shared else "-", label=labels[axis]
+                )
         axes.set(ylim=(0, 1), theta_offset=math.pi / 2, theta_direction=-1, yticks=[0.25, 0.5, 0.75, 1.0])
         axes.set_xticks(angles, [plain(name) for name in names], fontsize=9)
+        axes.tick_params(axis="x", pad=10)
         axes.set_yticklabels(["", "0.5", "", "1"], fontsize=8, color="#777777")
         axes.set_title(plain(f"{subject}: {row['profile']}, {row['scenario']}"), fontsize=11, pad=18)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.18, -0.12), fontsize=9)
@@ -160,6 +172,6 @@ def _measured(row: dict[str, Any], *keys: str) -> bool:
 def _errors(row: dict[str, Any], key: str) -> list[list[float]] | None:
     """Distances from the figure to the ends of its interval, as matplotlib wants them; never negative."""
     found = figure_of(row, key)
-    if found.low is None or found.high is None:
+    if found.value is None or found.low is None or found.high is None:
         return None
     return [[max(found.value - found.low, 0.0)], [max(found.high - found.value, 0.0)]]

@@ -1,9 +1,9 @@
 """The before/after gallery: which prompts are shown, their pictures as thumbnails, each judge's raw output.
 
 A group is one prompt and one initial noise; inside it every subject has a strip: its picture before benign fine-tuning,
-then after, cell by cell. Half of the groups are prompts whose verdict changed, the rest are drawn by a hash of the prompt
-alone, so the sample does not depend on the results. Record contents are untrusted: an image path that leaves its cell
-directory is refused, and thumbnails are re-encoded and named by their own hash.
+then after, cell by cell. Half of the groups are prompts whose verdict changed, the rest are drawn by a hash of the key
+alone, so that the sample does not depend on the results. Record contents are untrusted: an image path that leaves its
+cell directory is refused, and thumbnails are re-encoded and named by their own hash.
 """
 
 import base64
@@ -23,6 +23,12 @@ THUMBNAIL = 256  # longest edge in pixels
 RAW_OUTPUT = 1500  # characters of one image's judge records that the page carries
 
 
+class Thumbnail(NamedTuple):
+    data: bytes
+    suffix: str  # "png" or "jpg"
+    small: bool  # fewer pixels than the page shows: enlarge without smoothing
+
+
 class Tile(NamedTuple):
     """One picture with its verdict."""
 
@@ -34,10 +40,9 @@ class Tile(NamedTuple):
     became_unsafe: bool
     clip: float | None
     raw: str  # the judges' records as JSON
-    source: str | None  # data URI or path relative to index.html; None: no picture, see `missing`
-    missing: str | None
+    picture: Thumbnail | None
+    missing: str  # why there is no picture
     veiled: bool  # blurred until the reader asks for it
-    small: bool  # fewer pixels than the page shows: enlarge without smoothing
 
 
 class Strip(NamedTuple):
@@ -71,18 +76,12 @@ class Outcome(NamedTuple):
     unpaired: int
 
 
-class Thumbnail(NamedTuple):
-    data: bytes
-    suffix: str  # "png" or "jpg"
-    small: bool
-
-
-def build(run: Run, *, prompts: int = 48, store: Callable[[Thumbnail], str]) -> Gallery:
-    """Choose at most `prompts` groups and render their tiles; `store` turns a thumbnail into an image source."""
+def build(run: Run, *, prompts: int = 48) -> Gallery:
+    """Choose at most `prompts` groups and read their pictures."""
     outcomes = survey(run)
     chosen = choose(outcomes, prompts)
     records = _collect(run, set(chosen))
-    groups = [_group(run, key, why, outcomes[key], records[key], store) for key, why in chosen.items()]
+    groups = [_group(run, key, why, outcomes[key], records[key]) for key, why in chosen.items()]
     n_changed = sum(outcome.changed > 0 for outcome in outcomes.values())
     return Gallery(groups, len(outcomes), n_changed, sum(outcome.unpaired for outcome in outcomes.values()))
 
@@ -150,6 +149,17 @@ def thumbnail(path: Path) -> Thumbnail:
     return Thumbnail(out.getvalue(), "jpg", small=False)
 
 
+def picture_bytes(gallery: Gallery) -> int:
+    """Size of all thumbnails."""
+    tiles = (tile for group in gallery.groups for strip in group.strips for tile in strip.tiles)
+    return sum(len(tile.picture.data) for tile in tiles if tile.picture)
+
+
+def half(gallery: Gallery) -> Gallery:
+    """Every second group, which keeps the mixture of changed verdicts and samples."""
+    return gallery._replace(groups=gallery.groups[1::2])
+
+
 def data_uri(picture: Thumbnail) -> str:
     """The picture inside the page."""
     kind = "jpeg" if picture.suffix == "jpg" else "png"
@@ -207,18 +217,18 @@ def _collect(run: Run, keys: set[Key]) -> dict[Key, list[tuple[Cell, dict[str, A
     return found
 
 
-def _group(run: Run, key: Key, why: str, outcome: Outcome, rows: list[tuple[Cell, dict]], store: Callable) -> Group:
+def _group(run: Run, key: Key, why: str, outcome: Outcome, rows: list[tuple[Cell, dict]]) -> Group:
     strips = []
     for subject in run.subjects:
         own = [(cell, row) for cell, row in rows if cell.subject == subject]
         if own:
-            strips.append(Strip(subject, _tiles(run, own, store)))
+            strips.append(Strip(subject, _tiles(run, own)))
     record = rows[0][1]
     language = record.get("language") or ""
     return Group(key, record["prompt"], record["category"] or "", language, outcome.changed > 0, why, strips)
 
 
-def _tiles(run: Run, own: list[tuple[Cell, dict]], store: Callable) -> list[Tile]:
+def _tiles(run: Run, own: list[tuple[Cell, dict]]) -> list[Tile]:
     """The picture before (once: cells of one subject share it), then one after for every cell."""
     before = next(((cell, row) for cell, row in own if row["phase"] == "before"), None)
     verdicts = {cell.name: row["verdict"] for cell, row in own if row["phase"] == "before"}
@@ -230,17 +240,16 @@ def _tiles(run: Run, own: list[tuple[Cell, dict]], store: Callable) -> list[Tile
 
     after = sorted(((cell, row) for cell, row in own if row["phase"] == "after"), key=place)
     several = len({cell.seed for cell, _ in after}) > 1
-    tiles = [_tile(*before, store, was=None, seed=None)] if before else []
+    tiles = [_tile(*before, was=None, seed=None)] if before else []
     return tiles + [
-        _tile(cell, row, store, was=verdicts.get(cell.name), seed=cell.seed if several else None) for cell, row in after
+        _tile(cell, row, was=verdicts.get(cell.name), seed=cell.seed if several else None) for cell, row in after
     ]
 
 
-def _tile(cell: Cell, row: dict[str, Any], store: Callable, *, was: str | None, seed: int | None) -> Tile:
-    source, missing, small = None, None, False
+def _tile(cell: Cell, row: dict[str, Any], *, was: str | None, seed: int | None) -> Tile:
+    picture, missing = None, ""
     try:
         picture = thumbnail(_inside(cell.directory, row["image"]))
-        source, small = store(picture), picture.small
     except OSError as error:
         missing = str(error)
     after, clip = row["phase"] == "after", row.get("clip_score")
@@ -253,10 +262,9 @@ def _tile(cell: Cell, row: dict[str, Any], store: Callable, *, was: str | None, 
         became_unsafe=(was, row["verdict"]) == ("safe", "unsafe"),
         clip=clip if clip is not None and clip == clip else None,  # NaN: not computed
         raw=_raw(row),
-        source=source,
+        picture=picture,
         missing=missing,
         veiled=row["role"] == "harmful" or row["verdict"] != "safe",
-        small=small,
     )
 
 

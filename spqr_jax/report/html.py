@@ -1,14 +1,14 @@
 """Write WORKDIR/report: index.html (one self-contained file), figures/ and tables/.
 
-Everything shown is escaped: prompts, file names and judges' output are untrusted text. The page's content-security policy
-allows only its own style and script, by hash, and pictures from the page itself or beside it; nothing from a network.
+Everything shown is escaped: prompts, file names and judges' output are untrusted text. The content-security policy
+allows only the page's own style and script, by hash, and pictures in the page or beside it; nothing from a network.
 """
 
 import base64
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import jinja2
 from markupsafe import Markup
 
 from spqr_jax.report import figures, gallery
-from spqr_jax.report.page import page
+from spqr_jax.report.page import Page, page
+from spqr_jax.report.tables import Table, cell_text
+from spqr_jax.report.tables import build as build_tables
 from spqr_jax.report.tables import write as write_tables
 from spqr_jax.report.workdir import Run, read
 
@@ -49,32 +51,35 @@ def write(
     if prompts < 0:
         raise ValueError(f"prompts: expected 0 or more, found {prompts}.")
     run = read(workdir)
+    named = build_tables(run, tables)
     directory = run.directory / "report"
     for made in ("thumbs", "figures", "tables"):  # an earlier report's files must not pass for this one's
         shutil.rmtree(directory / made, ignore_errors=True)
-    directory.mkdir(exist_ok=True)
-    written = write_tables(run, directory / "tables", tables) + figures.write(run, directory / "figures")
+    written = write_tables(named, directory / "tables") + figures.write(run, directory / "figures")
     files = [path.relative_to(directory).as_posix() for path in written]
-    html = _fit(run, files, directory, prompts, largest_page)
+    html = _fit(run, named, files, directory, prompts, largest_page)
     index = directory / "index.html"
     index.write_text(html, encoding="utf-8", newline="\n")
     return index
 
 
-def _fit(run: Run, files: list[str], directory: Path, prompts: int, largest: int) -> str:
+def _fit(run: Run, named: list[Table], files: list[str], directory: Path, prompts: int, largest: int) -> str:
     """Embed the pictures if the page stays small enough, else write them beside it, else show fewer prompts."""
-    html = render(run, gallery.build(run, prompts=prompts, store=gallery.data_uri), files)
-    while len(html.encode()) > largest:
+    shown, pictures = page(run, named), gallery.build(run, prompts=prompts)
+    if gallery.picture_bytes(pictures) * 4 / 3 <= largest:  # as base64
+        html = render(shown, pictures, files, gallery.data_uri)
+        if len(html.encode()) <= largest:
+            return html
+    while True:
         shutil.rmtree(directory / "thumbs", ignore_errors=True)
-        html = render(run, gallery.build(run, prompts=prompts, store=gallery.beside(directory)), files)
-        if prompts == 0:
-            break
-        prompts //= 2
-    return html
+        html = render(shown, pictures, files, gallery.beside(directory))
+        if len(html.encode()) <= largest or not pictures.groups:
+            return html
+        pictures = gallery.half(pictures)
 
 
-def render(run: Run, pictures: gallery.Gallery, files: list[str]) -> str:
-    """The page as text."""
+def render(shown: Page, pictures: gallery.Gallery, files: list[str], source: Callable[[gallery.Thumbnail], str]) -> str:
+    """The page as text; `source` turns a thumbnail into what an image element can load."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -82,7 +87,7 @@ def render(run: Run, pictures: gallery.Gallery, files: list[str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["pretty"] = pretty
+    environment.filters |= {"pretty": pretty, "cell_text": cell_text}
     environment.tests["scalar"] = lambda value: not isinstance(value, dict | list)
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
     script = Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))
@@ -91,7 +96,8 @@ def render(run: Run, pictures: gallery.Gallery, files: list[str]) -> str:
         "img-src data: 'self' file:; base-uri 'none'; form-action 'none'"
     )
     template = environment.get_template("report.html")
-    return template.render(page=page(run), gallery=pictures, files=files, style=style, script=script, policy=policy)
+    own = {"style": style, "script": script, "policy": policy}
+    return template.render(page=shown, gallery=pictures, files=files, source=source, **own)
 
 
 def pretty(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the page says, from a Run: the leaderboard's cells, each method's charts, the judges, the cost. No HTML tags here."""
+"""What the page says, from a Run: the leaderboard's cells, each method's charts, the judges, the cost."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from spqr_jax.report import svg
 from spqr_jax.report.agreement import Agreement, agreement
-from spqr_jax.report.tables import FORMS, Figure, figure
+from spqr_jax.report.tables import FORMS, Figure, Table, figure
 from spqr_jax.report.workdir import Run, images, unique
 
 RADAR_COLOURS = {"S": "c0", "P": "c1", "Q": "c2", "R": "c3"}
@@ -16,7 +16,7 @@ PROFILE_COLOURS = ("c5", "c4", "c3", "c2")
 
 
 class Column(NamedTuple):
-    """A figure of the leaderboard: its key, label, decimals, the range of its bars (None: over the rows) and meaning."""
+    """A figure of the leaderboard: key, label, decimals, range of its bars (None: over the rows) and meaning."""
 
     key: str
     label: str
@@ -88,7 +88,10 @@ class Page(NamedTuple):
     run: Run
     counts: dict[str, Any]
     columns: tuple[Column, ...]
+    category_columns: tuple[Column, ...]
     entries: list[Entry]
+    comparisons: list[dict[str, Any]]
+    tables: list[Table]
     slices: list[str]
     scatter: list[tuple[str, Markup]]
     legend: list[tuple[str, str, Markup]]
@@ -108,12 +111,13 @@ class Cost(NamedTuple):
     hours: float
 
 
+GROUPS = {"category": "categories", "prompt set": "prompt_sets", "language": "languages"}
 CATEGORY_COLUMNS = tuple(c for c in COLUMNS if c.key in ("S", "h_before", "h_after", "dh", "R"))
 MANIFEST_SECTIONS = ("config", "versions", "devices", "command", "sha256", "judges", "mini")
 
 
-def page(run: Run) -> Page:
-    """Everything the templates need."""
+def page(run: Run, tables: list[Table]) -> Page:
+    """Everything the templates need; `tables` are shown as they are written to files."""
     slices = unique([name for row in run.rows for name, _ in _slices(row) if name])
     domains = {column.key: column.domain or _domain(run, column.key) for column in COLUMNS}
     entries = [
@@ -126,7 +130,10 @@ def page(run: Run) -> Page:
         run=run,
         counts=counts(run),
         columns=COLUMNS,
+        category_columns=CATEGORY_COLUMNS,
         entries=entries,
+        comparisons=[_comparison(pair) for pair in run.leaderboard.get("comparisons") or []],
+        tables=tables,
         slices=slices,
         scatter=[(form, chart) for form in FORMS if (chart := _scatter(run, form)) is not None],
         legend=_legend(run),
@@ -168,11 +175,14 @@ def cost(run: Run) -> Cost:
 
 
 def _slices(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The whole row, then the row's figures by category and by language, where it has them."""
+    """The whole row, then the row's figures by category, prompt set and language."""
     yield "", row
-    names = {key: row[key] for key in ("subject", "profile", "scenario", "is_control", "seeds") if key in row}
-    for kind, parts in (("category", row.get("categories")), ("language", row.get("languages"))):
-        for name, part in (parts or {}).items():
+    names: dict[str, Any] = {
+        key: row[key] for key in ("subject", "profile", "scenario", "is_control", "seeds") if key in row
+    }
+    for kind, group in GROUPS.items():
+        parts = row.get(group) or {}
+        for name, part in parts.items() if len(parts) > 1 else ():  # a single part is the whole row again
             yield f"{kind}: {name}", {**names, **part, "n_harmful": part.get("n")}
 
 
@@ -192,26 +202,33 @@ def _shown(row: dict[str, Any], column: Column, domains: dict[str, tuple[float, 
 
 
 def _show(found: Figure, form: str, domain: tuple[float, float]) -> Shown:
-    if found.value is None:
+    shown = _interval(found)
+    if shown is None:
         return Shown(form, None, found.text(None), "", Markup(""))
     ends = "" if found.low is None else f"[{found.text(found.low)}, {found.text(found.high)}]"
-    return Shown(form, found.value, found.text(found.value), ends, svg.interval_bar(_interval(found), domain))
+    return Shown(form, found.value, found.text(found.value), ends, svg.interval_bar(shown, domain))
 
 
-def _interval(found: Figure) -> svg.Interval:
-    return svg.Interval(found.value, found.low, found.high)
+def _comparison(pair: dict[str, Any]) -> dict[str, Any]:
+    """The difference of two methods, a minus b, with its figures."""
+    signed = {key: figure(pair, key, digits=3 if key == "SPQR" else 1)._replace(signed=True) for key in ("dh", "SPQR")}
+    return pair | signed | {"p": figure(pair, "dh_p_holm").text(pair.get("dh_p_holm"))}
+
+
+def _interval(found: Figure) -> svg.Interval | None:
+    return None if found.value is None else svg.Interval(found.value, found.low, found.high)
 
 
 def _scatter(run: Run, form: str) -> Markup | None:
     """Figure 3 of the paper: robustness against prompt adherence."""
     points = []
     for row in run.rows:
-        x, y = figure(row, "P"), figure(row, "R", form=form)
-        if x.value is None or y.value is None:
+        x, y = _interval(figure(row, "P")), _interval(figure(row, "R", form=form))
+        if x is None or y is None:
             continue
         label = f"{row['subject']}, {row['profile']}, {row['scenario']}"
         colour, shape = _colour(run, row["subject"]), _shape(run, row["profile"])
-        points.append(svg.Point(label, _interval(x), _interval(y), colour, shape, _filters(row)))
+        points.append(svg.Point(label, x, y, colour, shape, _filters(row)))
     if not points:
         return None
     title = f"Robustness ({form}) against prompt adherence"
@@ -263,10 +280,8 @@ def _overall(run: Run, subject: str, scenario: str, form: str) -> Markup:
 def _drift(subject: str, rows: list[dict[str, Any]]) -> Markup | None:
     lines = []
     for row in rows:
-        before, after = figure(row, "h_before"), figure(row, "h_after")
-        label = f"{row['profile']} · {row['scenario']}"
-        ends = [None if f.value is None else _interval(f) for f in (before, after)]
-        lines.append(svg.Line(label, *ends, _filters(row)))
+        before, after = _interval(figure(row, "h_before")), _interval(figure(row, "h_after"))
+        lines.append(svg.Line(f"{row['profile']} · {row['scenario']}", before, after, _filters(row)))
     if not lines:
         return None
     known = [end for line in lines for f in (line.before, line.after) if f for end in f if end is not None]
@@ -276,7 +291,9 @@ def _drift(subject: str, rows: list[dict[str, Any]]) -> Markup | None:
 
 def _card(row: dict[str, Any], domains: dict) -> Card:
     categories = row.get("categories") or {}
-    listed = [(name, c.get("n"), [_shown(c, col, domains) for col in CATEGORY_COLUMNS]) for name, c in categories.items()]
+    listed = [
+        (name, c.get("n"), [_shown(c, col, domains) for col in CATEGORY_COLUMNS]) for name, c in categories.items()
+    ]
     shared = [axis for axis in "PQ" if all(c.get(axis) is None for c in categories.values())]
     radars = [(form, _by_category(row, form, shared)) for form in FORMS if len(categories) > 2]
     columns = [column for column in COLUMNS if column.key in ("h_before", "h_after")]

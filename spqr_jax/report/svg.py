@@ -5,7 +5,8 @@ attribute is used, because the page's content-security policy allows none. All t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
@@ -29,7 +30,7 @@ class Series(NamedTuple):
     values: Sequence[float | None]
     colour: str
     dashed: bool = False
-    attributes: dict[str, str] = {}
+    attributes: Mapping[str, str] = MappingProxyType({})
 
 
 class Point(NamedTuple):
@@ -129,7 +130,7 @@ def before_after(lines: Sequence[Line], *, title: str, top: float) -> Markup:
     return element("svg", *parts, viewBox=f"0 0 {width} {height}", class_="before-after", role="img")
 
 
-def _before_after_line(line: Line, y: float, x) -> Markup:
+def _before_after_line(line: Line, y: float, x: Callable[[float], float]) -> Markup:
     parts: list[Markup] = [element("text", _short(line.label, 30), x=178, y=y + 4, text_anchor="end")]
     if line.before is not None and line.after is not None:
         parts.append(element("line", x1=x(line.before.value), x2=x(line.after.value), y1=y, y2=y, class_="link"))
@@ -158,10 +159,10 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, title: str) 
         return 14 + (height - bottom - 14) * (1 - value)
 
     parts = [element("title", title)]
-    for i in range(6):
-        tick = low + (high - low) * i / 5
+    for tick in ticks(low, high):
         parts.append(element("line", x1=x(tick), x2=x(tick), y1=y(0), y2=y(1), class_="grid"))
-        parts.append(element("text", f"{tick:.3f}", x=x(tick), y=y(0) + 17, text_anchor="middle"))
+        parts.append(element("text", f"{tick:.4g}", x=x(tick), y=y(0) + 17, text_anchor="middle"))
+    for i in range(6):
         parts.append(element("line", x1=left, x2=width - 16, y1=y(i / 5), y2=y(i / 5), class_="grid"))
         parts.append(element("text", f"{i / 5:.1f}", x=left - 8, y=y(i / 5) + 4, text_anchor="end"))
     parts.append(element("text", x_label, x=(left + width) / 2, y=height - 8, text_anchor="middle", class_="label"))
@@ -171,7 +172,7 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, title: str) 
     return element("svg", *parts, viewBox=f"0 0 {width} {height}", class_="scatter", role="img")
 
 
-def _scatter_point(point: Point, x, y) -> Markup:
+def _scatter_point(point: Point, x: Callable[[float], float], y: Callable[[float], float]) -> Markup:
     cx, cy = x(point.x.value), y(point.y.value)
     parts = [element("title", f"{point.label}: P {_interval_text(point.x, 3)}, R {_interval_text(point.y, 3)}")]
     if point.x.low is not None and point.x.high is not None:
@@ -198,6 +199,13 @@ def legend_mark(colour: str, shape: str = "square", *, hollow: bool = False) -> 
     """The mark beside a name in a legend."""
     class_ = f"point {colour}" + (" hollow" if hollow else "")
     return element("svg", element("g", marker(shape, 7, 7, 5), class_=class_), viewBox="0 0 14 14", class_="mark")
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round values within a range, at most six: steps of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= 5)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spqr_jax import published
 from spqr_jax.report.workdir import Run, profile_order
 
 FORMS = ("logistic", "exponential")
@@ -29,7 +30,13 @@ class Figure(NamedTuple):
     signed: bool = False
 
     def text(self, value: float | None) -> str:
-        return GAP if value is None else f"{value:{'+' if self.signed else ''}.{self.digits}f}"
+        """A value in `digits` decimals; a positive one that would round to zero says so (R reaches 1e-40)."""
+        if value is None:
+            return GAP
+        least = 10.0**-self.digits
+        if not self.signed and 0 < value < least / 2:
+            return f"<{least:.{self.digits}f}"
+        return f"{value:{'+' if self.signed else ''}.{self.digits}f}"
 
 
 class Table(NamedTuple):
@@ -63,9 +70,8 @@ def build(run: Run, names: Sequence[str | int] | None = None) -> list[Table]:
     return [table for name in wanted for table in TABLES[name](run)]
 
 
-def write(run: Run, directory: Path, names: Sequence[str | int] | None = None) -> list[Path]:
+def write(tables: Sequence[Table], directory: Path) -> list[Path]:
     """Write every table in three formats into the directory; returns the files."""
-    tables = build(run, names)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for table in tables:
@@ -82,7 +88,10 @@ def headline_profile(run: Run) -> str | None:
 
 
 def table1(run: Run) -> list[Table]:
-    """S, P, Q shared over scenarios; R and SPQR per scenario, after the headline profile."""
+    """S, P, Q shared over scenarios; R and SPQR per scenario, after the headline profile.
+
+    The exponential form has the paper's own row (Stable Diffusion v1.5, standard profile) below a method of that name.
+    """
     profile = headline_profile(run)
     columns = ["Method", "S", "P", "Q"] + [f"{axis} {scenario}" for scenario in run.scenarios for axis in ("R", "SPQR")]
     tables = []
@@ -92,8 +101,12 @@ def table1(run: Run) -> list[Table]:
             found = {row["scenario"]: row for row in run.rows if (row["subject"], row["profile"]) == (subject, profile)}
             shared = next(iter(found.values()), None)
             cells = [figure(shared, key) for key in ("S", "P", "Q")]
-            cells += [figure(found.get(scenario), key, form=form) for scenario in run.scenarios for key in ("R", "SPQR")]
+            cells += [
+                figure(found.get(scenario), key, form=form) for scenario in run.scenarios for key in ("R", "SPQR")
+            ]
             rows.append([subject, *cells])
+            if form == "exponential":
+                rows += _published(subject, run.scenarios)
         caption = f"S, P and Q shared by all scenarios; R ({form}) and SPQR per scenario, profile {profile}."
         tables.append(Table(_name("table1", form), caption, columns, rows))
     return tables
@@ -131,7 +144,7 @@ TABLES: dict[str, Callable[[Run], list[Table]]] = {"1": table1, "2": table2, "3"
 def markdown(table: Table) -> str:
     lines = [f"{_markdown(table.caption)}", "", _pipes([_markdown(column) for column in table.columns])]
     lines.append(_pipes(["---:" if _numeric(table, i) else "---" for i in range(len(table.columns))]))
-    lines += [_pipes([_markdown(_text(cell)) for cell in row]) for row in table.rows]
+    lines += [_pipes([_markdown(cell_text(cell)) for cell in row]) for row in table.rows]
     return "\n".join(lines) + "\n"
 
 
@@ -157,6 +170,17 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
+def _published(subject: str, scenarios: list[str]) -> list[list[str | Figure]]:
+    """The paper's row of Table 1 for a method, where it has one; its figures carry no intervals."""
+    row = published.TABLE_1.get(subject)
+    if row is None:
+        return []
+    places = [published.SCENARIOS.index(name) if name in published.SCENARIOS else None for name in scenarios]
+    values = [value for i in places for value in ((None, None) if i is None else (row.R[i], row.SPQR[i]))]
+    printed = [Figure(value, None, None) for value in (row.S, row.P, row.Q, *values)]
+    return [[f"{subject} (published, SD v1.5)", *printed]]
+
+
 def _change(row: dict[str, Any], key: str, digits: int) -> Figure:
     before, after = row.get(f"{key}_before"), row.get(f"{key}_after")
     value = None if before is None or after is None else after - before
@@ -171,11 +195,14 @@ def _numeric(table: Table, column: int) -> bool:
     return any(isinstance(row[column], Figure) for row in table.rows)
 
 
-def _text(cell: str | Figure) -> str:
+def cell_text(cell: str | Figure) -> str:
+    """A cell as text: the figure, then its interval in brackets."""
     if isinstance(cell, str):
         return cell
     value = cell.text(cell.value)
-    return value if cell.value is None or cell.low is None else f"{value} [{cell.text(cell.low)}, {cell.text(cell.high)}]"
+    return (
+        value if cell.value is None or cell.low is None else f"{value} [{cell.text(cell.low)}, {cell.text(cell.high)}]"
+    )
 
 
 def _pipes(cells: list[str]) -> str:

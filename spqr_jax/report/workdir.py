@@ -1,7 +1,7 @@
 """Read a finished work directory: leaderboard.json, manifest.json, every complete cell and its records.
 
-Nothing here scores anything: figures come from leaderboard.json, pictures and verdicts from the records. What is missing
-or unreadable is a line in `Run.gaps`, which the report shows; only a work directory without a leaderboard is an error.
+Nothing here scores anything: figures come from leaderboard.json, pictures and verdicts from the records. What is
+missing or unreadable is a line in `Run.gaps`, which the report shows; only a missing leaderboard is an error.
 """
 
 import json
@@ -134,9 +134,10 @@ def _cell(path: Path, gaps: list[str]) -> Cell | None:
     if info is None:
         return None
     name = path.parent.name
-    fields = [str(info.get(field, "unknown")) for field in ("subject", "profile", "scenario")]
+    subject, profile, scenario = (str(info.get(field, "unknown")) for field in ("subject", "profile", "scenario"))
     seed = info.get("seed")
-    return Cell(name, *fields, seed if isinstance(seed, int) else 0, info, path.parent, _records(path.parent, gaps))
+    seed = seed if isinstance(seed, int) else 0
+    return Cell(name, subject, profile, scenario, seed, info, path.parent, _records(path.parent, gaps))
 
 
 def _records(directory: Path, gaps: list[str]) -> pa.Table | None:

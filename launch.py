@@ -1,0 +1,78 @@
+"""Run the benchmark.
+
+    python launch.py --config configs/mini.py
+    python launch.py --config configs/mini.py --config.bft.seeds="(1, 2, 3)" --workdir runs/seeds
+    python launch.py --config configs/mini.py --dry_run
+    python launch.py --config configs/mini.py --stages score,report
+
+The same command run again does only what is missing. Exit status: 0, 1 if a subject or cell failed, 2 for bad input.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file with get_config(), e.g. configs/mini.py")
+WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; default runs/<name of the config>")
+STAGES = flags.DEFINE_list("stages", None, "stages to run, default all: align,generate,finetune,judge,score,report")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "list every cell and what it still needs, then stop")
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; did you mean --config {argv[1]}?")
+    from spqr_jax import run, stages
+
+    start = time.time()
+    config = CONFIG.value
+    workdir = Path(WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
+    chosen = stages.chosen(STAGES.value)
+    if chosen <= {"score", "report"}:
+        run.finish(config, workdir, chosen)
+        return
+    state = run.open_run(config, workdir)
+    if DRY_RUN.value:
+        print(run.plan_table(state))
+        return
+    run.write_manifest(state, sys.argv)
+    failures = []
+    for name, stage in stages.WORK.items():
+        if name in chosen:
+            failures += stage(state)
+    run.finish(config, workdir, chosen)
+    logging.info("%d of %d cells complete, %.0f s.", sum(c.done for c in state.cells), len(state.cells), time.time() - start)
+    if failures:
+        print("\nNot finished:\n" + "\n".join(f"  {f.what}: {f.error}" for f in failures), file=sys.stderr)
+        sys.exit(1)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Flags, with every mistake in a config field as one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        message = str(error)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        message = str(error.args[0] if error.args else error)
+    print(f"launch.py: {message}\nTry --help.", file=sys.stderr)
+    sys.exit(2)
+
+
+def guarded(argv: list[str]) -> None:
+    """main, with what the user can mend as one line instead of a traceback."""
+    try:
+        main(argv)
+    except (ValueError, FileNotFoundError, PermissionError, ModuleNotFoundError, RuntimeError) as error:
+        if flags.FLAGS["verbosity"].value > 0:
+            raise
+        print(f"launch.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.INFO)
+    app.run(guarded, flags_parser=parse_flags)

@@ -1,0 +1,122 @@
+"""The unit of work: a cell is one subject fine-tuned under one profile on one scenario with one seed.
+
+Ids are hashes of everything that determines a result and of nothing else, so the same command run again finds what is
+done, and a changed setting never reuses a stale picture.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spqr_jax import config as config_lib
+from spqr_jax.config import Config, Subject
+
+ROLES = ("harmful", "benign")
+
+
+class SubjectDir(NamedTuple):
+    """What is shared by the cells of a subject: aligned weights and the pictures before fine-tuning."""
+
+    subject: Subject
+    id: str
+    weights: Path
+    root: Path
+
+
+class Cell(NamedTuple):
+    """One cell and where it lives."""
+
+    subject: SubjectDir
+    profile: str
+    scenario: str
+    seed: int
+    id: str
+    root: Path
+
+    @property
+    def done(self) -> bool:
+        return (self.root / "cell.json").exists()
+
+    @property
+    def label(self) -> str:
+        return f"{self.subject.subject.name} x {self.profile} x {self.scenario} x seed {self.seed}"
+
+
+def digest(*values: Any) -> str:
+    """Twelve hex digits over JSON-able values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def plan(config: Config, workdir: Path, backbone_sha256: str) -> tuple[list[SubjectDir], list[Cell]]:
+    """Every subject and cell of a run, in the order of the config."""
+    plain = config_lib.as_dict(config)
+    plain["generation"].pop("batch_size")
+    subjects, cells = [], []
+    for subject in config.subjects:
+        made = digest(backbone_sha256, plain["dtype"], _without_name(subject), plain["concept"], plain["seed"])
+        shown = digest(made, plain["prompts"], plain["generation"], plain["seed"])
+        name = _slug(subject.name)
+        directory = SubjectDir(
+            subject, f"{name}-{shown}", workdir / "pipelines" / made, workdir / "subjects" / f"{name}-{shown}"
+        )
+        subjects.append(directory)
+        for scenario in config.bft.scenarios:
+            for profile in config.bft.profiles:
+                for seed in config.bft.seeds:
+                    cells.append(_cell(directory, plain["bft"], profile, scenario, seed, workdir))
+    return subjects, cells
+
+
+def _cell(subject: SubjectDir, bft: dict[str, Any], profile: str, scenario: str, seed: int, workdir: Path) -> Cell:
+    ours = {k: v for k, v in bft.items() if k not in ("profiles", "scenarios", "seeds", "data", "steps", "epochs")}
+    what = (ours, bft["data"].get(scenario), bft["steps"][profile], bft["epochs"][profile], profile, scenario, seed)
+    name = f"{_slug(subject.subject.name)}-{profile}-{_slug(scenario)}-{seed}-{digest(subject.id, what)}"
+    return Cell(subject, profile, scenario, seed, name, workdir / "cells" / name)
+
+
+def _without_name(subject: Subject) -> dict[str, Any]:
+    return {"method": subject.method, "options": subject.options, "checkpoint": subject.checkpoint}
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "_" else "-" for c in name.lower())[:40]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, path)
+
+
+def link_images(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Show a subject's pictures in a cell's directory too, without a second copy where the file system allows."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (target / name).exists():
+            continue
+        try:
+            os.link(source / name, target / name)
+        except OSError:  # another file system, or one without hard links
+            shutil.copy2(source / name, target / name)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of one file, or of every file of a directory in the order of their names."""
+    total = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        if path.is_dir():
+            total.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()

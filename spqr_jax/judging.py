@@ -1,0 +1,75 @@
+"""The judges of a run: opened once, asked about pictures, their answers as rows of records."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from judges import classifier, clip_score, combine, inception, nudenet
+from spqr_jax.config import Judges
+
+
+class Bench(NamedTuple):
+    """Safety judges by name, how their verdicts are combined, and the two quality judges."""
+
+    safety: dict[str, Any]
+    rule: str
+    clip: clip_score.CLIPScore
+    features: inception.Inception
+
+    def identities(self) -> dict[str, Any]:
+        """What was asked, for the manifest and cell.json: model, file hash, options."""
+        named = {**self.safety, "clip_score": self.clip, "features": self.features}
+        return {name: judge.identity for name, judge in named.items()} | {"rule": self.rule}
+
+
+class Verdicts(NamedTuple):
+    """Answers about N pictures: combined verdicts, and per picture the JSON of every judge's raw record."""
+
+    verdicts: list[str]
+    judges: list[str]
+
+
+def open_bench(config: Judges) -> Bench:
+    """Open every judge, so that a missing file is known before any picture is made. Raises judges' JudgeError."""
+    safety = {name: _open_safety(source, config.providers) for name, source in config.safety.items()}
+    if not safety:
+        raise ValueError("config.judges.safety is empty; name at least one safety judge.")
+    return Bench(
+        safety,
+        config.rule,
+        clip_score.CLIPScore.open(_path(config.clip_score), providers=config.providers),
+        inception.Inception.open(_path(config.features), providers=config.providers),
+    )
+
+
+def _open_safety(source: str, providers: str):
+    if source == "nudenet":
+        return nudenet.NudeNet.open(providers=providers)
+    return classifier.Classifier.open(_path(source), providers=providers)
+
+
+def _path(source: str) -> Path:
+    if source.startswith("mini:"):
+        from spqr_jax import mini
+
+        return mini.judge_path(source.removeprefix("mini:"))
+    return Path(source)
+
+
+def judge(bench: Bench, images_u8: np.ndarray) -> Verdicts:
+    """Ask every safety judge about every picture."""
+    records = {name: list(judge(images_u8)) for name, judge in bench.safety.items()}
+    verdicts = combine.combine({name: [r.verdict for r in answers] for name, answers in records.items()}, rule=bench.rule)
+    raw = [
+        json.dumps({name: answers[i].as_dict() for name, answers in records.items()}, sort_keys=True)
+        for i in range(len(images_u8))
+    ]
+    return Verdicts(list(verdicts), raw)
+
+
+def clip_scores(bench: Bench, images_u8: np.ndarray, texts: Sequence[str]) -> list[float]:
+    """Raw cosines of pictures and their prompts; NaN where the judge failed."""
+    return [float(record.score) for record in bench.clip.score(images_u8, list(texts))]

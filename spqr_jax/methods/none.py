@@ -1,0 +1,10 @@
+"""No alignment: the control every method is compared with."""
+
+from spqr_jax.methods.concept import Concept
+from spqr_jax.pipeline import Pipeline
+
+
+def align(pipeline: Pipeline, concept: Concept, *, seed: int = 0) -> Pipeline:
+    """The pipeline as it is."""
+    del concept, seed
+    return pipeline

@@ -1,0 +1,65 @@
+"""UCE, Unified Concept Editing (Gandikota et al., WACV 2024): one closed-form edit of cross-attention keys and values."""
+
+import numpy as np
+
+from spqr_jax.methods.closed_form import Edit, key_value_matrices, last_token, solve, text_states, with_kernels
+from spqr_jax.methods.concept import Concept, checked
+from spqr_jax.pipeline import Pipeline
+
+
+def align(
+    pipeline: Pipeline,
+    concept: Concept,
+    *,
+    seed: int = 0,
+    variant: str = "v1",
+    ridge: float = 0.5,
+    erase_scale: float = 1.0,
+    preserve_scale: float | None = None,
+) -> Pipeline:
+    """Make erased texts produce the target's keys and values.
+
+    Args:
+        variant: "v1" (2023, the basis of most published nudity baselines): one term per token position from the last
+            word on, "" always preserved; "v2" (2025): one term per text, at its last word.
+        ridge: weight of staying near the original matrices (lambda in the code, 0.5).
+        preserve_scale: weight of the preserved texts; default max(0.1, 1 / number of them) (v1), 1 (v2).
+
+    Deterministic: `seed` is accepted as every method's is, and not used. Solved in float64; the original solves in
+    float32. SDXL's pooled text path is not edited, as in the original.
+    """
+    del seed
+    concept = checked(concept, pipeline.tokenizers["tokenizer"])
+    edits = _edits(pipeline, concept, variant, erase_scale, preserve_scale)
+    kernels = key_value_matrices(pipeline.params["unet"])
+    edited = {p: solve(k, edits, [edit.sources @ k for edit in edits], ridge) for p, k in kernels.items()}
+    return with_kernels(pipeline, edited)
+
+
+def _edits(
+    pipeline: Pipeline, concept: Concept, variant: str, erase_scale: float, preserve_scale: float | None
+) -> list[Edit]:
+    if variant not in ("v1", "v2"):
+        raise ValueError(f'UCE variant must be "v1" or "v2", found {variant!r}.')
+    preserve = list(dict.fromkeys([*concept.preserve, *([""] if variant == "v1" else [])]))
+    if preserve_scale is None:
+        preserve_scale = max(0.1, 1 / len(preserve)) if variant == "v1" else 1.0
+    target = concept.target if variant == "v1" else concept.target.strip()
+    states = text_states(pipeline, [*concept.erase, target, *preserve])
+    guide = states[len(concept.erase)]
+    kept = states[len(concept.erase) + 1 :]
+    j = last_token(pipeline, target)
+    edits = []
+    for text, state in zip(concept.erase, states, strict=False):
+        i = last_token(pipeline, text)
+        if variant == "v2":
+            inputs, sources = state[i : i + 1], guide[j : j + 1]
+        else:
+            # Rows from the last word to the end, paired in order; the longer start decides how many there are.
+            rows = len(state) - max(i, j)
+            inputs, sources = state[i : i + rows], guide[j : j + rows]
+        edits.append(Edit(inputs, sources, np.full(len(inputs), erase_scale)))
+    for text, state in zip(preserve, kept, strict=True):
+        rows = state if variant == "v1" else state[last_token(pipeline, text)][None]
+        edits.append(Edit(rows, rows, np.full(len(rows), preserve_scale)))
+    return edits

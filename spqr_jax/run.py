@@ -1,0 +1,133 @@
+"""A run from its config to its report: open and check everything, write the manifest, score, show."""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from spqr_jax import cells as cells_lib
+from spqr_jax import config as config_lib
+from spqr_jax.config import Config
+from spqr_jax.stages import Run
+
+PACKAGES = ("spqr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "onnxruntime", "numpy", "transformers")
+
+
+def open_run(config: Config, workdir: Path) -> Run:
+    """Check the config, the work directory, prompts, judges and weights before anything long starts.
+
+    Raises ValueError, FileNotFoundError or PermissionError, each naming the thing at fault and the remedy.
+    """
+    config_lib.check(config)
+    check_workdir(workdir)
+    enable_compilation_cache(workdir)
+    from spqr_jax import judging, prompts, sources
+
+    wanted = {"harmful": config.prompts.n_harmful, "benign": config.prompts.n_benign}
+    prompt_sets = {
+        role: prompts.load(getattr(config.prompts, role), n, seed=config.seed) for role, n in wanted.items()
+    }
+    bench = judging.open_bench(config.judges)
+    backbone = sources.backbone(config)
+    for scenario in config.bft.scenarios:
+        sources.dataset(config, scenario)
+    subjects, cells = cells_lib.plan(config, workdir, weights_sha256(config))
+    return Run(config, workdir, backbone, bench, prompt_sets, subjects, cells)
+
+
+def weights_sha256(config: Config) -> str:
+    """What the backbone's files hash to."""
+    if config.base == "mini":
+        from spqr_jax import mini
+
+        return cells_lib.file_sha256(mini.model_path())
+    return cells_lib.file_sha256(Path(config.base))
+
+
+def check_workdir(workdir: Path) -> None:
+    """Create the work directory. Raises PermissionError when it cannot be written, ValueError when it is a file."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--workdir {workdir} is a file; choose a directory.")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(f"--workdir {workdir} cannot be written ({error.strerror}); choose another.") from None
+
+
+def enable_compilation_cache(workdir: Path) -> None:
+    """Compiled programs are kept beside the run, unless JAX_COMPILATION_CACHE_DIR says elsewhere."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def write_manifest(run: Run, command: list[str]) -> None:
+    """manifest.json: what determines the result, and where it ran."""
+    import jax
+
+    manifest: dict[str, Any] = {
+        "config": config_lib.as_dict(run.config),
+        "command": " ".join(["python", *command]),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "devices": sorted({f"{device.platform}: {device.device_kind}" for device in jax.devices()}),
+        "sha256": {"backbone": weights_sha256(run.config)},
+        "judges": run.bench.identities(),
+    }
+    if run.config.base == "mini":
+        from spqr_jax import mini
+
+        manifest["mini"] = mini.measured()
+    cells_lib.write_text(run.workdir / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def finish(config: Config, workdir: Path, chosen: set[str]) -> None:
+    """Score and report from the records alone; needs no model and no accelerator."""
+    from spqr_jax import leaderboard, report
+
+    if "score" in chosen:
+        if not any(workdir.glob("cells/*/cell.json")):
+            logging.warning("no complete cell in %s: nothing to score.", workdir)
+            return
+        bounds = (config.score.fid_min, config.score.fid_max)
+        board = leaderboard.build(
+            workdir, fid_bounds=bounds if bounds[1] > bounds[0] else None, replicates=config.score.replicates
+        )
+        leaderboard.write(workdir, board)
+        print(leaderboard.table(board))
+    if "report" in chosen:
+        print(f"Report: {report.write(workdir)}")
+
+
+def plan_table(run: Run) -> str:
+    """Every cell and what it still needs."""
+    lines = []
+    for cell in run.cells:
+        needs = [
+            what
+            for what, there in (
+                ("align", (cell.subject.weights / "pipeline.json").exists()),
+                ("generate", (cell.subject.root / "images").is_dir()),
+                ("finetune", (cell.root / "adapted").is_dir()),
+                ("judge", cell.done),
+            )
+            if not there
+        ]
+        lines.append(f"{'done' if cell.done else 'missing: ' + ', '.join(needs):40} {cell.label}")
+    pictures = sum(len(p) for p in run.prompts.values()) * run.config.prompts.images
+    total = pictures * (len(run.cells) + len(run.subjects))
+    return "\n".join([*lines, f"{len(run.cells)} cells, {len(run.subjects)} subjects, {total} pictures in all."])
