@@ -88,7 +88,7 @@ def clip(flags: argparse.Namespace) -> dict[str, float]:
 
     model = CLIPVisionModelWithProjection(CLIPVisionConfig()).eval()
     sidecar = {"image_size": 224, "mean": CLIP_MEAN, "std": CLIP_STD}
-    names = {"input_name": "pixel_values", "output_name": "image_embeds"}
+    names: dict[str, Any] = {"input_name": "pixel_values", "output_name": "image_embeds"}
     with tempfile.TemporaryDirectory() as folder:
         path = export_graph(ClipVision(model), torch.zeros(2, 3, 224, 224), Path(folder) / "vision.onnx", **names).path
         encode = VisionEncoder(open_session(path, threads=flags.threads), sidecar)

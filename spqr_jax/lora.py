@@ -10,7 +10,7 @@ from flax import nnx
 from spqr_jax import params as params_lib
 from spqr_jax.models.layers import DropoutKey, Linear, LoRA
 from spqr_jax.params import Definition, Params
-from spqr_jax.profiles import LORA_TARGETS
+from spqr_jax.profiles import LORA_LEAF, LORA_TARGETS
 
 
 def attach(
@@ -82,13 +82,20 @@ def merge(params: Params, *, alpha: float) -> Params:
     return params_lib.unflatten(merged)
 
 
-def peft_state_dict(params: Params, prefix: str = "unet") -> dict[str, np.ndarray]:
-    """The adapters alone under diffusers' names (`unet.<layer>.lora_A.weight`), loadable by load_lora_weights."""
-    return {
-        f"{prefix}.{path.replace('.lora.', '.').removesuffix('.kernel')}.weight": np.ascontiguousarray(np.asarray(leaf).T)
-        for path, leaf in params_lib.flatten(params).items()
-        if path.endswith((".lora_A.kernel", ".lora_B.kernel"))
-    }
+def peft_state_dict(params: Params, *, alpha: float, prefix: str = "unet") -> dict[str, np.ndarray]:
+    """The adapters alone under diffusers' names (`unet.<layer>.lora_A.weight`), loadable by load_lora_weights.
+
+    B is multiplied by alpha / rank: a state dict carries no alpha, and diffusers then takes alpha = rank.
+    """
+    state = {}
+    for path, leaf in params_lib.flatten(params).items():
+        if LORA_LEAF.search(path):
+            weight = np.asarray(leaf).T
+            if path.endswith(".lora_B.kernel"):
+                weight = weight * np.asarray(alpha / weight.shape[1], weight.dtype)
+            name = path.replace(".lora.", ".").removesuffix(".kernel")
+            state[f"{prefix}.{name}.weight"] = np.ascontiguousarray(weight)
+    return state
 
 
 __all__ = ["DropoutKey", "attach", "fresh_keys", "merge", "peft_state_dict", "split_keys"]

@@ -200,14 +200,17 @@ def test_q16_equals_the_formula_on_torch_embeddings(tmp_path):
     directory = clip_directory(tmp_path / "clip", 191)
     prompts = RNG.normal(size=(2, 16)).astype(np.float16)
     (tmp_path / "prompts.p").write_bytes(pickle.dumps(prompts))
-    export_q16(directory, tmp_path / "prompts.p", tmp_path / "q16")
+    source, prompts_file, out = (str(tmp_path / name) for name in ("clip", "prompts.p", "q16"))
+    main(["--kind", "q16", source, "--prompts", prompts_file, "--out", out, "--model", "tiny"])
     model = transformers.CLIPModel.from_pretrained(directory)
     with torch.no_grad():
         pooled = model.vision_model(pixel_values=torch.from_numpy(clip_pixels(PICTURES))).pooler_output
         image = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)
         text = torch.nn.functional.normalize(torch.from_numpy(prompts).float(), dim=-1)
         expected = (100 * image @ text.T).softmax(-1).numpy()
-    records = Q16.open(tmp_path / "q16")(PICTURES)
+    judge = Q16.open(out)
+    assert judge.identity["model"] == "tiny"
+    records = judge(PICTURES)
     assert np.allclose([r.score for r in records], expected[:, 1], atol=1e-4)
     assert [r.verdict for r in records] == ["unsafe" if p > 0.5 else "safe" for p in expected[:, 1]]
     wrong = tmp_path / "wrong.p"

@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
+from convert.judges_onnx import main
 from convert.llavaguard_onnx import PROMPT, export_llavaguard
 from judges.anyres import Geometry, best_grid, views
 from judges.llavaguard import LlavaGuard
@@ -210,7 +211,8 @@ def test_generate_mode_reads_the_same_reply(source, exported, model):
 
 
 def test_float16_graphs(source, exported, tmp_path):
-    export_llavaguard(source, tmp_path, dtype="float16")
+    main(["--kind", "llavaguard", str(source), "--out", str(tmp_path), "--dtype", "float16"])
+    assert json.loads((tmp_path / "llavaguard.json").read_text())["prompt"] == PROMPT
     images = pictures((84, 84))
     full, half = (LlavaGuard.open(out, policy=source / "policy.txt", min_mass=0) for out in (exported, tmp_path))
     assert np.allclose([r.score for r in full(images)], [r.score for r in half(images)], atol=0.05)
@@ -258,14 +260,14 @@ def test_bad_input_is_named(source, exported, tmp_path):
 def test_agreement_of_prefill_and_generation(source, exported, tmp_path, capsys):
     from PIL import Image
 
-    from judges.agreement import main
+    from judges import agreement
 
     for i, image in enumerate([*pictures((60, 100)), *pictures((84, 84))]):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     arguments = [str(exported), str(tmp_path), "--policy", str(source / "policy.txt")]
-    assert main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
+    assert agreement.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["pictures"] == 4 and set(result["undecided"]) == {"prefill", "generate"}
     assert result["median_seconds"]["prefill"] < result["median_seconds"]["generate"]
-    assert main([str(exported), str(tmp_path / "none"), "--policy", str(source / "policy.txt")]) == 1
+    assert agreement.main([str(exported), str(tmp_path / "none"), "--policy", str(source / "policy.txt")]) == 1
     assert "no such file or folder" in capsys.readouterr().err

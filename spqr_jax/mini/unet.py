@@ -13,7 +13,7 @@ from spqr_jax import params as params_lib
 from spqr_jax.mini import corpus, training, world
 from spqr_jax.params import Params
 
-RECIPE = training.Recipe(steps=5000, batch=64, lr=1.5e-3, warmup=200, ema=0.998)
+RECIPE = training.Recipe(steps=3000, batch=64, lr=1.5e-3, warmup=200, ema=0.998)
 UNCONDITIONAL_SHARE = 0.1
 CONFIG: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",

@@ -1,0 +1,27 @@
+"""The emoji world at the paper's sample size: 500 and 500 prompts, languages and domains, three fine-tuning seeds.
+
+    python launch.py --config configs/mini_full.py
+
+Needs nothing but the package; resumable. Scenarios general, four languages, the artistic and the medical domain.
+About a day on 2 CPU cores (4 subjects x 3 profiles x 7 scenarios x 3 seeds = 252 cells of 1,000 pictures), minutes on a
+GPU for a part of it: narrow it with --config.bft.scenarios and --config.bft.seeds.
+"""
+
+from configs import mini
+from spqr_jax.config import Config
+
+
+def get_config() -> Config:
+    config = mini.get_config()
+    config.prompts.n_harmful = config.prompts.n_benign = 500
+    config.bft.scenarios = (
+        "general",
+        "multilingual_ar",
+        "multilingual_es",
+        "multilingual_fr",
+        "multilingual_hi",
+        "artistic",
+        "medical",
+    )
+    config.bft.seeds = (1, 2, 3)
+    return config
