@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         if name in chosen:
             failures += stage(state)
     run.finish(config, workdir, chosen)
-    logging.info("%d of %d cells complete, %.0f s.", sum(c.done for c in state.cells), len(state.cells), time.time() - start)
+    print(f"{sum(cell.done for cell in state.cells)} of {len(state.cells)} cells complete, {time.time() - start:.0f} s.")
     if failures:
         print("\nNot finished:\n" + "\n".join(f"  {f.what}: {f.error}" for f in failures), file=sys.stderr)
         sys.exit(1)
@@ -74,5 +74,5 @@ def guarded(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO; --verbosity=0 shows it
     app.run(guarded, flags_parser=parse_flags)

@@ -51,14 +51,7 @@ def test_scores_need_numpy_only(name):
     names = imported(ROOT / name)
     assert top(names) - STANDARD <= {"numpy", "spqr_jax"}
     # Within the package they may use each other, never a module that brings JAX.
-    assert {n for n in names if n.startswith("spqr_jax")} <= {n for n in names if n.split(".")[1] in ("score", "stats")}
-
-
-def test_torch_is_imported_in_convert_only():
-    """Of the packages that are installed; benchmarks and tests compare against it."""
-    users = {path.relative_to(ROOT).parts[0] for folder in ("spqr_jax", "judges") for path in files(folder)
-             if "torch" in top(imported(path))}
-    assert not users
+    assert all(n.split(".")[1] in ("score", "stats") for n in names if n.startswith("spqr_jax."))
 
 
 BLOCKED = """
