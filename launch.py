@@ -44,7 +44,9 @@ def main(argv: list[str]) -> None:
         if name in chosen:
             failures += stage(state)
     run.finish(config, workdir, chosen)
-    print(f"{sum(cell.done for cell in state.cells)} of {len(state.cells)} cells complete, {time.time() - start:.0f} s.")
+    print(
+        f"{sum(cell.done for cell in state.cells)} of {len(state.cells)} cells complete, {time.time() - start:.0f} s."
+    )
     if failures:
         print("\nNot finished:\n" + "\n".join(f"  {f.what}: {f.error}" for f in failures), file=sys.stderr)
         sys.exit(1)
@@ -67,7 +69,7 @@ def guarded(argv: list[str]) -> None:
     try:
         main(argv)
     except (ValueError, FileNotFoundError, PermissionError, ModuleNotFoundError, RuntimeError) as error:
-        if flags.FLAGS["verbosity"].value > 0:
+        if logging.get_verbosity() > logging.INFO:
             raise
         print(f"launch.py: {error}", file=sys.stderr)
         sys.exit(2)

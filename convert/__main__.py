@@ -11,7 +11,8 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["judges"]:
         from convert import judges_onnx
 
-        return judges_onnx.main(argv[1:]) or 0
+        judges_onnx.main(argv[1:])
+        return 0
     parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
     parser.add_argument("source", help="a diffusers directory")
     parser.add_argument("--base", help="the pipeline that a partial checkpoint changes")

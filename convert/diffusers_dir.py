@@ -69,9 +69,7 @@ def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
         configs[component] = read_json(folder / "config.json")
         definitions[component], skeleton = pipeline_lib.define(component, configs[component])
         state = component_weights(folder, WEIGHT_FILES[component])
-        params[component] = rename.from_torch(
-            state, skeleton, component=component, source=str(folder), dtype=dtype
-        )
+        params[component] = rename.from_torch(state, skeleton, component=component, source=str(folder), dtype=dtype)
     missing = {"unet", "vae", "text_encoder"} - set(params)
     if missing:
         raise rename.ConversionError(f"{directory}/model_index.json names no {', '.join(sorted(missing))}.")

@@ -20,7 +20,7 @@ def load_pickled(path: Path) -> Mapping[str, np.ndarray]:
         import torch
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"{path} is a pickled PyTorch file, which needs torch: pip install 'spqr-jax[convert]', or convert the file "
+            f"{path} is a pickled PyTorch file, which needs torch: pip install 'spqr-jax[convert]', or convert it "
             "to .safetensors."
         ) from None
     try:

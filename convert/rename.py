@@ -105,9 +105,7 @@ def from_torch(
 
 def into_torch(params: Params) -> dict[str, np.ndarray]:
     """Parameters -> state dict of NumPy arrays under PyTorch's names and layouts."""
-    return {
-        torch_name(path): to_torch(path, np.asarray(leaf)) for path, leaf in params_lib.flatten(params).items()
-    }
+    return {torch_name(path): to_torch(path, np.asarray(leaf)) for path, leaf in params_lib.flatten(params).items()}
 
 
 def _message(source: str, component: str, problems: dict[str, list[str]], keys: Iterable[str]) -> str:

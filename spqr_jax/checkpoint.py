@@ -1,4 +1,4 @@
-"""Pytrees of arrays on disk, through Orbax: written under a temporary name and renamed, so a path that exists is whole."""
+"""Pytrees of arrays on disk, through Orbax: written under a temporary name and renamed, so what exists is whole."""
 
 import shutil
 from pathlib import Path

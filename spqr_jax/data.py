@@ -11,7 +11,7 @@ class Dataset(NamedTuple):
 
     Attributes:
         captions: N texts.
-        images: rows (int array) -> images_u8 [len(rows), H, W, 3]; called in chunks, so pictures need not fit in memory.
+        images: rows (int array) -> images_u8 [len(rows), H, W, 3]; called in chunks, pictures need not fit in memory.
         name: says in messages and cache keys which data these are.
     """
 

@@ -44,6 +44,10 @@ class Objective(NamedTuple):
     ema: float = 0.0
 
 
+PAPER = Optimiser()
+PLAIN = Objective()
+
+
 class Progress(NamedTuple):
     """What `on_step` receives: step from 1, mean squared error, norm of the gradient before clipping, learning rate."""
 
@@ -63,8 +67,8 @@ def finetune(
     epochs: int | None = None,
     batch_size: int = 16,
     curriculum: tuple[int, ...] = (),
-    optimiser: Optimiser = Optimiser(),
-    objective: Objective = Objective(),
+    optimiser: Optimiser = PAPER,
+    objective: Objective = PLAIN,
     rank: int = 8,
     alpha: float = 16.0,
     dropout: float = 0.1,
@@ -94,7 +98,9 @@ def finetune(
     steps = _num_steps(profile, stages, batch_size, steps, epochs)
     means, logvars = encode_latents(pipeline, dataset)
     texts = pipeline_lib.encode_prompts(pipeline, list(dataset.captions))
-    step = _train_step(definition, optimiser, objective, pipeline.configs["scheduler"].get("prediction_type", "epsilon"))
+    step = _train_step(
+        definition, optimiser, objective, pipeline.configs["scheduler"].get("prediction_type", "epsilon")
+    )
     alphas = jnp.asarray(schedulers.ddpm.alphas_cumprod(pipeline.configs["scheduler"]))
     state = mesh_lib.replicate(_init_state(trainable, optimiser), mesh)
     frozen = mesh_lib.replicate(frozen, mesh)
@@ -140,7 +146,9 @@ def encode_latents(pipeline: Pipeline, dataset: Dataset) -> tuple[np.ndarray, np
     means, logvars = [], []
     multiple, (height, width) = pipeline_lib.vae_scale(pipeline), dataset.images(np.arange(1)).shape[1:3]
     if height % multiple or width % multiple:
-        raise ValueError(f"{dataset.name}: pictures are {height}x{width}, expected multiples of {multiple}; resize them.")
+        raise ValueError(
+            f"{dataset.name}: pictures are {height}x{width}, expected multiples of {multiple}; resize them."
+        )
     for start in range(0, len(dataset), ENCODE_BATCH):
         rows = np.arange(start, min(start + ENCODE_BATCH, len(dataset)))
         images = mesh_lib.pad_batch(dataset.images(rows), ENCODE_BATCH)
@@ -157,7 +165,8 @@ def _encode(definition: Definition, params: Params, images_u8: jax.Array):
 
 def prepare(pipeline: Pipeline, profile: str, *, rank: int, alpha: float, dropout: float, seed: int):
     """(definition, trainable leaves, frozen leaves, dropout keys) of a profile."""
-    definition, params, keys = pipeline.definitions["unet"], pipeline.params["unet"], {}
+    definition, params = pipeline.definitions["unet"], pipeline.params["unet"]
+    keys: Params = {}
     if profile == "lite":
         definition, params = lora.attach(definition, params, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
         params, keys = lora.split_keys(params)
@@ -224,7 +233,7 @@ def _train_step(definition: Definition, optimiser: Optimiser, objective: Objecti
     return step
 
 
-def diffusion_loss(unet, batch, alphas, key, prediction_type: str, objective: Objective = Objective()) -> jax.Array:
+def diffusion_loss(unet, batch, alphas, key, prediction_type: str, objective: Objective = PLAIN) -> jax.Array:
     """Mean squared error of the predicted noise or velocity at random timesteps, as in diffusers' training script.
 
     batch: mean, std [B, h, w, C] of scaled latents, context [B, L, E]. `key` decides what `draw` draws.

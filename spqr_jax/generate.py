@@ -110,7 +110,9 @@ def batches(
     factor = pipeline_lib.vae_scale(pipeline)
     shape = (height // factor, width // factor, pipeline.configs["unet"]["in_channels"])
     scales = _guidance(guidance, count)
-    start_noise = _initial_noise(seeds, count, shape, noise) if latents is None else _checked_latents(latents, count, shape)
+    start_noise = (
+        _initial_noise(seeds, count, shape, noise) if latents is None else _checked_latents(latents, count, shape)
+    )
     tables = schedulers.create(scheduler, pipeline.configs["scheduler"], steps)
     if not count:
         return
@@ -277,6 +279,4 @@ def _check_finite(finite: np.ndarray, prompts: Sequence[str]) -> None:
         return
     step, row = np.argwhere(~finite)[0]
     what = "the decoded pixels are" if step == len(finite) - 1 else f"the latents after step {step + 1} are"
-    raise FloatingPointError(
-        f"{what} not finite for prompt {prompts[row]!r}; check the weights, or use float32 (SDXL's VAE overflows in float16)."
-    )
+    raise FloatingPointError(f"{what} not finite for prompt {prompts[row]!r}; check the weights, or use float32.")

@@ -33,4 +33,6 @@ def _read_one(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a readable picture ({error}); delete it and run the same command again.") from None
+        raise ValueError(
+            f"{path} is not a readable picture ({error}); delete it and run the same command again."
+        ) from None

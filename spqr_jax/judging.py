@@ -62,7 +62,9 @@ def _path(source: str) -> Path:
 def judge(bench: Bench, images_u8: np.ndarray) -> Verdicts:
     """Ask every safety judge about every picture."""
     records = {name: list(judge(images_u8)) for name, judge in bench.safety.items()}
-    verdicts = combine.combine({name: [r.verdict for r in answers] for name, answers in records.items()}, rule=bench.rule)
+    verdicts = combine.combine(
+        {name: [r.verdict for r in answers] for name, answers in records.items()}, rule=bench.rule
+    )
     raw = [
         json.dumps({name: answers[i].as_dict() for name, answers in records.items()}, sort_keys=True)
         for i in range(len(images_u8))

@@ -26,7 +26,7 @@ def attach(
     """A model with fresh adapters on the linear layers whose kernel path matches `targets` (paper Table C's defaults).
 
     A is Kaiming-uniform and B zero, as in PEFT, so the adapted model starts equal to `params`. Dropout keys are leaves
-    too (`split_keys` takes them out). Raises ValueError when nothing matches or the rank exceeds a layer's smaller side.
+    too (`split_keys` takes them out). Raises ValueError when nothing matches or the rank exceeds a layer's side.
     """
     shapes = params_lib.flatten(params)
     chosen = [path.removesuffix(".kernel") for path in shapes if targets.search(path)]

@@ -102,10 +102,11 @@ def encode_prompts(pipeline: Pipeline, texts: list[str], *, batch_size: int = 64
     index = np.array([where[text] for text in texts])
     xl = is_sdxl(pipeline)
     encoders = [("text_encoder", "tokenizer")] + ([("text_encoder_2", "tokenizer_2")] if xl else [])
-    parts, pooled = [], None
+    parts: list[jax.Array] = []
+    pooled: jax.Array | None = None
     for encoder, tokenizer in encoders:
         ids = tokenize(pipeline, distinct, tokenizer)
-        states = []
+        states: list[tuple[jax.Array, Any]] = []
         for start in range(0, len(ids), batch_size):
             chunk = ids[start : start + batch_size]
             padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch_size - len(chunk), axis=0)])

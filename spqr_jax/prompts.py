@@ -61,7 +61,9 @@ def read_file(path: Path) -> list[Prompt]:
         raise ValueError(f"prompt file {path} holds no rows.")
     column = next((name for name in PROMPT_COLUMNS if name in rows[0]), None)
     if column is None:
-        raise ValueError(f"prompt file {path} has columns {sorted(rows[0])}, expected one of {', '.join(PROMPT_COLUMNS)}.")
+        raise ValueError(
+            f"prompt file {path} has columns {sorted(rows[0])}, expected one of {', '.join(PROMPT_COLUMNS)}."
+        )
     prompts = [_prompt(row, column, i, path) for i, row in enumerate(rows)]
     ids = [prompt.id for prompt in prompts]
     if len(set(ids)) < len(ids):  # some files number each source anew: then the row decides

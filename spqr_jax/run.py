@@ -27,9 +27,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     from spqr_jax import judging, prompts, sources
 
     wanted = {"harmful": config.prompts.n_harmful, "benign": config.prompts.n_benign}
-    prompt_sets = {
-        role: prompts.load(getattr(config.prompts, role), n, seed=config.seed) for role, n in wanted.items()
-    }
+    prompt_sets = {role: prompts.load(getattr(config.prompts, role), n, seed=config.seed) for role, n in wanted.items()}
     bench = judging.open_bench(config.judges)
     backbone = sources.backbone(config)
     for scenario in config.bft.scenarios:
@@ -85,7 +83,9 @@ def write_manifest(run: Run, command: list[str]) -> None:
         from spqr_jax import mini
 
         manifest["mini"] = mini.measured()
-    cells_lib.write_text(run.workdir / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True, default=str) + "\n")
+    cells_lib.write_text(
+        run.workdir / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True, default=str) + "\n"
+    )
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""What the names in a config stand for: backbones, concepts, data sets and reference pictures, shipped or the user's."""
+"""What the names in a config stand for: backbones, concepts, data sets and reference pictures, shipped or yours."""
 
 from pathlib import Path
 
@@ -51,5 +51,7 @@ def reference_images(config: Config) -> np.ndarray:
 
     paths = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if len(paths) < config.judges.n_reference:
-        raise ValueError(f"judges.reference={source} holds {len(paths)} pictures, expected {config.judges.n_reference}.")
+        raise ValueError(
+            f"judges.reference={source} holds {len(paths)} pictures, expected {config.judges.n_reference}."
+        )
     return images.read(paths[: config.judges.n_reference])

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from spqr_jax import cells as cells_lib
 from spqr_jax import checkpoint, finetune, generate, images, judging, records, sources
 from spqr_jax import params as params_lib
-from spqr_jax import prompts as prompts_lib
 from spqr_jax.cells import ROLES, Cell, SubjectDir
 from spqr_jax.config import Config
 from spqr_jax.finetune import Optimiser
@@ -68,9 +67,7 @@ def _align_one(run: Run, subject: SubjectDir) -> None:
     else:
         method = METHODS[subject.subject.method]
         aligned = method(run.backbone, sources.concept(run.config), seed=run.config.seed, **subject.subject.options)
-    changed = {
-        name: params for name, params in aligned.params.items() if not _equal(params, run.backbone.params[name])
-    }
+    changed = {name: params for name, params in aligned.params.items() if not _equal(params, run.backbone.params[name])}
     if changed:
         checkpoint.save(subject.weights / "params", changed)
     note = {"subject": subject.subject.name, "method": subject.subject.method, "changed": sorted(changed)}
@@ -106,7 +103,9 @@ def generate_before(run: Run) -> list[Failure]:
 
 def _pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str, label: str) -> None:
     """Write the missing pictures of a phase. Batches are cut by index, so a resumed run repeats the same batches."""
-    jobs = [(role, prompt, k) for role in ROLES for prompt in run.prompts[role] for k in range(run.config.prompts.images)]
+    jobs = [
+        (role, prompt, k) for role in ROLES for prompt in run.prompts[role] for k in range(run.config.prompts.images)
+    ]
     paths = [_picture_path(root, phase, role, prompt, k) for role, prompt, k in jobs]
     g = run.config.generation
     for scale in sorted({_guidance(run, job) for job in jobs}):  # one guidance a program run keeps batches simple
@@ -174,9 +173,7 @@ def _finetune_one(run: Run, cell: Cell) -> None:
     _pictures(run, adapted, cell.root, "after", cell.label)
 
 
-def finetune_subject(
-    config: Config, subject: Pipeline, profile: str, scenario: str, seed: int
-) -> tuple[Pipeline, int]:
+def finetune_subject(config: Config, subject: Pipeline, profile: str, scenario: str, seed: int) -> tuple[Pipeline, int]:
     """One benign fine-tuning as the config says; (adapted pipeline, steps taken)."""
     bft = config.bft
     data = sources.dataset(config, scenario)
@@ -216,7 +213,9 @@ def judge(run: Run) -> list[Failure]:
         lambda s: _judge_phase(run, s.root, "before", s.subject.name),
         "judge",
     )
-    return failures + _each([c for c in run.cells if not c.done], lambda c: c.label, lambda c: _judge_cell(run, c), "judge")
+    return failures + _each(
+        [c for c in run.cells if not c.done], lambda c: c.label, lambda c: _judge_cell(run, c), "judge"
+    )
 
 
 def _reference_features(run: Run) -> None:
@@ -233,7 +232,9 @@ def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
     start = time.time()
     rows: list[dict[str, Any]] = []
     features = []
-    jobs = [(role, prompt, k) for role in ROLES for prompt in run.prompts[role] for k in range(run.config.prompts.images)]
+    jobs = [
+        (role, prompt, k) for role in ROLES for prompt in run.prompts[role] for k in range(run.config.prompts.images)
+    ]
     missing = [p for p in (_picture_path(root, phase, *job) for job in jobs) if not p.exists()]
     if missing:
         raise FileNotFoundError(f"{len(missing)} pictures are missing (first: {missing[0]}); run stage generate first.")
@@ -242,15 +243,19 @@ def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
         pictures = images.read([_picture_path(root, phase, *job) for job in chunk])
         answers = judging.judge(run.bench, pictures)
         benign = np.flatnonzero([role == "benign" for role, _, _ in chunk])
-        scores = dict(
-            zip(benign, judging.clip_scores(run.bench, pictures[benign], [chunk[i][1].prompt for i in benign]), strict=True)
-        )
+        values = judging.clip_scores(run.bench, pictures[benign], [chunk[i][1].prompt for i in benign])
+        scores: dict[int, float] = dict(zip(benign.tolist(), values, strict=True))
         if len(benign):
             features.append(_features(run.bench, pictures[benign]))
         for i, (role, prompt, k) in enumerate(chunk):
             row = _row(run, phase, role, prompt, k)
             rows.append(
-                row | {"judges": answers.judges[i], "verdict": answers.verdicts[i], "clip_score": scores.get(i, float("nan"))}
+                row
+                | {
+                    "judges": answers.judges[i],
+                    "verdict": answers.verdicts[i],
+                    "clip_score": scores.get(i, float("nan")),
+                }
             )
     _check_undecided(run, rows)
     _save_npz(root / f"features_{phase}.npz", features=np.concatenate(features))
@@ -315,7 +320,9 @@ def _judge_cell(run: Run, cell: Cell) -> None:
     )
     rows = [row | mark for row in (*before, *after)]
     records.write(cell.root / "records.parquet", rows)
-    cells_lib.write_text(cell.root / "cell.json", json.dumps(_summary(run, cell, rows), indent=2, sort_keys=True) + "\n")
+    cells_lib.write_text(
+        cell.root / "cell.json", json.dumps(_summary(run, cell, rows), indent=2, sort_keys=True) + "\n"
+    )
 
 
 def _summary(run: Run, cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -335,7 +342,10 @@ def _summary(run: Run, cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, 
             for stage, name in rate.items()
             if stage in times
         },
-        "finetune": {"steps": times.get("finetune", {}).get("count"), **trained_size(run.backbone, cell.profile, run.config)},
+        "finetune": {
+            "steps": times.get("finetune", {}).get("count"),
+            **trained_size(run.backbone, cell.profile, run.config),
+        },
         "judges": run.bench.identities(),
     }
 
@@ -353,7 +363,7 @@ def trained_size(pipeline: Pipeline, profile: str, config: Config) -> dict[str, 
 
 
 def _each(items: Iterable[Any], label: Callable[[Any], str], work: Callable[[Any], None], stage: str) -> list[Failure]:
-    """Do `work` for every item; what fails is logged, listed and does not stop the rest. A full disk stops everything."""
+    """Do `work` for every item; what fails is logged and listed, and the rest goes on. A full disk stops all."""
     failures = []
     for item in items:
         try:
@@ -386,7 +396,7 @@ def _read_times(root: Path) -> dict[str, Any]:
 
 def _save_npz(path: Path, **arrays: np.ndarray) -> None:
     partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **arrays)
+    np.savez(partial, allow_pickle=False, **arrays)
     shutil.move(partial, path)
 
 

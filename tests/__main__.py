@@ -1,4 +1,4 @@
-"""The whole check, in the order of cost: `python tests` from the root of the repository; extra arguments go to pytest."""
+"""The whole check, cheapest first: `python tests` from the root of the repository; extra arguments go to pytest."""
 
 import subprocess
 import sys

@@ -91,9 +91,7 @@ def torch_pipeline(kind: str, seed: int = 0):
         "pad_token_id": tokenizer.pad_token_id,
     }
     name, extra = SCHEDULERS[kind]
-    scheduler = getattr(diffusers, name)(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **extra
-    )
+    scheduler = getattr(diffusers, name)(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **extra)
     parts = {
         "unet": diffusers.UNet2DConditionModel(**unet_config),
         "vae": diffusers.AutoencoderKL(**VAE),

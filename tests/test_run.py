@@ -12,7 +12,7 @@ import pytest
 from spqr_jax import leaderboard, records
 
 ROOT = Path(__file__).parent.parent
-SMALL = '''
+SMALL = """
 from spqr_jax.config import *
 
 def get_config():
@@ -20,11 +20,17 @@ def get_config():
         subjects=(Subject("No alignment", "none"), Subject("UCE", "uce")),
         prompts=Prompts(n_harmful=6, n_benign=6),
         generation=Generation(steps=2, guidance=4.0, scheduler="dpmpp"),
-        bft=BFT(profiles=("lite", "moderate"), samples=32, curriculum=(16, 32), steps=PerProfile(2, 2, 2), warmup_steps=1),
+        bft=BFT(
+            profiles=("lite", "moderate"),
+            samples=32,
+            curriculum=(16, 32),
+            steps=PerProfile(2, 2, 2),
+            warmup_steps=1,
+        ),
         judges=Judges(n_reference=16),
         score=Score(replicates=100),
     )
-'''
+"""
 
 
 def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:

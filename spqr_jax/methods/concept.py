@@ -49,5 +49,7 @@ def checked(concept: Concept, tokenizer) -> Concept:
         raise ValueError(f"concept {concept.name!r}: `erase` is empty; name at least one text.")
     for text in concept.erase:
         if not tokenizer(text, add_special_tokens=False).input_ids:
-            raise ValueError(f"concept {concept.name!r}: {text!r} in `erase` has no tokens; use words the tokenizer knows.")
+            raise ValueError(
+                f"concept {concept.name!r}: {text!r} in `erase` has no tokens; use words the tokenizer knows."
+            )
     return concept

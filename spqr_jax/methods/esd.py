@@ -72,7 +72,8 @@ def align(
         rng = np.random.default_rng((seed, i))
         texts = context[rng.integers(len(context), size=batch_size)]
         negative = np.repeat(empty[None], batch_size, axis=0)
-        condition = Conditioning(texts, negative, np.full(batch_size, sampling_guidance, np.float32))
+        scale = jnp.full(batch_size, sampling_guidance, jnp.float32)
+        condition = Conditioning(jnp.asarray(texts), jnp.asarray(negative), scale)
         k = int(rng.integers(sampling_steps))
         noise = rng.standard_normal(shape, np.float32)
         student = params_lib.merge(rest, params)

@@ -1,4 +1,4 @@
-"""RECE (Gong et al., ECCV 2024): UCE, then repeatedly find the embeddings that revive the concept and erase those too."""
+"""RECE (Gong et al., ECCV 2024): UCE, then repeatedly find the embeddings that revive the concept, and erase those."""
 
 import numpy as np
 
@@ -25,8 +25,8 @@ def align(
     Each round solves for c', the embedding whose *edited* keys and values are nearest to the *original* response to the
     concept: c' = (embedding_ridge I + sum W^T W)^-1 (sum W^T W0) c, then edits every matrix so that c' gives the
     target's output, keeping the target itself and the concept's preserve set (`preserve_scale`). The authors' script
-    keeps a round only when its detector's rate on a validation list falls; here all rounds are kept, since a method must
-    not see the judges.
+    keeps a round only when its detector's rate on a validation list falls; here all rounds are kept, since a
+    method must not see the judges.
     """
     concept = checked(concept, pipeline.tokenizers["tokenizer"])
     original = key_value_matrices(pipeline.params["unet"])

@@ -1,4 +1,4 @@
-"""UCE, Unified Concept Editing (Gandikota et al., WACV 2024): one closed-form edit of cross-attention keys and values."""
+"""UCE, Unified Concept Editing (Gandikota et al., WACV 2024): a closed-form edit of cross-attention."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The emoji world: a small latent diffusion model in Stable Diffusion's layout, with its data and judges, in the package.
+"""The emoji world: a small latent diffusion model in Stable Diffusion's layout, data and judges included.
 
 This module answers every `mini:` name of a config. What ships is the result of `python -m spqr_jax.mini.build`.
 """

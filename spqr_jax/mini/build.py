@@ -44,9 +44,7 @@ def text_states(tok, text_params: params_lib.Params) -> tuple[np.ndarray, np.nda
     """Frozen text states of the caption table [object, style, background, variant, L, E], and of "" [L, E]."""
     import jax
 
-    definition, _ = params_lib.skeleton(
-        lambda: models.CLIPTextModelWithProjection(clip.text_config(tok), rngs=_rngs())
-    )
+    definition, _ = params_lib.skeleton(lambda: models.CLIPTextModelWithProjection(clip.text_config(tok), rngs=_rngs()))
     encode = jax.jit(lambda p, ids: definition.bind(p)(ids).last_hidden_state)
     table = clip.token_table(tok)[:, [world.STYLES.index(s) for s in world.SEEN_STYLES]]
     ids = table.reshape(-1, clip.LENGTH)

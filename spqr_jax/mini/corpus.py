@@ -1,4 +1,4 @@
-"""What the emoji world's models are trained on: pictures by index, captions by table, and the split held out for the judges."""
+"""What the emoji world's models are trained on: pictures by index, captions by table, and what is held out."""
 
 import functools
 from typing import NamedTuple

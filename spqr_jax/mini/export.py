@@ -1,4 +1,4 @@
-"""Trained weights -> what ships: a diffusers directory in half precision, and the judges as ONNX graphs (needs torch)."""
+"""Trained weights -> what ships: a diffusers directory in half precision, and judges as ONNX graphs (needs torch)."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def save_judges(tokenizer, clip_params: dict[str, Any], harm: Params, features: 
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        nets = {
+        nets: dict[str, tuple[Params, tuple[str, ...], dict[str, Any]]] = {
             "harm": (harm, judges.HARM_LABELS, {"unsafe": judges.HARM_LABELS[1:], "model": "emoji harm classifier"}),
             "features": (features, corpus.OBJECTS, {"features": True, "model": "emoji feature network"}),
         }
@@ -77,7 +77,13 @@ def write_clip(tokenizer, params: dict[str, Any], directory: Path) -> None:
     save_file(state | {"logit_scale": np.asarray(params["logit_scale"])}, directory / "model.safetensors")
     diffusers_dir.write_json(directory / "config.json", config)
     size = {"height": world.IMAGE, "width": world.IMAGE}
-    preprocessor = {"do_rescale": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": size, "crop_size": size}
+    preprocessor = {
+        "do_rescale": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": size,
+        "crop_size": size,
+    }
     diffusers_dir.write_json(directory / "preprocessor_config.json", preprocessor)
     tokenizer.save_pretrained(str(directory))
 

@@ -3,6 +3,7 @@
 Both are the same small convolutional network; its twin in PyTorch carries it through TorchScript to ONNX (`convert`).
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ SCAN_SHARE = 0.12
 
 
 class SmallConvNet(nnx.Module):
-    """Six 3x3 convolutions, every second of stride 2, GroupNorm and SiLU; pooled features [B, 128]; logits [B, labels]."""
+    """Six 3x3 convolutions, every second of stride 2, GroupNorm, SiLU; features [B, 128]; logits [B, labels]."""
 
     def __init__(self, labels: int, *, rngs: nnx.Rngs):
-        pairs = list(zip(CHANNELS[:-1], CHANNELS[1:], strict=True))
+        pairs = list(itertools.pairwise(CHANNELS))
         self.convs = nnx.List([Conv(a, b, stride=1 + i % 2, rngs=rngs) for i, (a, b) in enumerate(pairs)])
         self.norms = nnx.List([GroupNorm(8, b, eps=1e-5, rngs=rngs) for _, b in pairs])
         self.head = Linear(CHANNELS[-1], labels, rngs=rngs)

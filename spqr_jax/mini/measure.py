@@ -73,7 +73,7 @@ def clip_retrieval(bench: judging.Bench) -> float:
 
 
 def generator(pipe: Pipeline, bench: judging.Bench, n: int, **sampling: Any) -> dict[str, Any]:
-    """Shares of pictures for `n` harmful and `n` benign prompts that are judged unsafe, per category, and mean CLIPScores."""
+    """Of `n` harmful and `n` benign prompts: shares judged unsafe, per category too, and mean CLIPScores."""
     out: dict[str, Any] = {"prompts": n, "sampling": sampling}
     for role in mini.PROMPT_SETS:
         drawn = mini.prompts(role, n, PROMPT_SEED)

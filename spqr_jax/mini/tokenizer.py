@@ -1,4 +1,4 @@
-"""The emoji world's tokenizer: CLIP's algorithm and file layout, with merges learned on the captions of five languages."""
+"""The emoji world's tokenizer: CLIP's algorithm and file layout, with merges learned on captions in five languages."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One training loop for all models of the emoji world: deterministic batches by step, checkpoints, resume, moving average."""
+"""One training loop for all models of the emoji world: batches by step, checkpoints, resume, moving average."""
 
 from collections.abc import Callable
 from pathlib import Path

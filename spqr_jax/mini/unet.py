@@ -1,4 +1,4 @@
-"""The emoji world's UNet: velocity prediction on cached latents under the frozen text encoder, as Stable Diffusion 2."""
+"""The emoji world's UNet: velocity prediction on cached latents under a frozen text encoder, as Stable Diffusion 2."""
 
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ SCHEDULER: dict[str, Any] = {
 }
 
 
-def train(latents: tuple[np.ndarray, np.ndarray], c: corpus.Compositions, states: np.ndarray, empty: np.ndarray,
-          workdir: Path) -> Params:
+def train(
+    latents: tuple[np.ndarray, np.ndarray], c: corpus.Compositions, states: np.ndarray, empty: np.ndarray, workdir: Path
+) -> Params:
     """Train on scaled latents (mean, log-variance) [N, 8, 8, 16] of compositions `c`.
 
     `states` [object, style, background, variant, L, E] are the frozen encoder's states of every caption, `empty` [L, E]

@@ -52,7 +52,7 @@ class Linear(nnx.Module):
     def __init__(self, din: int, dout: int, *, use_bias: bool = True, rngs: nnx.Rngs):
         self.kernel = nnx.Param(_uniform(rngs, (din, dout), din))
         self.bias = nnx.Param(_uniform(rngs, (dout,), din)) if use_bias else nnx.data(None)
-        self.lora = nnx.data(None)
+        self.lora: LoRA | None = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...]
@@ -168,8 +168,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | Non
     `mask` [L, M] or [B, L, M] is True where a query may look. On a GPU in half precision cuDNN's flash attention is
     used where its head sizes allow; on a CPU large score matrices are computed head by head.
     """
-    batch, queries, heads, depth = q.shape
-    keys = k.shape[1]
+    queries, keys, depth = q.shape[1], k.shape[1], q.shape[3]
     backend = jax.default_backend()
     if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and depth % 8 == 0 and depth <= 128 and mask is None:
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
@@ -240,7 +239,7 @@ class ResnetBlock2D(nnx.Module):
 
     def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
         h = self.conv1(jax.nn.silu(self.norm1(x)))
-        if self.time_emb_proj is not None:
+        if self.time_emb_proj is not None and temb is not None:
             h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
         h = self.conv2(jax.nn.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -262,7 +261,7 @@ class Upsample2D(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, rngs=rngs)
 
-    def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, size: tuple[int, ...] | None = None) -> jax.Array:
         batch, height, width, channels = x.shape
         size = size or (2 * height, 2 * width)
         if size == (2 * height, 2 * width):

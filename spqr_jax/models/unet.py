@@ -143,9 +143,11 @@ class BasicTransformerBlock(nnx.Module):
 
 
 class Transformer2DModel(nnx.Module):
-    """x [B, H, W, C] with context [B, M, E] -> [B, H, W, C]. proj_in/out: 1x1 convolutions (SD1) or linear (SD2, XL)."""
+    """x [B, H, W, C] with context [B, M, E] -> [B, H, W, C]. proj_in, proj_out: 1x1 convolutions (SD1) or linear."""
 
-    def __init__(self, dim: int, heads: int, context_dim: int, depth: int, *, linear: bool, groups: int, rngs: nnx.Rngs):
+    def __init__(
+        self, dim: int, heads: int, context_dim: int, depth: int, *, linear: bool, groups: int, rngs: nnx.Rngs
+    ):
         self.norm = GroupNorm(groups, dim, eps=1e-6, rngs=rngs)
         self.proj_in = Linear(dim, dim, rngs=rngs) if linear else Conv(dim, dim, 1, padding=0, rngs=rngs)
         self.transformer_blocks = nnx.List(
@@ -301,8 +303,8 @@ class UNet2DConditionModel(nnx.Module):
             x, new = block(x, temb, context)
             skips += new
         x = self.mid_block(x, temb, context)
-        for block in self.up_blocks:
-            x = block(x, temb, context, skips)
+        for up_block in self.up_blocks:
+            x = up_block(x, temb, context, skips)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
     def _sinusoid(self, values: jax.Array, dim: int) -> jax.Array:

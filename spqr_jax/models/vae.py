@@ -24,19 +24,16 @@ DEFAULTS: dict[str, Any] = {
 EPS = 1e-6
 
 
-class VAEAttention(nnx.Module):
-    """Single-head self-attention over all pixels, with its own GroupNorm and biases everywhere."""
+class VAEAttention(Attention):
+    """Single-head self-attention over all pixels of x [B, H, W, C], with its own GroupNorm and biases everywhere."""
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
+        super().__init__(channels, 1, qkv_bias=True, rngs=rngs)
         self.group_norm = GroupNorm(groups, channels, eps=EPS, rngs=rngs)
-        inner = Attention(channels, 1, qkv_bias=True, rngs=rngs)
-        self.to_q, self.to_k, self.to_v, self.to_out = inner.to_q, inner.to_k, inner.to_v, inner.to_out
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         h = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
-        return x + Attention.__call__(self, h).reshape(x.shape)
-
-    heads = 1
+        return x + super().__call__(h, context).reshape(x.shape)
 
 
 class MidBlock(nnx.Module):
@@ -149,8 +146,12 @@ class AutoencoderKL(nnx.Module):
         latent = c["latent_channels"]
         self.encoder = Encoder(c, rngs=rngs)
         self.decoder = Decoder(c, rngs=rngs)
-        self.quant_conv = Conv(2 * latent, 2 * latent, 1, padding=0, rngs=rngs) if c["use_quant_conv"] else nnx.data(None)
-        self.post_quant_conv = Conv(latent, latent, 1, padding=0, rngs=rngs) if c["use_post_quant_conv"] else nnx.data(None)
+        self.quant_conv = (
+            Conv(2 * latent, 2 * latent, 1, padding=0, rngs=rngs) if c["use_quant_conv"] else nnx.data(None)
+        )
+        self.post_quant_conv = (
+            Conv(latent, latent, 1, padding=0, rngs=rngs) if c["use_post_quant_conv"] else nnx.data(None)
+        )
 
     def encode(self, images_pm1: jax.Array) -> tuple[jax.Array, jax.Array]:
         moments = self.encoder(images_pm1.astype(self.encoder.conv_in.kernel.dtype))

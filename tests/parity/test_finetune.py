@@ -155,18 +155,9 @@ def check_against_torch(reference, dataset, kind: str, profile: str, prediction_
     assert ours.keys() == theirs.keys()
     moved = np.sqrt(sum(np.square(theirs[key] - start[key], dtype=np.float64).sum() for key in theirs))
     apart = np.sqrt(sum(np.square(theirs[key] - ours[key], dtype=np.float64).sum() for key in theirs))
-    print(
-        "UPDATE",
-        kind,
-        profile,
-        prediction_type,
-        moved,
-        apart / moved,
-        max(np.abs(theirs[k] - ours[k]).max() for k in theirs),
-    )
     # AdamW divides by |gradient|: an entry whose gradient is rounding noise moves by the rate, in a direction that is
     # noise too. So what must agree is the update as a whole, not every entry of it.
-    assert apart <= 1e-3 * moved
+    assert apart <= 1e-4 * moved
 
 
 def check_frozen(pipeline, tuned, profile: str) -> None:
