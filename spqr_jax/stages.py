@@ -208,14 +208,23 @@ def judge(run: Run) -> list[Failure]:
     """Ask the judges about every picture and write the records; a cell is complete once its cell.json exists."""
     _reference_features(run)
     failures = _each(
-        [s for s in run.subjects if not (s.root / "records.parquet").exists()],
+        [s for s in run.subjects if not _judged(run, s.root)],
         lambda s: s.subject.name,
         lambda s: _judge_phase(run, s.root, "before", s.subject.name),
         "judge",
     )
-    return failures + _each(
-        [c for c in run.cells if not c.done], lambda c: c.label, lambda c: _judge_cell(run, c), "judge"
-    )
+    todo = [c for c in run.cells if not (c.done and _judged(run, c.root))]
+    return failures + _each(todo, lambda c: c.label, lambda c: _judge_cell(run, c), "judge")
+
+
+def _judged(run: Run, root: Path) -> bool:
+    """Whether the records there are these judges': with others they are made anew from the same pictures."""
+    marker = root / "judges.json"
+    return marker.exists() and json.loads(marker.read_text()) == _plain(run.bench.identities())
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
 
 
 def _reference_features(run: Run) -> None:
@@ -261,6 +270,8 @@ def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
     _save_npz(root / f"features_{phase}.npz", features=np.concatenate(features))
     _note_seconds(root, f"judge_{phase}", time.time() - start, len(rows))
     records.write(root / "records.parquet", rows)
+    identities = json.dumps(_plain(run.bench.identities()), indent=2, sort_keys=True)
+    cells_lib.write_text(root / "judges.json", identities + "\n")
 
 
 def _row(run: Run, phase: str, role: str, prompt: Prompt, k: int) -> dict[str, Any]:
@@ -299,6 +310,7 @@ def _check_undecided(run: Run, rows: Sequence[dict[str, Any]]) -> None:
 
 def _judge_cell(run: Run, cell: Cell) -> None:
     """Judge the pictures after fine-tuning, add the subject's records before it, and complete the cell."""
+    (cell.root / "cell.json").unlink(missing_ok=True)
     _judge_phase(run, cell.root, "after", cell.label)
     after = records.read(cell.root / "records.parquet")
     before = records.read(cell.subject.root / "records.parquet")
@@ -346,7 +358,7 @@ def _summary(run: Run, cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, 
             "steps": times.get("finetune", {}).get("count"),
             **trained_size(run.backbone, cell.profile, run.config),
         },
-        "judges": run.bench.identities(),
+        "judges": _plain(run.bench.identities()),
     }
 
 
