@@ -1,7 +1,6 @@
 """The whole benchmark in miniature on the shipped world: real weights, real judges, a handful of pictures."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -34,9 +33,8 @@ def get_config():
 
 
 def launch(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(Path.home() / ".cache" / "spqr_jax" / "compilation")}
     command = [sys.executable, str(ROOT / "launch.py"), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +136,30 @@ def test_bad_input_is_one_clear_line_before_any_work(finished, tmp_path, argumen
     assert says in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "w" / "pipelines").exists()
+
+
+def truncated_copy(source: Path, target: Path, file: str) -> Path:
+    shutil.copytree(source, target)
+    with (target / file).open("r+b") as stream:
+        stream.truncate((target / file).stat().st_size // 2)
+    return target
+
+
+def test_truncated_weights_and_judges_are_named(finished, tmp_path):
+    from spqr_jax import mini
+
+    config, _ = finished
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    model = truncated_copy(mini.MODEL, tmp_path / "model", weights)
+    judges = truncated_copy(mini.JUDGES, tmp_path / "judges", "harm.onnx")
+    for override, says in (
+        (f"--config.base={model}", weights),
+        (f"--config.judges.features={judges / 'harm.onnx'}", "harm.onnx"),
+    ):
+        refused = launch("--config", str(config), "--workdir", str(tmp_path / "w"), override)
+        assert refused.returncode == 2
+        assert says in refused.stderr
+        assert "Traceback" not in refused.stderr
 
 
 def test_unwritable_workdir(finished, tmp_path):

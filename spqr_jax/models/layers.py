@@ -256,16 +256,12 @@ class Downsample2D(nnx.Module):
 
 
 class Upsample2D(nnx.Module):
-    """Nearest-neighbour doubling, or to `size` (H, W), then a convolution."""
+    """Nearest-neighbour doubling, cropped to `size` (H, W) where the halving had rounded up, then a convolution."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = Conv(channels, channels, rngs=rngs)
 
     def __call__(self, x: jax.Array, size: tuple[int, ...] | None = None) -> jax.Array:
-        batch, height, width, channels = x.shape
-        size = size or (2 * height, 2 * width)
-        if size == (2 * height, 2 * width):
-            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        else:
-            x = jax.image.resize(x, (batch, *size, channels), "nearest")
-        return self.conv(x)
+        height, width = size or (2 * x.shape[1], 2 * x.shape[2])
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return self.conv(x[:, :height, :width])

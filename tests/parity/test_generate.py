@@ -158,7 +158,6 @@ def test_torch_noise_reproduces_a_seeded_pytorch_run(reference):
     check_equal(ours, theirs)
 
 
-@pytest.mark.xfail(strict=True, reason="Upsample2D resizes with half-pixel centres, PyTorch's nearest without")
 def test_latents_that_do_not_halve_evenly(reference):
     """Latents of 9x7: the UNet's way up must choose the pixels that PyTorch's nearest neighbour chooses."""
     pipe, directory = reference("sd1")
