@@ -14,7 +14,7 @@ from spqr_jax.mini import corpus, training, world
 from spqr_jax.params import Definition, Params
 
 RECIPE = training.Recipe(steps=1000, batch=32, lr=2e-3)
-DECODER_RECIPE = training.Recipe(steps=1500, batch=32, lr=1.5e-3)
+DECODER_RECIPE = training.Recipe(steps=1000, batch=32, lr=1.5e-3)
 DECODING = ("decoder", "post_quant_conv")
 DECODER_NOISE = 0.1  # beside latents of standard deviation 1.4: about what sampling leaves
 KL_WEIGHT = 1e-8  # beside an error averaged over pixels; keeps the latents bounded and nearly free of noise
