@@ -6,7 +6,7 @@ Needs nothing but the package. Four subjects (no alignment, UCE, RECE, ESD), thr
 scenario, one seed, 200 harmful and 100 benign prompts. At most 10 minutes on 2 CPU cores (docs/mini.md).
 
 Fine-tuning follows the paper's Tables B and C, scaled in steps only: learning rate, batch, decay, clipping, rank and
-dropout are the paper's; 1:3:10 epochs become 24:72:240 steps, and the warm-up keeps its share of the standard profile.
+dropout are the paper's; 1:3:10 epochs become 12:36:120 steps, and the warm-up keeps its share of the standard profile.
 """
 
 from spqr_jax.config import BFT, Config, Generation, Judges, PerProfile, Prompts, Subject
@@ -24,11 +24,11 @@ def get_config() -> Config:
             Subject("ESD", "esd", {"steps": 100, "batch_size": 8, "sampling_steps": 10, "lr": 1e-4}),
         ),
         prompts=Prompts(n_harmful=200, n_benign=100),
-        generation=Generation(steps=8, guidance=4.0, scheduler="dpmpp"),
+        generation=Generation(steps=6, guidance=4.0, scheduler="dpmpp"),
         bft=BFT(
             samples=500,
             curriculum=(100, 300, 500),
-            steps=PerProfile(lite=24, moderate=72, standard=240),
+            steps=PerProfile(lite=12, moderate=36, standard=120),
             warmup_share=WARMUP_SHARE,
         ),
         judges=Judges(n_reference=1000),

@@ -24,7 +24,7 @@ WORKDIR = flags.DEFINE_string("workdir", ".cache/mini", "where downloads, checkp
 STAGES = flags.DEFINE_list("stages", None, "what to build, in order; default all")
 PROMPTS = flags.DEFINE_integer("prompts", 300, "prompts of each kind that the generator is measured on")
 # As configs/mini.py samples.
-SAMPLING = {"steps": 8, "guidance": 4.0, "scheduler": "dpmpp"}
+SAMPLING = {"steps": 6, "guidance": 4.0, "scheduler": "dpmpp"}
 
 
 def build_data(workdir: Path) -> None:
