@@ -22,7 +22,7 @@ class Bench(NamedTuple):
     def identities(self) -> dict[str, Any]:
         """What was asked, for the manifest and cell.json: model, file hash, options."""
         named = {**self.safety, "clip_score": self.clip, "features": self.features}
-        return {name: judge.identity for name, judge in named.items()} | {"rule": self.rule}
+        return {name: judge.identity for name, judge in named.items()}
 
 
 class Verdicts(NamedTuple):

@@ -220,11 +220,12 @@ def judge(run: Run) -> list[Failure]:
 def _judged(run: Run, root: Path) -> bool:
     """Whether the records there are these judges': with others they are made anew from the same pictures."""
     marker = root / "judges.json"
-    return marker.exists() and json.loads(marker.read_text()) == _plain(run.bench.identities())
+    return marker.exists() and json.loads(marker.read_text()) == _asked(run)
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
+def _asked(run: Run) -> dict[str, Any]:
+    """Who judges, and how their verdicts are combined, as JSON holds it."""
+    return json.loads(json.dumps({"judges": run.bench.identities(), "rule": run.bench.rule}, default=str))
 
 
 def _reference_features(run: Run) -> None:
@@ -270,8 +271,7 @@ def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
     _save_npz(root / f"features_{phase}.npz", features=np.concatenate(features))
     _note_seconds(root, f"judge_{phase}", time.time() - start, len(rows))
     records.write(root / "records.parquet", rows)
-    identities = json.dumps(_plain(run.bench.identities()), indent=2, sort_keys=True)
-    cells_lib.write_text(root / "judges.json", identities + "\n")
+    cells_lib.write_text(root / "judges.json", json.dumps(_asked(run), indent=2, sort_keys=True) + "\n")
 
 
 def _row(run: Run, phase: str, role: str, prompt: Prompt, k: int) -> dict[str, Any]:
@@ -358,7 +358,7 @@ def _summary(run: Run, cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, 
             "steps": times.get("finetune", {}).get("count"),
             **trained_size(run.backbone, cell.profile, run.config),
         },
-        "judges": _plain(run.bench.identities()),
+        **_asked(run),
     }
 
 
