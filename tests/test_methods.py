@@ -116,7 +116,7 @@ def test_esd_loss_and_gradient_equal_pytorch(pipeline, reference):
         return esd.erasing_loss(call(params), call(pipeline.params["unet"]), latents, t, context, empty, 1.5)
 
     with jax.default_matmul_precision("highest"):
-        value, gradient = jax.value_and_grad(loss)(pipeline.params["unet"])
+        value, gradient = jax.jit(jax.value_and_grad(loss))(pipeline.params["unet"])
     x, c, e = (torch.tensor(a) for a in (latents.transpose(0, 3, 1, 2), context, empty))
     with torch.no_grad():
         with_text, without = unet(x, torch.tensor(t), c).sample, unet(x, torch.tensor(t), e).sample

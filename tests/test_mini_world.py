@@ -296,7 +296,8 @@ def test_composing_a_batch_is_fast():
 @pytest.mark.parametrize("fault", ["truncated", "altered", "missing"])
 def test_damaged_asset_is_one_clear_error(tmp_path, damaged, fault):
     for path in ASSETS.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
     content = (ASSETS / damaged).read_bytes()
     if fault == "missing":
         (tmp_path / damaged).unlink()
