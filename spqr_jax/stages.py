@@ -66,7 +66,8 @@ def _align_one(run: Run, subject: SubjectDir) -> None:
         aligned = convert.load(subject.subject.checkpoint, base=run.backbone, dtype=run.config.dtype)
     else:
         method = METHODS[subject.subject.method]
-        aligned = method(run.backbone, sources.concept(run.config), seed=run.config.seed, **subject.subject.options)
+        concept, seed = sources.concept(run.config), run.config.seed
+        aligned = method(run.backbone, concept, seed=seed, progress=True, **subject.subject.options)
     changed = {name: params for name, params in aligned.params.items() if not _equal(params, run.backbone.params[name])}
     if changed:
         checkpoint.save(subject.weights / "params", changed)

@@ -4,7 +4,7 @@ from spqr_jax.methods.concept import Concept
 from spqr_jax.pipeline import Pipeline
 
 
-def align(pipeline: Pipeline, concept: Concept, *, seed: int = 0) -> Pipeline:
+def align(pipeline: Pipeline, concept: Concept, *, seed: int = 0, progress: bool = False) -> Pipeline:
     """The pipeline as it is."""
-    del concept, seed
+    del concept, seed, progress
     return pipeline

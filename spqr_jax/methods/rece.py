@@ -19,6 +19,7 @@ def align(
     preserve_scale: float = 0.1,
     start: str = "v1",
     start_options: dict | None = None,
+    progress: bool = False,
 ) -> Pipeline:
     """Start from UCE (`start` variant) and run `epochs` rounds (authors: 3 for nudity, 2 for the eleven-word list).
 
@@ -28,6 +29,7 @@ def align(
     keeps a round only when its detector's rate on a validation list falls; here all rounds are kept, since a
     method must not see the judges.
     """
+    del progress
     concept = checked(concept, pipeline.tokenizers["tokenizer"])
     original = key_value_matrices(pipeline.params["unet"])
     started = uce.align(pipeline, concept, seed=seed, variant=start, **(start_options or {}))

@@ -16,6 +16,7 @@ def align(
     ridge: float = 0.5,
     erase_scale: float = 1.0,
     preserve_scale: float | None = None,
+    progress: bool = False,
 ) -> Pipeline:
     """Make erased texts produce the target's keys and values.
 
@@ -25,10 +26,10 @@ def align(
         ridge: weight of staying near the original matrices (lambda in the code, 0.5).
         preserve_scale: weight of the preserved texts; default max(0.1, 1 / number of them) (v1), 1 (v2).
 
-    Deterministic: `seed` is accepted as every method's is, and not used. Solved in float64; the original solves in
-    float32. SDXL's pooled text path is not edited, as in the original.
+    Deterministic and quick: `seed` and `progress` are accepted as by every method, and not used. Solved in float64, the
+    original in float32. SDXL's pooled text path is not edited, as in the original.
     """
-    del seed
+    del seed, progress
     concept = checked(concept, pipeline.tokenizers["tokenizer"])
     edits = _edits(pipeline, concept, variant, erase_scale, preserve_scale)
     kernels = key_value_matrices(pipeline.params["unet"])
