@@ -116,11 +116,12 @@ def _pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str
         missing = [i for batch in cut if not all(paths[i].exists() for i in batch) for i in batch]
         if not missing:
             continue
-        start = time.time()
         for role in ROLES:
             paths[[job[0] for job in jobs].index(role)].parent.mkdir(parents=True, exist_ok=True)
+        made = pipeline()  # may fine-tune first, which is timed apart
+        start = time.time()
         stream = generate.batches(
-            pipeline(),
+            made,
             [jobs[i][1].prompt for i in missing],
             [image_seed(jobs[i][1], jobs[i][2]) for i in missing],
             steps=g.steps,
