@@ -3,8 +3,8 @@
     python launch.py --config configs/mini_full.py
 
 Needs nothing but the package; resumable. Scenarios general, four languages, the artistic and the medical domain.
-About a day on 2 CPU cores (4 subjects x 3 profiles x 7 scenarios x 3 seeds = 252 cells of 1,000 pictures), minutes on a
-GPU for a part of it: narrow it with --config.bft.scenarios and --config.bft.seeds.
+4 subjects x 3 profiles x 7 scenarios x 3 seeds = 252 cells of 1,000 pictures: about 5 hours on 2 CPU cores by the rates
+of docs/mini.md (not run whole). Narrow it with --config.bft.scenarios and --config.bft.seeds.
 """
 
 from configs import mini
