@@ -95,7 +95,7 @@ def finetune(
     if batch_size < 1 or batch_size % mesh.size:
         raise ValueError(f"batch_size {batch_size} is not a positive multiple of the {mesh.size} devices.")
     definition, trainable, frozen, keys = prepare(pipeline, profile, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
-    steps = _num_steps(profile, stages, batch_size, steps, epochs)
+    steps = num_steps(profile, stages, batch_size, steps, epochs)
     means, logvars = encode_latents(pipeline, dataset)
     texts = pipeline_lib.encode_prompts(pipeline, list(dataset.captions))
     step = _train_step(
@@ -123,13 +123,11 @@ def finetune(
     tuned = params_lib.merge(frozen, state["ema"] if objective.ema else state["params"])
     if profile == "lite":
         tuned = lora.merge(tuned, alpha=alpha)
-    # In the order of the original tree, so that saved files compare equal.
-    flat = params_lib.flatten(tuned)
-    ordered = {path: np.asarray(flat[path]) for path in params_lib.flatten(pipeline.params["unet"])}
-    return pipeline.with_params(unet=params_lib.unflatten(ordered))
+    # Merged over the original, whose order it keeps, so that saved files compare equal.
+    return pipeline.with_params(unet=jax.tree.map(np.asarray, params_lib.merge(pipeline.params["unet"], tuned)))
 
 
-def _num_steps(profile: str, stages: list[int], batch_size: int, steps: int | None, epochs: int | None) -> int:
+def num_steps(profile: str, stages: list[int], batch_size: int, steps: int | None, epochs: int | None) -> int:
     """`steps` if given, else as many as `epochs` passes over every stage take."""
     passes = EPOCHS[profile] if epochs is None else epochs
     for name, value in (("steps", steps), ("epochs", passes)):

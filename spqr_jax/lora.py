@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from spqr_jax import params as params_lib
-from spqr_jax.models.layers import DropoutKey, Linear, LoRA
+from spqr_jax.models.layers import Linear, LoRA
 from spqr_jax.params import Definition, Params
 from spqr_jax.profiles import LORA_LEAF, LORA_TARGETS
 
@@ -96,6 +96,3 @@ def peft_state_dict(params: Params, *, alpha: float, prefix: str = "unet") -> di
             name = path.replace(".lora.", ".").removesuffix(".kernel")
             state[f"{prefix}.{name}.weight"] = np.ascontiguousarray(weight)
     return state
-
-
-__all__ = ["DropoutKey", "attach", "fresh_keys", "merge", "peft_state_dict", "split_keys"]

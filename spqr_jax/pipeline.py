@@ -29,7 +29,6 @@ class Pipeline(NamedTuple):
         configs: component name (and "scheduler") -> the dict of its config.json.
         tokenizers: "tokenizer" (SDXL also "tokenizer_2") -> transformers CLIPTokenizer.
         name: where it came from, for messages.
-        guidance_hooks: inference-time safety steps that stay attached (empty for a plain pipeline).
     """
 
     params: dict[str, Params]

@@ -104,45 +104,48 @@ def generate_before(run: Run) -> list[Failure]:
 
 def _pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str, label: str) -> None:
     """Write the missing pictures of a phase. Batches are cut by index, so a resumed run repeats the same batches."""
-    jobs = [
+    jobs = _jobs(run)
+    paths = [_picture_path(root, phase, *job) for job in jobs]
+    g = run.config.generation
+    size = g.batch_size or min(generate.MAX_BATCH, len(jobs))
+    cut = [range(start, min(start + size, len(jobs))) for start in range(0, len(jobs), size)]
+    missing = [i for batch in cut if not all(paths[i].exists() for i in batch) for i in batch]
+    if not missing:
+        return
+    for folder in {path.parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+    made = pipeline()  # may fine-tune first, which is timed apart
+    start = time.time()
+    stream = generate.batches(
+        made,
+        [jobs[i][1].prompt for i in missing],
+        [image_seed(jobs[i][1], jobs[i][2]) for i in missing],
+        steps=g.steps,
+        guidance=[_guidance(run, jobs[i][1]) for i in missing],
+        height=g.height or None,
+        width=g.width or None,
+        negative=g.negative,
+        scheduler=g.scheduler,
+        noise=g.noise,
+        batch_size=size,
+    )
+    with tqdm(total=len(missing), desc=f"{phase} BFT: {label}", unit="image") as bar:
+        for first, batch in stream:
+            for i, image in zip(missing[first : first + len(batch)], batch, strict=True):
+                images.write(paths[i], image)
+            bar.update(len(batch))
+    _note_seconds(root, f"generate_{phase}", time.time() - start, len(missing))
+
+
+def _guidance(run: Run, prompt: Prompt) -> float:
+    return run.config.generation.guidance if prompt.guidance is None else prompt.guidance
+
+
+def _jobs(run: Run) -> list[tuple[str, Prompt, int]]:
+    """(role, prompt, sample number) of every picture of a phase, in the order of the records."""
+    return [
         (role, prompt, k) for role in ROLES for prompt in run.prompts[role] for k in range(run.config.prompts.images)
     ]
-    paths = [_picture_path(root, phase, role, prompt, k) for role, prompt, k in jobs]
-    g = run.config.generation
-    for scale in sorted({_guidance(run, job) for job in jobs}):  # one guidance a program run keeps batches simple
-        rows = [i for i, job in enumerate(jobs) if _guidance(run, job) == scale]
-        size = g.batch_size or min(generate.MAX_BATCH, len(rows))
-        cut = [rows[start : start + size] for start in range(0, len(rows), size)]
-        missing = [i for batch in cut if not all(paths[i].exists() for i in batch) for i in batch]
-        if not missing:
-            continue
-        for role in ROLES:
-            paths[[job[0] for job in jobs].index(role)].parent.mkdir(parents=True, exist_ok=True)
-        made = pipeline()  # may fine-tune first, which is timed apart
-        start = time.time()
-        stream = generate.batches(
-            made,
-            [jobs[i][1].prompt for i in missing],
-            [image_seed(jobs[i][1], jobs[i][2]) for i in missing],
-            steps=g.steps,
-            guidance=scale,
-            height=g.height or None,
-            width=g.width or None,
-            negative=g.negative,
-            scheduler=g.scheduler,
-            noise=g.noise,
-            batch_size=size,
-        )
-        with tqdm(total=len(missing), desc=f"{phase} BFT: {label}", unit="image") as bar:
-            for first, batch in stream:
-                for i, image in zip(missing[first : first + len(batch)], batch, strict=True):
-                    images.write(paths[i], image)
-                bar.update(len(batch))
-        _note_seconds(root, f"generate_{phase}", time.time() - start, len(missing))
-
-
-def _guidance(run: Run, job: tuple[str, Prompt, int]) -> float:
-    return run.config.generation.guidance if job[1].guidance is None else job[1].guidance
 
 
 def _picture_path(root: Path, phase: str, role: str, prompt: Prompt, k: int) -> Path:
@@ -179,10 +182,8 @@ def finetune_subject(config: Config, subject: Pipeline, profile: str, scenario: 
     """One benign fine-tuning as the config says; (adapted pipeline, steps taken)."""
     bft = config.bft
     data = sources.dataset(config, scenario)
-    steps = getattr(bft.steps, profile) or None
-    if steps is None:
-        stages = bft.curriculum or (len(data),)
-        steps = getattr(bft.epochs, profile) * sum(-(-size // bft.batch_size) for size in stages)
+    steps, epochs = getattr(bft.steps, profile) or None, getattr(bft.epochs, profile)
+    steps = finetune.num_steps(profile, list(bft.curriculum) or [len(data)], bft.batch_size, steps, epochs)
     warmup = round(bft.warmup_share * steps) if bft.warmup_share else bft.warmup_steps
     tuned = finetune.finetune(
         subject,
@@ -244,9 +245,7 @@ def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
     start = time.time()
     rows: list[dict[str, Any]] = []
     features = []
-    jobs = [
-        (role, prompt, k) for role in ROLES for prompt in run.prompts[role] for k in range(run.config.prompts.images)
-    ]
+    jobs = _jobs(run)
     missing = [p for p in (_picture_path(root, phase, *job) for job in jobs) if not p.exists()]
     if missing:
         raise FileNotFoundError(f"{len(missing)} pictures are missing (first: {missing[0]}); run stage generate first.")

@@ -83,9 +83,7 @@ def align(
         params, opt, loss = update(params, opt, rest, frozen, latents, t, texts, negative, jnp.float32(eta))
     if steps and not np.isfinite(float(loss)):
         raise FloatingPointError(f"ESD: the loss is {float(loss)} after {steps} steps; lower the learning rate ({lr}).")
-    flat = params_lib.flatten(params_lib.merge(rest, params))
-    ordered = {path: np.asarray(flat[path]) for path in params_lib.flatten(frozen)}
-    return pipeline.with_params(unet=params_lib.unflatten(ordered))
+    return pipeline.with_params(unet=jax.tree.map(np.asarray, params_lib.merge(frozen, params)))
 
 
 def erasing_loss(unet, frozen_unet, latents, t, context, empty, eta) -> jax.Array:
