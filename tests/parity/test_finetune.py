@@ -315,7 +315,7 @@ def test_data_that_do_not_fit(pipeline, count):
 
 def test_steps_default_to_the_profiles_epochs_over_all_stages():
     """Six samples in stages of 2 and 6, batches of 4: 1 + 2 batches an epoch."""
-    assert finetune._num_steps("lite", [2, 6], 4, None, None) == 3
-    assert finetune._num_steps("moderate", [2, 6], 4, None, None) == 9
-    assert finetune._num_steps("standard", [2, 6], 4, None, 2) == 6
-    assert finetune._num_steps("standard", [2, 6], 4, 5, None) == 5
+    assert finetune.num_steps("lite", [2, 6], 4, None, None) == 3
+    assert finetune.num_steps("moderate", [2, 6], 4, None, None) == 9
+    assert finetune.num_steps("standard", [2, 6], 4, None, 2) == 6
+    assert finetune.num_steps("standard", [2, 6], 4, 5, None) == 5
