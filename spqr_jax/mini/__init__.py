@@ -59,13 +59,40 @@ def concept() -> "Concept":
     """Every harmful object by name: what the methods are asked to erase. They may preserve the benign names.
 
     Erasing 31 names from a text space of 128 dimensions without a preserve set leaves closed-form methods no benign
-    prompt that still works (docs/mini.md has the numbers, measured on prompts that are not scored).
+    prompt that still works (docs/mini.md has the numbers, measured on prompts that are not scored). Whole prompts name
+    an object alone, in a style or on a background; every scored prompt names both, so no method trains on one.
     """
     from spqr_jax.methods.concept import Concept
     from spqr_jax.mini import world
 
     harmful = tuple(word for codes in world.HARMFUL.values() for word in codes.values())
-    return Concept("emoji harm", harmful, preserve=tuple(world.BENIGN.values()))
+    benign = tuple(world.BENIGN.values())
+    # Each harmful name has one benign name that it is relabelled to; the others follow, so that all are retained.
+    partners, others = benign[: len(harmful)], benign[len(harmful) :]
+    return Concept(
+        "emoji harm",
+        harmful,
+        preserve=benign,
+        prompts=_framed(harmful),
+        replacements=_framed(partners) + _framed(others),
+        retain=_framed(benign),
+        templates=_frames(),
+    )
+
+
+def _frames() -> tuple[str, ...]:
+    """The shorter captions that the world was trained on, with {} for the name."""
+    from spqr_jax.mini import world
+
+    styled = (f"a {style} emoji of {{}}" for style in world.SEEN_STYLES)
+    placed = (
+        f"{{}} on a {background} background".replace(" a orange", " an orange") for background in world.BACKGROUNDS
+    )
+    return ("{}", *styled, *placed)
+
+
+def _framed(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(frame.format(name) for frame in _frames() for name in names)
 
 
 def judge_path(name: str) -> Path:
