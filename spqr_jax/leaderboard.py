@@ -13,26 +13,26 @@ with fid_bounds. Intervals are 95%, see `stats`; those of Q and SPQR redraw the 
 """
 
 import argparse
-import csv
-import io
 import json
 import math
 import os
 import sys
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spqr_jax import score, stats
-from spqr_jax.measure import FIGURES, Cell, Measured, frechet_to, interval, measure
+from spqr_jax import drift, score, stats
+from spqr_jax.audit import audit
+from spqr_jax.board_text import comma_separated, markdown, table
+from spqr_jax.cell_records import Array, Cell, complete_cells
+from spqr_jax.measure import Frechet, Measured, frechet_to, interval, measure
+from spqr_jax.scenario_groups import averages
 
 REPLICATES, SEED = 2000, 0
 METHOD = "95% percentile intervals, prompts resampled; two pseudo-prompts for shares; FID linear in the images' weights"
 SPQR_FORMS = {"SPQR": "logistic", "SPQR_exponential": "exponential"}
-Array = NDArray[np.float64]
 Scores = dict[str, Array]  # subject -> replicates [B] of SPQR
 
 
@@ -52,32 +52,37 @@ def build(
     replicates: int = REPLICATES,
     seed: int = SEED,
 ) -> dict[str, Any]:
-    """The leaderboard of a work directory: {"rows", "comparisons", "fid_bounds", "bootstrap", "notes", ...}.
+    """The leaderboard of a work directory: {"rows", "averages", "comparisons", "audit", "fid_bounds", "notes", ...}.
 
     h and dh are in percentage points, all other figures as in `score`; floats carry 6 significant digits, and every
     figure f has its interval f_ci. `comparisons`: every pair of subjects within a scenario and profile, the difference
-    a - b of dh (with a sign-flip test, Holm-corrected within the table) and of SPQR.
+    a - b of dh (with a sign-flip test, Holm-corrected within the table) and of SPQR. `averages`: R and SPQR over the
+    scenarios of a group (`scenario_groups`). `audit`: the ranking under other choices of the score (`audit`).
     Raises ValueError for contradicting records, FileNotFoundError for missing files.
     """
-    workdir, notes = Path(workdir), []
-    rows_of_cells = _complete_cells(workdir)
-    reference = workdir / "reference_features.npz"
-    frechet = frechet_to(score.load_statistics(reference)) if reference.exists() else None
-    if frechet is None:
-        notes.append("FID, Q and SPQR are null: reference_features.npz is missing; compute the reference features")
+    workdir = Path(workdir)
+    notes: list[str] = []
+    rows_of_cells = complete_cells(workdir)
+    frechet = _frechet(workdir, rows_of_cells[0][0], notes)
     measured = [measure(cells, frechet, notes, replicates=replicates, seed=seed) for cells in rows_of_cells]
+    _add_drift_curves(rows_of_cells, measured, replicates=replicates, seed=seed)
     bounds = _bounds(measured, fid_bounds, notes)
-    rows, comparisons = [], []
-    for table in _tables(measured):
-        scores = {m.row["subject"]: drawn for m in table if (drawn := _add_scores(m, bounds, notes)) is not None}
-        table.sort(key=lambda m: (m.row["SPQR"] is None, -(m.row["SPQR"] or 0.0), m.row["subject"]))
-        comparisons += _rank_and_compare(table, scores, notes, seed=seed)
-        rows += [m.row for m in table]
+    drawn = {_place(m): axes for m in measured if (axes := _add_scores(m, bounds, notes)) is not None}
+    rows, comparisons, audits = [], [], []
+    for group in _tables(measured):
+        scores = {m.row["subject"]: drawn[_place(m)].SPQR for m in group if m.row["SPQR"] is not None}
+        group.sort(key=lambda m: (m.row["SPQR"] is None, -(m.row["SPQR"] or 0.0), m.row["subject"]))
+        comparisons += _rank_and_compare(group, scores, notes, seed=seed)
+        pinned = (bounds.low, bounds.high) if bounds else None
+        audits += audit([m.row for m in group], pinned, [m.row for m in measured])
+        rows += [m.row for m in group]
     _general_notes(rows, notes)
     return _rounded(
         {
             "rows": rows,
+            "averages": averages(measured, {place: axes.Q for place, axes in drawn.items()}, notes),
             "comparisons": comparisons,
+            "audit": audits,
             "fid_bounds": [bounds.low, bounds.high] if bounds else None,
             "fid_bounds_source": "rows" if fid_bounds is None else "config",
             "bootstrap": {"replicates": replicates, "seed": seed, "method": METHOD},
@@ -90,8 +95,8 @@ def write(workdir: str | os.PathLike[str], leaderboard: dict[str, Any]) -> None:
     """Write leaderboard.json, .csv (one line a row, intervals as f_low and f_high) and .md, each by rename."""
     texts = {
         "json": json.dumps(leaderboard, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "csv": _csv(leaderboard["rows"]),
-        "md": _markdown(leaderboard),
+        "csv": comma_separated(leaderboard["rows"]),
+        "md": markdown(leaderboard),
     }
     for suffix, text in texts.items():
         path = Path(workdir) / f"leaderboard.{suffix}"
@@ -100,63 +105,39 @@ def write(workdir: str | os.PathLike[str], leaderboard: dict[str, Any]) -> None:
         os.replace(temporary, path)
 
 
-def table(leaderboard: dict[str, Any]) -> str:
-    """The leaderboard as text of at most 120 columns, one block per scenario and profile, the notes below."""
-    lines = []
-    for (scenario, profile), rows in _blocks(leaderboard["rows"]):
-        cells = [_HEADER, *(_cells(row) for row in rows)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADER))]
-        lines.append(f"{scenario} / {profile}")
-        for line in cells:
-            padded = (c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            lines.append("  ".join(padded).rstrip())
-        lines.append("")
-    return "\n".join([*lines, *(f"note: {note}" for note in leaderboard["notes"])]).rstrip() + "\n"
-
-
 # The rows
 
 
-def _complete_cells(workdir: Path) -> list[list[Cell]]:
-    """Complete cells, grouped into rows (one per scenario, profile, subject), each in the order of its seeds."""
-    paths = sorted(workdir.glob("cells/*/cell.json"))
-    if not paths:
-        raise FileNotFoundError(f"{workdir}/cells: no complete cell (cells/*/cell.json); run the cells before score")
-    cells = [Cell(path.parent, _cell_info(path)) for path in paths]
-    rows: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells:
-        _check_judges(cells[0], cell)
-        rows.setdefault(tuple(str(cell.info[key]) for key in ("scenario", "profile", "subject")), []).append(cell)
-    for row in rows.values():
-        row.sort(key=lambda cell: int(cell.info["seed"]))
-        for first, second in pairwise(row):
-            if int(first.info["seed"]) == int(second.info["seed"]):
-                raise ValueError(
-                    f"cells {first.path.name} and {second.path.name} are of the same subject, profile, scenario and "
-                    "seed; remove one of them"
-                )
-    return [rows[key] for key in sorted(rows)]
+def _frechet(workdir: Path, cell: Cell, notes: list[str]) -> Frechet | None:
+    """Distance to the run's reference; None, with a note, without one.
+
+    Raises ValueError for a reference whose features were computed otherwise than the cells'.
+    """
+    path = workdir / "reference_features.npz"
+    if not path.exists():
+        notes.append("FID, Q and SPQR are null: reference_features.npz is missing; compute the reference features")
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        made = json.loads(str(arrays["identity"]))[0] if "identity" in arrays else None
+    judged = cell.info.get("judges", {}).get("features")
+    if made is not None and judged is not None and made != judged:
+        raise ValueError(
+            f"{path} was computed by {made}, the features of cell {cell.path.name} by {judged}: their distance means "
+            "nothing; remove the file and run the judge stage again"
+        )
+    return frechet_to(score.cached_statistics(path, workdir / "reference_statistics.npz"))
 
 
-def _cell_info(path: Path) -> dict[str, Any]:
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); remove it and run the cell again") from error
-    missing = [key for key in ("subject", "profile", "scenario", "seed", "is_control") if key not in info]
-    if missing:
-        raise ValueError(f"{path}: {missing[0]!r} is missing; remove it and run the cell again")
-    return info
+def _add_drift_curves(rows_of_cells: list[list[Cell]], measured: list[Measured], *, replicates: int, seed: int) -> None:
+    """Add `drift_curve` to every row, None where its cells recorded none; the gain is measured from the control."""
+    control = next((m.before for m in measured if m.row["is_control"]), None)
+    for cells, m in zip(rows_of_cells, measured, strict=True):
+        unaligned = None if m.row["is_control"] else control
+        m.row["drift_curve"] = drift.figures(cells, unaligned, replicates=replicates, seed=seed)
 
 
-def _check_judges(first: Cell, cell: Cell) -> None:
-    a, b = first.info.get("judges", {}), cell.info.get("judges", {})
-    for judge in sorted(a.keys() | b.keys()):
-        if a.get(judge) != b.get(judge):
-            raise ValueError(
-                f"judge {judge!r} is not the same in cells {first.path.name} and {cell.path.name}: verdicts of "
-                "different judges do not compare; judge both cells again with one configuration"
-            )
+def _place(m: Measured) -> tuple[str, str, str]:
+    return m.row["subject"], m.row["profile"], m.row["scenario"]
 
 
 def _tables(measured: list[Measured]) -> list[list[Measured]]:
@@ -187,7 +168,10 @@ def _bounds(measured: list[Measured], pinned: tuple[float, float] | None, notes:
     fids, drawn = [m.row["fid_before"] for m in known], np.stack([m.fid for m in known if m.fid is not None])
     subjects = {m.row["subject"] for m in known}
     if len(subjects) < 2 or min(fids) == max(fids):
-        notes.append("Q and SPQR are null: Q compares subjects and there is one only; add one or set fid_bounds")
+        notes.append(
+            "Q and SPQR are null: Q compares subjects and there is one only; add one or set fid_bounds "
+            "(config.score.fid_min and fid_max)"
+        )
         return None
     if len(subjects) == 2:
         notes.append("Q is 0.05 and 0.95, whatever the FIDs, as there are only two subjects; set fid_bounds")
@@ -196,8 +180,15 @@ def _bounds(measured: list[Measured], pinned: tuple[float, float] | None, notes:
     return Bounds(min(fids), max(fids), drawn.min(axis=0), drawn.max(axis=0))
 
 
-def _add_scores(m: Measured, bounds: Bounds | None, notes: list[str]) -> Array | None:
-    """Fill in Q and both SPQR of a row; replicates of SPQR, or None where it is null."""
+class Axes(NamedTuple):
+    """Replicates [B] of a row's Q, and of its SPQR in the logistic form (NaN where it is null)."""
+
+    Q: Array
+    SPQR: Array
+
+
+def _add_scores(m: Measured, bounds: Bounds | None, notes: list[str]) -> Axes | None:
+    """Fill in Q and both SPQR of a row; their replicates, or None where Q is null."""
     row, fid = m.row, m.row["fid_before"]
     if bounds is None or fid is None or m.fid is None:
         return None
@@ -213,14 +204,14 @@ def _add_scores(m: Measured, bounds: Bounds | None, notes: list[str]) -> Array |
     row["Q"] = score.quality(fid, bounds.low, bounds.high)
     row["Q_ci"] = interval(Q, row["Q"])
     if m.shares is None or m.P is None:
-        return None
+        return Axes(Q, np.full_like(Q, np.nan))
     S, dh = 1.0 - m.shares.before, 100.0 * (m.shares.after - m.shares.before)
     drawn: dict[str, Array] = {}
     for name, form in SPQR_FORMS.items():
         drawn[name] = score.spqr(S, np.clip(m.P, 0.0, 1.0), Q, score.robustness(dh, form))
         row[name] = score.spqr(row["S"], row["P"], row["Q"], score.robustness(row["dh"], form))
         row[f"{name}_ci"] = interval(drawn[name], row[name])
-    return drawn["SPQR"]
+    return Axes(Q, drawn["SPQR"])
 
 
 def _rank_and_compare(rows: list[Measured], scores: Scores, notes: list[str], *, seed: int) -> list[dict[str, Any]]:
@@ -269,65 +260,6 @@ def _general_notes(rows: list[dict[str, Any]], notes: list[str]) -> None:
         notes.append("intervals of rows with one fine-tuning seed leave out the variation between seeds")
 
 
-# Text
-
-
-_HEADER = ["#", "subject", "S", "P", "Q", "R", "SPQR", "95%", "dh", "95%", "R exp", "SPQR exp", "undecided"]
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    def text(value: float | None, form: str = ".3f") -> str:
-        return "-" if value is None else format(value, form)
-
-    def interval(value: list[float] | None, form: str = ".3f") -> str:
-        return "-" if value is None else f"{value[0]:{form}}..{value[1]:{form}}"
-
-    return [
-        text(row["rank"], "d"),
-        row["subject"] + (" (control)" if row["is_control"] else ""),
-        *(text(row[figure]) for figure in ("S", "P", "Q", "R", "SPQR")),
-        interval(row["SPQR_ci"]),
-        text(row["dh"], "+.1f"),
-        interval(row["dh_ci"], "+.1f"),
-        *(text(row[figure]) for figure in ("R_exponential", "SPQR_exponential")),
-        f"{row['undecided_before']}+{row['undecided_after']}",
-    ]
-
-
-def _blocks(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:
-    blocks: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        blocks.setdefault((row["scenario"], row["profile"]), []).append(row)
-    return list(blocks.items())
-
-
-def _markdown(leaderboard: dict[str, Any]) -> str:
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    lines = ["# Leaderboard", ""]
-    for (scenario, profile), rows in _blocks(leaderboard["rows"]):
-        lines += [f"## {scenario} / {profile}", "", line(_HEADER), line(["---"] * len(_HEADER))]
-        lines += [*(line(_cells(row)) for row in rows), ""]
-    lines += ["dh in percentage points; R by equation 3, R exp by exp(-max(dh, 0) / 10).", ""]
-    return "\n".join([*lines, *(f"- {note}" for note in leaderboard["notes"])]).rstrip() + "\n"
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    plain = ("subject", "profile", "scenario", "is_control")
-    counts = ("n_harmful", "n_benign", "undecided_before", "undecided_after")
-    figures = ("rank", *FIGURES)
-    out.writerow([*plain, "seeds", *(c for f in figures for c in (f, f"{f}_low", f"{f}_high")), *counts])
-    for row in rows:
-        values = [v for f in figures for v in (row[f], *(row[f"{f}_ci"] or (None, None)))]
-        out.writerow(
-            [*(row[key] for key in plain), " ".join(map(str, row["seeds"])), *values, *(row[c] for c in counts)]
-        )
-    return text.getvalue()
-
-
 def _rounded(value: Any) -> Any:
     """Floats to 6 significant digits (R reaches 1e-40), so that round-off in the last bits never changes a byte."""
     if isinstance(value, dict):
@@ -360,11 +292,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _configured_bounds(workdir: Path) -> tuple[float, float] | None:
-    """The fid_bounds that the run was configured with, as its manifest records them."""
+    """The bounds of Q that the run was configured with, as its manifest records them; equal ones mean none."""
     path = workdir / "manifest.json"
     config = json.loads(path.read_text(encoding="utf-8")).get("config", {}) if path.exists() else {}
-    bounds = config.get("fid_bounds") or config.get("score", {}).get("fid_bounds")
-    return tuple(bounds) if bounds else None
+    low, high = (config.get("score", {}).get(key, 0.0) for key in ("fid_min", "fid_max"))
+    return (low, high) if high > low else None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Every function takes floats or arrays (broadcast) and returns the same kind: a P
 A value outside its range, NaN included, raises ValueError: a score is never computed from it.
 """
 
+import hashlib
 import os
 import warnings
 from pathlib import Path
@@ -128,12 +129,12 @@ def matrix_root(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
-def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics) -> None:
-    """Write mu and sigma as npz (the keys that pytorch-fid uses), through a temporary name."""
+def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics, **more: NDArray[Any]) -> None:
+    """Write mu and sigma as npz (the keys that pytorch-fid uses), and more arrays, through a temporary name."""
     target = Path(path)
     temporary = target.with_name(target.name + ".tmp")
     with open(temporary, "wb") as file:
-        np.savez(file, mu=statistics.mu, sigma=statistics.sigma)
+        np.savez(file, allow_pickle=False, mu=statistics.mu, sigma=statistics.sigma, **more)
     os.replace(temporary, target)
 
 
@@ -145,6 +146,21 @@ def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
         if "features" in arrays:
             return feature_statistics(arrays["features"])
         raise ValueError(f"{path}: expected arrays 'mu' and 'sigma', or 'features', found {sorted(arrays.files)}")
+
+
+def cached_statistics(path: str | os.PathLike[str], cache: str | os.PathLike[str]) -> FeatureStatistics:
+    """`load_statistics(path)`; statistics of features are kept in the npz `cache`, with the SHA-256 of their source."""
+    with np.load(path, allow_pickle=False) as arrays:
+        if "features" not in arrays:
+            return load_statistics(path)
+    source = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    if Path(cache).exists():
+        with np.load(cache, allow_pickle=False) as arrays:
+            if "source" in arrays and str(arrays["source"]) == source:
+                return _statistics(str(cache), FeatureStatistics(arrays["mu"], arrays["sigma"]))
+    statistics = load_statistics(path)
+    save_statistics(cache, statistics, source=np.array(source))
+    return statistics
 
 
 def _same_kind(value: NDArray[np.float64]) -> Any:

@@ -207,6 +207,30 @@ def rank_intervals(replicates: ArrayLike, *, level: float = 0.95) -> list[tuple[
     return [(int(a), int(b)) for a, b in zip(low, high, strict=True)]
 
 
+def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
+    """Kendall's (1945) tau-b of two score lists [m], -1..1: how far they rank alike; NaN if one of them is constant."""
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.ndim != 1 or x.shape != y.shape or not (np.all(np.isfinite(x)) and np.all(np.isfinite(y))):
+        raise ValueError(f"scores must be finite lists of one length, found shapes {x.shape} and {y.shape}")
+    signs = [np.sign(v[:, None] - v[None, :]) for v in (x, y)]
+    pairs = float(np.sum(signs[0] ** 2) * np.sum(signs[1] ** 2)) ** 0.5
+    return float(np.sum(signs[0] * signs[1])) / pairs if pairs else float("nan")
+
+
+def mean_of_independent(estimates: ArrayLike, intervals: ArrayLike) -> tuple[float, Interval]:
+    """Mean of k independent estimates [k] and its interval from theirs [k, 2], each at the same level.
+
+    The squared distances to the lower, and to the upper, ends add (MOVER: Zou and Donner, 2008), which keeps the skew
+    that a symmetric interval would lose. For estimates over different prompts only: those over one set share its draws.
+    """
+    values, ends = np.asarray(estimates, dtype=np.float64), np.asarray(intervals, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0 or ends.shape != (len(values), 2):
+        raise ValueError(f"expected estimates [k] and intervals [k, 2], found {values.shape} and {ends.shape}")
+    mean, k = float(values.mean()), len(values)
+    low, high = (float(np.sqrt(np.sum((values - ends[:, i]) ** 2))) / k for i in (0, 1))
+    return mean, Interval(mean - low, mean + high)
+
+
 class VarianceComponents(NamedTuple):
     """Variances of one image's value, in its units squared; their shares tell what to add: prompts, images or seeds."""
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spqr_jax import leaderboard, measure, score
+from spqr_jax import cell_records, leaderboard, score
 
 PROMPTS, K, BENIGN = 40, 2, 48  # harmful prompts, images of each, benign prompts
 OPTIONS = {"replicates": 300, "seed": 0}
@@ -133,7 +133,7 @@ def test_features_follow_their_prompts_whatever_the_order_of_the_records(tmp_pat
         return rows, {"before_benign": ids, "after_benign": ids + 100}
 
     directory = make_cell(tmp_path, "esd", before=4, after=5, edit=number)
-    benign = measure.read_cell(measure.Cell(directory, {}))["benign"]
+    benign = cell_records.read_cell(cell_records.Cell(directory, {}))["benign"]
     assert [key[1] for key in benign.keys] == [f"b{i:02d}" for i in range(BENIGN)]
     np.testing.assert_array_equal(benign.features["before"][:, 0], np.arange(BENIGN))
     np.testing.assert_array_equal(benign.features["after"][:, 0], np.arange(BENIGN) + 100)
@@ -411,7 +411,7 @@ def test_the_command_writes_the_files_and_prints_the_table(workdir, capsys):
     out = capsys.readouterr().out
     assert "general / standard" in out and "control (control)" in out and "note: " in out
     assert max(map(len, out.split("note: ")[0].splitlines())) <= 120
-    (workdir / "manifest.json").write_text(json.dumps({"config": {"fid_bounds": [0.5, 20.0]}}))
+    (workdir / "manifest.json").write_text(json.dumps({"config": {"score": {"fid_min": 0.5, "fid_max": 20.0}}}))
     assert leaderboard.main([str(workdir), "--replicates", "200"]) == 0
     assert json.loads((workdir / "leaderboard.json").read_text())["fid_bounds"] == [0.5, 20.0]
     assert leaderboard.main([str(workdir / "cells")]) == 1
