@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from spqr_jax import attached as attached_lib
 from spqr_jax import mesh as mesh_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax import schedulers, torch_noise
+from spqr_jax.attached import Attached, Strength
 from spqr_jax.params import Definition
 from spqr_jax.pipeline import Pipeline
 
@@ -21,7 +23,8 @@ MAX_BATCH = 64
 
 
 class Conditioning(NamedTuple):
-    """What one batch is denoised under. Leaves [B, ...]; pooled and time_ids are None but for SDXL."""
+    """What one batch is denoised under. Leaves [B, ...]; pooled and time_ids are None but for SDXL, unsafe (the text
+    guided away from) but for Safe Latent Diffusion."""
 
     context: jax.Array  # [B, L, E]
     negative: jax.Array  # [B, L, E]
@@ -29,6 +32,7 @@ class Conditioning(NamedTuple):
     pooled: jax.Array | None = None
     negative_pooled: jax.Array | None = None
     time_ids: jax.Array | None = None
+    unsafe: jax.Array | None = None  # [B, L, E]
 
 
 def generate(
@@ -60,6 +64,8 @@ def generate(
         noise: "jax", or "torch" for the noise of torch.Generator("cpu").manual_seed(seed).
         mesh: devices (default: all).
         batch_size: pictures a batch over all devices; changes no noise.
+
+    What is attached to the pipeline acts here (`spqr_jax.attached`); safety guidance on pictures with guidance alone.
 
     Returns images_u8 uint8 [N, height, width, 3] RGB. Raises ValueError for arguments that do not fit each other and
     FloatingPointError naming the step and prompt when latents or pixels are not finite.
@@ -120,20 +126,27 @@ def batches(
     if batch_size is None:
         batch_size = max(1, min(MAX_BATCH, LATENTS_PER_BATCH // (shape[0] * shape[1]))) * mesh.size
     batch = mesh_lib.round_up(min(batch_size, count), mesh)
-    texts = pipeline_lib.encode_prompts(pipeline, [*prompts, negative])
-    params = mesh_lib.replicate({"unet": pipeline.params["unet"], "vae": pipeline.params["vae"]}, mesh)
+    guided = bool((scales > 1).any())
+    attached = pipeline.attached or Attached()
+    sld = attached.guidance if guided else None
+    if sld and pipeline_lib.is_sdxl(pipeline):
+        raise ValueError("Safe Latent Diffusion is defined for SD1.x and SD2.x; detach it to sample SDXL.")
+    texts = pipeline_lib.encode_prompts(pipeline, [*prompts, negative, *([sld.concept] if sld else [])])
+    unet = attached_lib.add(pipeline.params["unet"], attached.delta)
+    params = mesh_lib.replicate({"unet": unet, "vae": pipeline.params["vae"]}, mesh)
     program = functools.partial(
         _sample,
         (pipeline.definitions["unet"], pipeline.definitions["vae"]),
         float(pipeline.configs["vae"].get("scaling_factor", 0.18215)),
-        bool((scales > 1).any()),
+        guided,
     )
+    strength = Strength(*(np.float32(value) for value in sld.strength)) if sld else None
 
     def launch(start: int):
         rows = slice(start, min(start + batch, count))
         condition = _conditioning(pipeline, texts, rows, count, scales, batch, (height, width), negative)
         inputs = (mesh_lib.pad_batch(start_noise(rows), batch), condition)
-        return program(params, tables, *mesh_lib.split_batch(inputs, mesh))
+        return program(params, tables, *mesh_lib.split_batch(inputs, mesh), strength)
 
     pending = launch(0)
     for start in range(0, count, batch):
@@ -146,19 +159,32 @@ def batches(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _sample(definitions: tuple[Definition, Definition], scaling: float, guided: bool, params, tables, noise, condition):
+def _sample(
+    definitions: tuple[Definition, Definition],
+    scaling: float,
+    guided: bool,
+    params,
+    tables,
+    noise,
+    condition,
+    strength: Strength | None = None,
+):
     """noise [B, h, w, C] -> (images_u8 [B, H, W, 3], finite [steps + 1, B]); the last row of finite is the pixels'."""
-    predict = functools.partial(guided_prediction, definitions[0].bind(params["unet"]), condition, guided)
+    unet = definitions[0].bind(params["unet"])
 
     def body(carry, i):
-        latents, state = carry
-        output = predict(tables.scale_input(latents, i), jnp.asarray(tables.timesteps)[i])
+        latents, state, momentum = carry
+        seen, t = tables.scale_input(latents, i), jnp.asarray(tables.timesteps)[i]
+        if strength is None:
+            output = guided_prediction(unet, condition, guided, seen, t)
+        else:
+            output, momentum = safe_prediction(unet, condition, strength, momentum, i, seen, t)
         latents, state = tables.step(state, output, i, latents)
-        return (latents, state), jnp.isfinite(latents).all((1, 2, 3))
+        return (latents, state, momentum), jnp.isfinite(latents).all((1, 2, 3))
 
     latents = noise.astype(jnp.float32) * tables.init_noise_sigma
-    carry = (latents, tables.init_state(latents))
-    (latents, _), finite = jax.lax.scan(body, carry, jnp.arange(len(tables.timesteps)))
+    carry = (latents, tables.init_state(latents), None if strength is None else jnp.zeros_like(latents))
+    (latents, *_), finite = jax.lax.scan(body, carry, jnp.arange(len(tables.timesteps)))
     pixels = definitions[1].bind(params["vae"]).decode(latents / scaling).astype(jnp.float32)
     finite = jnp.concatenate([finite, jnp.isfinite(pixels).all((1, 2, 3))[None]])
     # As diffusers: clip(x / 2 + 0.5), times 255, rounded half to even.
@@ -184,6 +210,27 @@ def guided_prediction(unet: Any, condition: Conditioning, guided: bool, latents:
     ).astype(jnp.float32)
     without, with_text = jnp.split(output, 2)
     return without + condition.guidance[:, None, None, None] * (with_text - without)
+
+
+def safe_prediction(
+    unet: Any,
+    condition: Conditioning,
+    strength: Strength,
+    momentum: jax.Array,
+    i: jax.Array,
+    latents: jax.Array,
+    t: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """(output, new momentum) at evaluation i under Safe Latent Diffusion: negative + guidance * (positive - negative -
+    gamma), float32. Pictures whose guidance is 1 keep their plain prediction, as in diffusers."""
+    contexts = jnp.concatenate([condition.negative, condition.context, condition.unsafe])
+    steps = jnp.broadcast_to(t, (len(contexts),))
+    output = unet(jnp.concatenate([latents] * 3), steps, contexts).astype(jnp.float32)
+    without, with_text, unsafe = jnp.split(output, 3)
+    gamma, momentum = attached_lib.safety_guidance(strength, momentum, i, without, with_text, unsafe)
+    scale = condition.guidance[:, None, None, None]
+    gamma = jnp.where(scale > 1, gamma, 0.0)
+    return without + scale * (with_text - without - gamma), momentum
 
 
 def noise_from_seeds(seeds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -258,7 +305,8 @@ def _conditioning(pipeline, texts, rows, count, scales, batch, size, negative) -
 
     context, empty = np.asarray(texts.context), np.asarray(texts.context[count])
     if texts.pooled is None:
-        return Conditioning(pad(context[rows]), repeat(empty), pad(scales[rows]))
+        unsafe = repeat(context[count + 1]) if len(context) > count + 1 else None
+        return Conditioning(pad(context[rows]), repeat(empty), pad(scales[rows]), unsafe=unsafe)
     pooled = np.asarray(texts.pooled)
     zeros = pipeline.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", True) and not negative
     keep = 0.0 if zeros else 1.0  # SDXL's unconditional branch is all zeros, not the encoding of ""

@@ -8,6 +8,7 @@ import numpy as np
 
 from spqr_jax import models
 from spqr_jax import params as params_lib
+from spqr_jax.attached import Attached
 from spqr_jax.params import Definition, Params
 
 # The class names of a diffusers model_index.json that we have a model for.
@@ -29,6 +30,7 @@ class Pipeline(NamedTuple):
         configs: component name (and "scheduler") -> the dict of its config.json.
         tokenizers: "tokenizer" (SDXL also "tokenizer_2") -> transformers CLIPTokenizer.
         name: where it came from, for messages.
+        attached: what acts only when generating and stays through fine-tuning, if anything.
     """
 
     params: dict[str, Params]
@@ -36,6 +38,7 @@ class Pipeline(NamedTuple):
     configs: dict[str, dict[str, Any]]
     tokenizers: dict[str, Any]
     name: str = ""
+    attached: Attached | None = None
 
     def with_params(self, **components: Params) -> "Pipeline":
         """The same pipeline with the named components' weights replaced."""

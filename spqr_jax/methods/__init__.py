@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from spqr_jax.methods import esd, none, rece, uce
+from spqr_jax.methods import esd, none, rece, sld, uce
 from spqr_jax.methods.concept import Concept
 from spqr_jax.pipeline import Pipeline
 
@@ -12,6 +12,7 @@ METHODS: dict[str, Callable[..., Pipeline]] = {
     "uce": uce.align,
     "rece": rece.align,
     "esd": esd.align,
+    "sld": sld.align,
 }
 
 __all__ = ["METHODS", "Concept"]

@@ -1,0 +1,47 @@
+"""SLD, Safe Latent Diffusion (Schramowski et al., CVPR 2023): guidance away from unsafe content, at generation only."""
+
+from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.attached import PRESETS, SLD, UNSAFE, Attached, Strength
+from spqr_jax.methods.concept import Concept, checked
+from spqr_jax.pipeline import Pipeline
+
+
+def align(
+    pipeline: Pipeline,
+    concept: Concept,
+    *,
+    seed: int = 0,
+    preset: str = "medium",
+    text: str | None = None,
+    strength: dict[str, float] | None = None,
+    progress: bool = False,
+) -> Pipeline:
+    """Attach safety guidance; no weight changes, and fine-tuning leaves it attached.
+
+    Args:
+        preset: "weak", "medium", "strong" or "max", the paper's configurations.
+        text: what pictures are guided away from. Default: the published list for the presets "nudity" and "nsfw", else
+            "an image showing " and the concept's texts.
+        strength: fields of `spqr_jax.attached.Strength` that replace the preset's.
+
+    The guidance is the authors' (and diffusers' StableDiffusionPipelineSafe): the warm-up counts evaluations of the
+    UNet, momentum builds up during it, and pictures without classifier-free guidance are not guided. Raises ValueError
+    for SDXL, an unknown preset, or a scale of 1 and below, which turns the authors' guidance off.
+    """
+    del seed, progress
+    concept = checked(concept, pipeline.tokenizers["tokenizer"])
+    if pipeline_lib.is_sdxl(pipeline):
+        raise ValueError("SLD is defined for SD1.x and SD2.x; its authors have no SDXL version.")
+    if preset not in PRESETS:
+        raise ValueError(f"SLD preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}.")
+    unknown = set(strength or {}) - set(Strength._fields)
+    if unknown:
+        raise ValueError(f"SLD strength has no {sorted(unknown)}; expected some of {', '.join(Strength._fields)}.")
+    numbers = PRESETS[preset]._replace(**(strength or {}))
+    if numbers.scale <= 1:
+        raise ValueError(f"SLD scale must be above 1 (at 1 and below guidance is off), found {numbers.scale}.")
+    if text is None:
+        published = concept.name in ("nudity", "nsfw")
+        text = UNSAFE if published else f"an image showing {', '.join(concept.erase)}"
+    attached = pipeline.attached or Attached()
+    return pipeline._replace(attached=attached._replace(guidance=SLD(text, numbers)))
