@@ -55,7 +55,11 @@ class BFT:
 
     profiles: tuple[str, ...] = ("lite", "moderate", "standard")
     scenarios: tuple[str, ...] = ("general",)
-    data: dict[str, str] = field(default_factory=dict)  # scenario -> data set; default "mini:<scenario>"
+    data: dict[str, str] = field(default_factory=dict)  # scenario -> data set (docs/data.md); default "mini:<scenario>"
+    resolution: int = 0  # pixels of the square pictures (paper: 512); 0: the backbone's own size
+    crop: str = "center"  # or "random"
+    flip: bool = False  # mirror half of the pictures
+    max_bad: int = 10  # unreadable pictures and empty captions skipped before the run stops
     seeds: tuple[int, ...] = (42,)
     samples: int = 5000
     curriculum: tuple[int, ...] = (1000, 3000, 5000)
@@ -74,7 +78,8 @@ class BFT:
 
 @dataclass
 class Judges:
-    """Which judges: name -> where ("mini:harm" or the path of an ONNX classifier, "nudenet"); see docs/judges.md."""
+    """Which judges: name -> where ("nudenet", "llavaguard:DIR", "q16:DIR", "mini:harm", or the path of an
+    ONNX classifier with its sidecar); see docs/judges.md."""
 
     safety: dict[str, str] = field(default_factory=lambda: {"harm": "mini:harm"})
     rule: str = "union"
@@ -153,6 +158,8 @@ def _check_numbers(config: Config) -> None:
         "bft.batch_size": (config.bft.batch_size, 1),
         "bft.samples": (config.bft.samples, max(config.bft.curriculum, default=1)),
         "bft.rank": (config.bft.rank, 1),
+        "bft.resolution": (config.bft.resolution, 0),
+        "bft.max_bad": (config.bft.max_bad, 0),
         "judges.n_reference": (config.judges.n_reference, 2),
         "score.replicates": (config.score.replicates, 100),
     }

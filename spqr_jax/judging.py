@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from judges import classifier, clip_score, combine, inception, nudenet
+from judges import classifier, clip_score, combine, inception, llavaguard, nudenet, q16
 from spqr_jax.config import Judges
 
 
@@ -34,7 +34,7 @@ class Verdicts(NamedTuple):
 
 def open_bench(config: Judges) -> Bench:
     """Open every judge, so that a missing file is known before any picture is made. Raises judges' JudgeError."""
-    safety = {name: _open_safety(source, config.providers) for name, source in config.safety.items()}
+    safety = {name: open_safety(source, config.providers) for name, source in config.safety.items()}
     if not safety:
         raise ValueError("config.judges.safety is empty; name at least one safety judge.")
     return Bench(
@@ -45,9 +45,19 @@ def open_bench(config: Judges) -> Bench:
     )
 
 
-def _open_safety(source: str, providers: str):
-    if source == "nudenet":
-        return nudenet.NudeNet.open(providers=providers)
+def open_safety(source: str, providers: str):
+    """One safety judge from where it lies; see `spqr_jax.config.Judges`. Raises judges' JudgeError.
+
+    "nudenet", "nudenet:broad9" (label set); "llavaguard:DIRECTORY" with the policy in its policy.txt; "q16:DIRECTORY";
+    "mini:harm", or the path of an ONNX classifier.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "nudenet":
+        return nudenet.NudeNet.open(label_set=rest or "strict5", providers=providers)
+    if kind == "llavaguard":
+        return llavaguard.LlavaGuard.open(rest, policy=Path(rest) / "policy.txt", providers=providers)
+    if kind == "q16":
+        return q16.Q16.open(rest, providers=providers)
     return classifier.Classifier.open(_path(source), providers=providers)
 
 

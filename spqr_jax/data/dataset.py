@@ -1,0 +1,32 @@
+"""Captioned pictures ready for training."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Dataset(NamedTuple):
+    """N captioned pictures.
+
+    Attributes:
+        captions: N texts.
+        images: rows (int array) -> images_u8 [len(rows), H, W, 3]; called in chunks, pictures need not fit in memory.
+        name: says in messages and cache keys which data these are.
+    """
+
+    captions: tuple[str, ...]
+    images: Callable[[np.ndarray], np.ndarray]
+    name: str = "dataset"
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def from_arrays(images_u8: np.ndarray, captions: Sequence[str], name: str = "dataset") -> Dataset:
+    """A data set held in memory. Raises ValueError when pictures and captions do not match or are not uint8 RGB."""
+    if images_u8.ndim != 4 or images_u8.shape[-1] != 3 or images_u8.dtype != np.uint8:
+        raise ValueError(f"{name}: images must be uint8 [N, H, W, 3], found {images_u8.dtype} {images_u8.shape}.")
+    if len(images_u8) != len(captions):
+        raise ValueError(f"{name}: {len(images_u8)} pictures but {len(captions)} captions.")
+    return Dataset(tuple(captions), lambda rows: images_u8[rows], name)

@@ -1,0 +1,115 @@
+"""Drawing samples from a source: which rows, in which order, every picture looked at before anything is trained."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from absl import logging
+
+from spqr_jax.data import pictures
+from spqr_jax.data.dataset import Dataset
+from spqr_jax.data.pictures import Preprocess
+from spqr_jax.data.source import Source
+
+LOOK_CHUNK = 512
+T = TypeVar("T")
+
+
+class Look(NamedTuple):
+    """What was found at a row: the hash of the picture's bytes, its size, and what is wrong ("" if nothing)."""
+
+    row: int
+    digest: str
+    width: int
+    height: int
+    problem: str
+
+
+def look(source: Source, rows: Sequence[int] | np.ndarray) -> Iterator[Look]:
+    """Read and decode the pictures of some rows, in their order, several at a time."""
+    for start in range(0, len(rows), LOOK_CHUNK):
+        chunk = [int(row) for row in rows[start : start + LOOK_CHUNK]]
+        source.prefetch(chunk)
+        yield from in_threads(lambda row: _look(source, row), chunk)
+
+
+def in_threads(work: Callable[[int], T], rows: Sequence[int]) -> list[T]:
+    """`work` of every row, in order: Pillow decodes and resizes outside Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, rows))
+
+
+def _look(source: Source, row: int) -> Look:
+    try:
+        content = source.read(row)
+    except OSError as error:
+        return Look(row, "", 0, 0, f"cannot be read ({error.strerror or error})")
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    try:
+        width, height = pictures.measure(content)
+    except ValueError as error:
+        return Look(row, digest, 0, 0, str(error))
+    return Look(row, digest, width, height, "" if source.captions[row] else "the caption is empty")
+
+
+def order(source: Source, seed: int) -> np.ndarray:
+    """Every row once, shuffled by `seed`; of a mixture's parts in turn, each shuffled, as long as each reaches."""
+    parts = source.parts or (len(source),)
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permutation(size) for size in parts]
+    starts = np.cumsum([0, *parts[:-1]])
+    rows = np.concatenate([start + rows for start, rows in zip(starts, shuffled, strict=True)])
+    rank = np.concatenate([np.arange(size) for size in parts])
+    return rows[np.argsort(rank, kind="stable")]
+
+
+def draw(source: Source, n: int, *, seed: int, max_bad: int) -> list[Look]:
+    """The first `n` good rows in the order of `seed`. Bad ones are logged and skipped.
+
+    Raises ValueError naming them when more than `max_bad` are bad, or when fewer than `n` good ones are there.
+    """
+    good: list[Look] = []
+    bad: list[Look] = []
+    rows, at = order(source, seed), 0
+    while len(good) < n and at < len(rows):
+        chunk = rows[at : at + n - len(good)]
+        at += len(chunk)
+        for found in look(source, chunk):
+            (bad if found.problem else good).append(found)
+            if len(bad) > max_bad:
+                listed = "; ".join(f"{source.where[b.row]}: {b.problem}" for b in bad[:10])
+                raise ValueError(f"{source.name}: more than bft.max_bad={max_bad} bad samples: {listed}.")
+    for found in bad:
+        logging.warning("%s: skipped %s: %s.", source.name, source.where[found.row], found.problem)
+    if len(good) < n:
+        raise ValueError(
+            f"{source.name} has {len(good)} good samples, bft.samples asks for {n}; lower bft.samples and "
+            "bft.curriculum, or add data."
+        )
+    return good
+
+
+def dataset(source: Source, drawn: Sequence[Look], how: Preprocess) -> Dataset:
+    """The drawn rows as training data.
+
+    Its name ends in a hash of everything that training sees (pictures' bytes, captions, their order, preprocessing):
+    the same files elsewhere have the same name, and a changed file another.
+    """
+    captions = tuple(source.captions[found.row] for found in drawn)
+
+    def one(i: int) -> np.ndarray:
+        row = drawn[i].row
+        try:
+            return pictures.prepare(pictures.decode(source.read(row)), how, row)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{source.where[row]}: {error}; it was readable when the run started.") from None
+
+    def images(rows: np.ndarray) -> np.ndarray:
+        return np.stack(in_threads(one, [int(row) for row in rows]))
+
+    content = hashlib.sha256(repr((tuple(how), [found.digest for found in drawn], captions)).encode()).hexdigest()
+    kind = source.name.partition(":")[0]
+    return Dataset(captions, images, f"{kind} {len(drawn)} at {how.side} px {content[:16]}")

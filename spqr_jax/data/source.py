@@ -1,0 +1,95 @@
+"""Captioned pictures as they lie on disk, before any is decoded: what every layout is read into."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Source(NamedTuple):
+    """N captioned pictures on disk.
+
+    Attributes:
+        name: kind and place, for messages.
+        captions: N texts; an empty one is reported when its row is looked at.
+        where: N places, for messages: a path, or a file and the row or member in it.
+        read: row -> the encoded picture's bytes. Raises OSError when it is not there.
+        rule: how captions were chosen or made, for the record.
+        prefetch: called with the rows about to be read, for layouts where reading row by row is slow.
+        parts: lengths of the data sets that a mixture holds one after another; a draw takes from them in turn.
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    where: tuple[str, ...]
+    read: Callable[[int], bytes]
+    rule: str
+    prefetch: Callable[[Sequence[int]], None] = lambda rows: None
+    parts: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def of_files(name: str, pairs: Iterable[tuple[Path, str]], rule: str) -> Source:
+    """A source of (picture file, caption) pairs. Raises ValueError when there is none."""
+    listed = list(pairs)
+    if not listed:
+        raise ValueError(f"{name} holds no captioned picture.")
+    paths = [path for path, _ in listed]
+    return Source(
+        name, tuple(caption for _, caption in listed), tuple(map(str, paths)), lambda i: paths[i].read_bytes(), rule
+    )
+
+
+def mix(sources: Sequence[Source]) -> Source:
+    """Several sources as one, row after row; `parts` remembers their lengths."""
+    if len(sources) == 1:
+        return sources[0]
+    rows = [(source, row) for source in sources for row in range(len(source))]
+    starts = [sum(len(s) for s in sources[:i]) for i in range(len(sources))]
+
+    def prefetch(wanted: Sequence[int]) -> None:
+        for source, start in zip(sources, starts, strict=True):
+            source.prefetch([row - start for row in wanted if start <= row < start + len(source)])
+
+    return Source(
+        " + ".join(source.name for source in sources),
+        tuple(caption for source in sources for caption in source.captions),
+        tuple(where for source in sources for where in source.where),
+        lambda i: rows[i][0].read(rows[i][1]),
+        "; ".join(dict.fromkeys(source.rule for source in sources)),
+        prefetch,
+        tuple(len(source) for source in sources),
+    )
+
+
+def pictures_under(folder: Path) -> list[Path]:
+    """Every picture file of a folder and its subfolders, in the order of their paths; hidden files left out."""
+    return sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def inside(folder: Path, name: str, table: str) -> Path:
+    """`folder`/`name`. Raises ValueError for a name that leads out of the folder, naming the table it stands in."""
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if not name or parts.is_absolute() or ".." in parts.parts:
+        raise ValueError(f"{table}: the file name {name!r} leads out of {folder}; expected a path inside it.")
+    return folder / parts
+
+
+def first_column(given: str, names: Sequence[str], columns: Sequence[str], table: str, what: str) -> str:
+    """The column that holds `what`: the one given, else the first of `names` that is there, in any case of letters.
+
+    Raises ValueError naming the table, what was looked for and what it has.
+    """
+    there = {column.lower(): column for column in reversed(columns) if column}
+    for name in (given,) if given else names:
+        if name.lower() in there:
+            return there[name.lower()]
+    raise ValueError(
+        f"{table} has no {what} column: expected {given or ' or '.join(names)}, found {', '.join(map(str, columns))}; "
+        f"name it with ?{what}=COLUMN."
+    )
