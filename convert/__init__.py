@@ -2,6 +2,7 @@
 
 from convert.diffusers_dir import save_diffusers
 from convert.loading import load
+from convert.recognition import Recognised, recognise
 from convert.rename import ConversionError
 
-__all__ = ["ConversionError", "load", "save_diffusers"]
+__all__ = ["ConversionError", "Recognised", "load", "recognise", "save_diffusers"]

@@ -1,10 +1,15 @@
 """python -m convert SOURCE [--base BASE] --out DIR, or python -m convert judges --kind KIND SOURCE --out DIR."""
 
 import argparse
+import hashlib
 import sys
+from pathlib import Path
 
 import convert
 from spqr_jax import params as params_lib
+from spqr_jax.pipeline import Pipeline
+
+BLOCK = 1 << 22
 
 
 def main(argv: list[str]) -> int:
@@ -14,21 +19,45 @@ def main(argv: list[str]) -> int:
         judges_onnx.main(argv[1:])
         return 0
     parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
-    parser.add_argument("source", help="a diffusers directory")
+    parser.add_argument("source", help="a pipeline, component, checkpoint or adapter (see convert.load)")
     parser.add_argument("--base", help="the pipeline that a partial checkpoint changes")
     parser.add_argument("--out", required=True, help="diffusers directory to write")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--strength", default=1.0, type=float, help="factor on a LoRA or SPM adapter")
     arguments = parser.parse_args(argv)
     try:
-        pipeline = convert.load(arguments.source, base=arguments.base, dtype=arguments.dtype)
-    except (OSError, ValueError) as error:
+        recognised = convert.recognise(arguments.source)
+        print(f"{arguments.source}: {recognised.kind}: {recognised.detail}", flush=True)
+        pipeline = convert.load(
+            arguments.source, base=arguments.base, dtype=arguments.dtype, strength=arguments.strength
+        )
+        convert.save_diffusers(pipeline, arguments.out)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"convert: {error}", file=sys.stderr)
         return 2
-    for component, params in pipeline.params.items():
-        print(f"{component}: {len(params_lib.flatten(params))} tensors, {params_lib.count(params):,} parameters")
-    convert.save_diffusers(pipeline, arguments.out)
-    print(f"written to {arguments.out}")
+    report(pipeline, Path(arguments.source), Path(arguments.out))
     return 0
+
+
+def report(pipeline: Pipeline, source: Path, out: Path) -> None:
+    """Counts and dtype of every component, and the sha256 of the file read and of every weight file written."""
+    if source.is_file():
+        print(f"sha256 {sha256(source)}  {source}")
+    for component, params in pipeline.params.items():
+        leaves = params_lib.flatten(params)
+        dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves.values()}))
+        print(f"{component}: {len(leaves)} tensors, {params_lib.count(params):,} parameters, {dtypes}")
+    for path in sorted(out.rglob("*.safetensors")):
+        print(f"sha256 {sha256(path)}  {path}")
+    print(f"written to {out}")
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ misshapen keys are gathered into one error.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from convert import kinds
 from spqr_jax import params as params_lib
 from spqr_jax.params import Params
 
@@ -25,6 +28,8 @@ OLD_NAMES = (
 )
 # Buffers, not parameters: CLIP files written before transformers 4.31 hold the positions 0..76.
 IGNORED = re.compile(r"(^|\.)position_ids$")
+# No weight of a working model is as large, or a whole tensor as small: such numbers are bytes read in the wrong order.
+PLAUSIBLE = (1e-30, 1e15)
 
 
 class ConversionError(ValueError):
@@ -37,8 +42,13 @@ def torch_name(path: str) -> str:
     return f"{parent}.weight" if leaf in WEIGHT_LEAVES else path
 
 
-def to_ours(path: str, array: np.ndarray) -> np.ndarray:
-    """A PyTorch tensor in the layout of the leaf at `path`."""
+def to_ours(path: str, array: np.ndarray, ndim: int | None = None) -> np.ndarray:
+    """A PyTorch tensor in the layout of the leaf at `path`.
+
+    A 1x1 convolution becomes the linear layer it is when the leaf has `ndim` 2 (CompVis writes attention so).
+    """
+    if ndim == 2 and array.ndim > 2 and set(array.shape[2:]) == {1}:
+        array = array.reshape(array.shape[:2])
     if path.endswith(".kernel") and array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
     return array.T if path.endswith(".kernel") and array.ndim == 2 else array
@@ -61,46 +71,62 @@ def modern_name(key: str, component: str) -> str:
 
 
 def from_torch(
-    state: Mapping[str, Any], skeleton: Params, *, component: str, source: str, partial: bool = False, dtype="float32"
+    state: Mapping[str, Any],
+    skeleton: Params,
+    *,
+    component: str,
+    source: str,
+    partial: bool = False,
+    dtype="float32",
+    name: Callable[[str], str] | None = None,
 ) -> Params:
     """State dict -> parameters shaped like `skeleton` (jax.ShapeDtypeStruct leaves), in `dtype`.
 
-    `partial=True` allows leaves to be missing (a file that holds only what a method changed) and returns only those
-    present. Raises ConversionError naming every missing, unexpected, twice-set or misshapen key.
+    `name` gives a key's name in diffusers (default: `modern_name`). `partial=True` allows leaves to be missing (a file
+    that holds only what a method changed) and returns only those present. Raises ConversionError naming every missing,
+    unexpected, twice-set, misshapen or damaged key, under the file's own names.
     """
-    expected = {torch_name(path): path for path in params_lib.flatten(skeleton)}
-    shapes = {path: tuple(leaf.shape) for path, leaf in params_lib.flatten(skeleton).items()}
+    leaves = params_lib.flatten(skeleton)
+    expected = {torch_name(path): path for path in leaves}
     found: dict[str, np.ndarray] = {}
-    misshapen: dict[str, str] = {}
-    unexpected, twice, bad = [], [], []
+    seen: set[str] = set()
+    problems: dict[str, list[str]] = {}
     for key in state:
         if IGNORED.search(key):
             continue
-        path = expected.get(modern_name(key, component))
+        path = expected.get(name(key) if name else modern_name(key, component))
         if path is None:
-            unexpected.append(key)
-        elif path in found or path in misshapen:
-            twice.append(key)
+            problems.setdefault("unexpected", []).append(key)
+            continue
+        if path in seen:
+            problems.setdefault("set twice", []).append(key)
+            continue
+        seen.add(path)
+        shape = tuple(leaves[path].shape)
+        array = to_ours(path, np.asarray(state[key]), len(shape))
+        if array.shape != shape:
+            problems.setdefault("wrong shape", []).append(f"{key} (expected {shape}, found {array.shape})")
+        elif not jnp.issubdtype(array.dtype, jnp.floating):
+            problems.setdefault("not floating point", []).append(f"{key} ({array.dtype})")
         else:
-            array = to_ours(path, np.asarray(state[key]))
-            if array.shape != shapes[path]:
-                misshapen[path] = f"{key} (expected {shapes[path]}, found {array.shape})"
-                continue
             # Also brings the file's byte order to the machine's.
             found[path] = np.ascontiguousarray(array, dtype=np.dtype(dtype))
-            if not np.isfinite(found[path].astype(np.float32)).all():
-                bad.append(key)
-    missing = [] if partial else [torch_name(p) for p in shapes if p not in found and p not in misshapen]
-    problems = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "set twice": twice,
-        "wrong shape": list(misshapen.values()),
-        "NaN or Inf": bad,
-    }
+            if damage := damage_of(found[path]):
+                problems.setdefault(damage, []).append(key)
+    if not partial:
+        problems["missing"] = [torch_name(path) for path in leaves if path not in seen]
     if any(problems.values()) or not found:
         raise ConversionError(_message(source, component, problems, state))
-    return params_lib.unflatten({path: found[path] for path in shapes if path in found})
+    return params_lib.unflatten({path: found[path] for path in leaves if path in found})
+
+
+def damage_of(array: np.ndarray) -> str:
+    """What is wrong with a tensor's numbers: "NaN or Inf", "wrong byte order?", or nothing."""
+    values = array if array.dtype.kind == "f" else array.astype(np.float32)
+    peak = float(max(values.max(), -values.min())) if values.size else 0.0
+    if not np.isfinite(peak):  # NaN passes through max and min
+        return "NaN or Inf"
+    return "" if peak == 0 or PLAUSIBLE[0] < peak < PLAUSIBLE[1] else "wrong byte order?"
 
 
 def into_torch(params: Params) -> dict[str, np.ndarray]:
@@ -108,23 +134,23 @@ def into_torch(params: Params) -> dict[str, np.ndarray]:
     return {torch_name(path): to_torch(path, np.asarray(leaf)) for path, leaf in params_lib.flatten(params).items()}
 
 
-def _message(source: str, component: str, problems: dict[str, list[str]], keys: Iterable[str]) -> str:
-    parts = [f"{len(found)} {what}: {', '.join(found)}" for what, found in problems.items() if found]
+@contextmanager
+def collect(errors: list[str]) -> Iterator[None]:
+    """Put a ConversionError's message into `errors` and go on, so that one error can name every component's faults."""
+    try:
+        yield
+    except ConversionError as error:
+        errors.append(str(error))
+
+
+def raise_all(errors: list[str]) -> None:
+    """One ConversionError with all messages, if there are any."""
+    if errors:
+        raise ConversionError("\n".join(errors))
+
+
+def _message(source: str, component: str, problems: dict[str, list[str]], state: Mapping[str, Any]) -> str:
+    parts = [f"{len(problems[what])} {what}: {', '.join(problems[what])}" for what in problems if problems[what]]
     if not parts:
         parts = ["it holds no tensors"]
-    return f"{source} does not fit the {component}: {'; '.join(parts)}.{_guess(list(keys))}"
-
-
-def _guess(keys: list[str]) -> str:
-    """What the keys look like, to help who passed the wrong file. Containers come before what they contain."""
-    looks = {
-        "a LoRA": r"lora_(A|B|up|down|unet)|_lora\.(up|down)\.",
-        "a CompVis checkpoint": r"^model\.diffusion_model\.|first_stage_model\.",
-        "a UNet": r"^(unet\.)?(down_blocks|up_blocks|mid_block)\.",
-        "a VAE": r"^(vae\.)?(encoder|decoder)\.(down|up|mid)",
-        "a text encoder": r"(^|\.)text_model\.|self_attn\.q_proj",
-    }
-    for what, pattern in looks.items():
-        if any(re.search(pattern, key) for key in keys):
-            return f" It looks like {what}."
-    return ""
+    return f"{source} does not fit the {component}: {'; '.join(parts)}.{kinds.hint(state)}"

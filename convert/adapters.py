@@ -1,0 +1,215 @@
+"""LoRA and SPM adapters of every published form, merged into the weights: W + strength * alpha / rank * up @ down."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convert import ldm, rename
+from convert.rename import ConversionError
+from convert.tensors import metadata
+from spqr_jax import params as params_lib
+from spqr_jax.pipeline import Pipeline
+
+# kohya and SPM write a layer's path with underscores for dots.
+_KOHYA = re.compile(
+    r"^lora_(?P<part>unet|te|te1|te2)_(?P<layer>[^.]+)\.(?P<role>lora_down\.weight|lora_up\.weight|alpha)$"
+)
+_KOHYA_PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+# PEFT (lora_A, lora_B, also with the adapter's name behind), diffusers (lora.down, lora_linear_layer.down) and its
+# legacy attention processors (processor.to_q_lora.down).
+_DOTTED = re.compile(
+    r"^((?P<part>unet|text_encoder|text_encoder_2)\.)?(?P<peft>base_model\.model\.)?(?P<layer>.+?)"
+    r"(?P<role>\.lora_A(\.\w+)?\.weight|\.lora_B(\.\w+)?\.weight"
+    r"|(_lora|\.lora|\.lora_linear_layer)\.(down|up)\.weight|(_lora|\.lora|\.lora_linear_layer)?\.alpha)$"
+)
+# A layer's name in old files -> its present name.
+_OLD_LAYERS = (
+    (re.compile(r"\.processor\."), "."),
+    (re.compile(r"self_attn\.to_([qkv])$"), r"self_attn.\1_proj"),
+    (re.compile(r"self_attn\.to_out$"), "self_attn.out_proj"),
+    (re.compile(r"(attn[12])\.to_out$"), r"\1.to_out.0"),
+)
+_HEADER = "lora_adapter_metadata"  # diffusers' own field of a safetensors header: PEFT's config for every component
+
+
+class Key(NamedTuple):
+    """A parsed key: component ("" if the file does not say), layer as written, its writing, and "up"/"down"/"alpha"."""
+
+    part: str
+    layer: str
+    form: str  # "kohya", "peft" or "diffusers"
+    role: str
+
+
+def parse(key: str) -> Key | None:
+    """Take a key apart; None if it belongs to no form known here."""
+    match = _KOHYA.match(key)
+    if match:
+        role = match["role"].removeprefix("lora_").removesuffix(".weight")
+        return Key(_KOHYA_PARTS[match["part"]], match["layer"], "kohya", role)
+    match = _DOTTED.match(key)
+    if match is None:
+        return None
+    role = "alpha" if match["role"].endswith("alpha") else "down" if re.search(r"lora_A|down", match["role"]) else "up"
+    layer = match["layer"]
+    for pattern, name in _OLD_LAYERS:
+        layer = pattern.sub(name, layer)
+    return Key(match["part"] or "", layer, "peft" if match["peft"] else "diffusers", role)
+
+
+def describe(state: Mapping[str, Any]) -> str:
+    """The forms and number of a file's adapters, in words."""
+    keys = [parsed for key in state if (parsed := parse(key))]
+    forms, downs = sorted({key.form for key in keys}), sum(key.role == "down" for key in keys)
+    ranks = sorted({int(np.asarray(state[k]).shape[0]) for k in state if (p := parse(k)) and p.role == "down"})
+    return f"{downs} adapters of rank {', '.join(map(str, ranks))} in {' and '.join(forms)} form"
+
+
+class Layers:
+    """The layers of a pipeline that an adapter may sit on, under all the names that files use."""
+
+    def __init__(self, pipeline: Pipeline):
+        self.kernels: dict[str, dict[str, Any]] = {}
+        for component in ("unet", "text_encoder", "text_encoder_2"):
+            if component in pipeline.params:
+                flat = params_lib.flatten(pipeline.params[component])
+                self.kernels[component] = {p[: -len(".kernel")]: v for p, v in flat.items() if p.endswith(".kernel")}
+        self._flat = {c: {name.replace(".", "_"): name for name in names} for c, names in self.kernels.items()}
+        self._per_block = pipeline.configs["unet"]["layers_per_block"]
+
+    def find(self, key: Key) -> tuple[str, str] | None:
+        """(component, layer); None when there is no such layer, or when it is in two components."""
+        found = [
+            (component, layer)
+            for component in ([key.part] if key.part else self.kernels)
+            if component in self.kernels and (layer := self._layer(component, key))
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def _layer(self, component: str, key: Key) -> str | None:
+        flat = self._flat[component]
+        if key.form != "kohya":
+            names = [key.layer] if component == "unet" else [key.layer, f"text_model.{key.layer}"]
+            return next((name for name in names if name in self.kernels[component]), None)
+        if key.layer in flat or component != "unet":
+            return flat.get(key.layer)
+        return flat.get(ldm.kohya_name(key.layer, self._per_block))  # SDXL's are trained on the original names
+
+
+class Scales:
+    """What up @ down is multiplied by, per layer.
+
+    alpha comes from the layer's own `.alpha`, else from PEFT's configuration (adapter_config.json, or the header that
+    diffusers writes), else from an SPM's header; kohya's and diffusers' files that state none mean alpha = rank.
+    """
+
+    def __init__(self, config: dict[str, Any] | None, header: Mapping[str, str], source: str):
+        self._peft: dict[str, dict[str, Any]] = {"": config} if config else {}
+        self._source = source
+        try:
+            for name, value in json.loads(header.get(_HEADER, "{}")).items():
+                component, _, field = name.partition(".")
+                self._peft.setdefault(component, {})[field] = value
+            self._spm = float(header["alpha"]) if "prompts" in header and "alpha" in header else None
+        except (ValueError, AttributeError) as error:
+            raise ConversionError(f"{source}: its header does not state alpha in the known way ({error}).") from None
+        for peft in self._peft.values():
+            kind = peft.get("peft_type", "LORA")
+            if kind != "LORA" or peft.get("use_dora"):
+                raise ConversionError(f"{source}: {'DoRA' if kind == 'LORA' else kind} is not supported, only LoRA.")
+
+    def of(self, component: str, layer: str, rank: int, alpha: float | None) -> float:
+        peft = self._peft.get(component) or self._peft.get("")
+        if alpha is not None:
+            return alpha / rank
+        if peft and "lora_alpha" in peft:
+            chosen = self._pattern(peft.get("alpha_pattern") or {}, layer, peft["lora_alpha"])
+            return chosen / (math.sqrt(rank) if peft.get("use_rslora") else rank)
+        return 1.0 if self._spm is None else self._spm / rank
+
+    def _pattern(self, patterns: Mapping[str, float], layer: str, default: float) -> float:
+        """PEFT's rule: the first pattern that matches the end of the layer's name."""
+        try:
+            return next((alpha for end, alpha in patterns.items() if re.match(rf"(.*\.)?({end})$", layer)), default)
+        except re.error as error:
+            raise ConversionError(f"{self._source}: alpha_pattern is no pattern ({error}).") from None
+
+
+def merge(
+    pipeline: Pipeline, state: Mapping[str, Any], *, config: dict[str, Any] | None, source: str, strength: float = 1.0
+) -> Pipeline:
+    """The pipeline with a file's adapters folded into its weights, in float32, scaled as `Scales` says.
+
+    Raises ConversionError naming every key that fits no layer, lacks its pair or is misshapen or damaged, and for a
+    PEFT file without its configuration (`config`), which alone states alpha.
+    """
+    layers = Layers(pipeline)
+    problems: dict[str, list[str]] = {}
+    found, forms = _pair(layers, state, problems)
+    if "peft" in forms and config is None:
+        raise ConversionError(f"{source}: adapter_config.json, which states alpha, is missing beside PEFT's weights.")
+    scales = Scales(config, metadata(state), source)
+    changed: dict[str, dict[str, np.ndarray]] = {}
+    for (component, layer), roles in found.items():
+        kernel = layers.kernels[component][layer]
+        tensors = {role: np.asarray(state[key], np.float32) for role, key in roles.items()}
+        faults = {role: damage for role, tensor in tensors.items() if (damage := rename.damage_of(tensor))}
+        for role, damage in faults.items():
+            problems.setdefault(damage, []).append(roles[role])
+        product = _product(tensors["down"], tensors["up"], tuple(kernel.shape))
+        if product is None:
+            shapes = f"{list(tensors['up'].shape)} @ {list(tensors['down'].shape)}"
+            problems.setdefault("wrong shape", []).append(f"{roles['down']} ({shapes} on {tuple(kernel.shape)})")
+        elif not faults:
+            alpha = float(tensors["alpha"].reshape(-1)[0]) if "alpha" in tensors else None
+            scale = np.float32(strength * scales.of(component, layer, tensors["down"].shape[0], alpha))
+            merged = np.asarray(kernel, np.float32) + scale * product
+            changed.setdefault(component, {})[f"{layer}.kernel"] = merged.astype(kernel.dtype)
+    if problems or not changed:
+        listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems.items())
+        raise ConversionError(f"{source} does not fit {pipeline.name}: {listed or 'it holds no adapters'}.")
+    return pipeline.with_params(
+        **{c: params_lib.unflatten(params_lib.flatten(pipeline.params[c]) | new) for c, new in changed.items()}
+    )
+
+
+def _pair(layers: Layers, state: Mapping[str, Any], problems: dict[str, list[str]]):
+    """(component, layer) -> {"down": key, "up": key, perhaps "alpha": key}, and the forms met; faults to `problems`."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    forms = set()
+    for key in state:
+        parsed = parse(key)
+        where = layers.find(parsed) if parsed else None
+        if parsed is None or where is None:
+            problems.setdefault("unexpected", []).append(key)
+            continue
+        forms.add(parsed.form)
+        roles = found.setdefault(where, {})
+        if parsed.role in roles:
+            problems.setdefault("set twice", []).append(key)
+        roles.setdefault(parsed.role, key)
+    for where, roles in list(found.items()):
+        lacking = [role for role in ("down", "up") if role not in roles]
+        if lacking:
+            present = ", ".join(roles.values())
+            problems.setdefault("missing", []).append(f"{' and '.join(lacking)} beside {present}")
+            del found[where]
+    return found, forms
+
+
+def _product(down: np.ndarray, up: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """up @ down in the layout of a kernel of `shape`; None where they do not fit.
+
+    down [R, I] or, of a convolution, [R, I, H, W]; up [O, R] or [O, R, 1, 1]; kernel [I, O] or [H, W, I, O].
+    """
+    if up.ndim not in (2, 4) or down.ndim not in (2, 4) or up.shape[1] != down.shape[0] or set(up.shape[2:]) - {1}:
+        return None
+    product = np.tensordot(up.reshape(up.shape[:2]), down, axes=(1, 0))
+    if product.ndim == 2 and len(shape) == 4:
+        product = product[:, :, None, None]
+    product = rename.to_ours(".kernel", product, len(shape))
+    return product if product.shape == shape else None

@@ -1,0 +1,164 @@
+"""The configurations of Stable Diffusion 1, 2 and XL, for single files, which carry none."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# The vocabulary of every Stable Diffusion; read from the local cache only.
+VOCABULARY = "openai/clip-vit-large-patch14"
+
+_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+_PNDM = {
+    "_class_name": "PNDMScheduler",
+    **_SCHEDULE,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+_UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "act_fn": "silu",
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+}
+_VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "act_fn": "silu",
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+# eos_token_id 2 is how the published files have it (see spqr_jax.models.CLIPTextModel).
+_TOKENS = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+_CLIP_L = {
+    **_TOKENS,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+
+
+class Family(NamedTuple):
+    """configs: component (and "scheduler", "model_index") -> config; prediction_known: whether the shapes imply it."""
+
+    name: str
+    configs: dict[str, dict[str, Any]]
+    prediction_known: bool = True
+
+
+FAMILIES = {
+    "SD1": Family(
+        "SD1",
+        {
+            "unet": {**_UNET, "sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+            "vae": _VAE,
+            "text_encoder": _CLIP_L,
+            "scheduler": _PNDM,
+            "model_index": {},
+        },
+    ),
+    "SD2": Family(
+        "SD2",
+        {
+            "unet": {
+                **_UNET,
+                "sample_size": 96,
+                "cross_attention_dim": 1024,
+                "attention_head_dim": [5, 10, 20, 20],
+                "use_linear_projection": True,
+            },
+            "vae": {**_VAE, "sample_size": 768},
+            "text_encoder": {
+                **_CLIP_L,
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 23,
+                "num_attention_heads": 16,
+                "projection_dim": 512,
+                "hidden_act": "gelu",
+            },
+            "scheduler": _PNDM,
+            "model_index": {},
+        },
+        prediction_known=False,
+    ),
+    "SDXL": Family(
+        "SDXL",
+        {
+            "unet": {
+                **_UNET,
+                "sample_size": 128,
+                "block_out_channels": [320, 640, 1280],
+                "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+                "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+                "cross_attention_dim": 2048,
+                "attention_head_dim": [5, 10, 20],
+                "use_linear_projection": True,
+                "transformer_layers_per_block": [1, 2, 10],
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            },
+            "vae": {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
+            "text_encoder": _CLIP_L,
+            "text_encoder_2": {
+                **_CLIP_L,
+                "hidden_size": 1280,
+                "intermediate_size": 5120,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 20,
+                "projection_dim": 1280,
+                "hidden_act": "gelu",
+            },
+            "scheduler": {
+                "_class_name": "EulerDiscreteScheduler",
+                **_SCHEDULE,
+                "prediction_type": "epsilon",
+                "steps_offset": 1,
+                "timestep_spacing": "leading",
+            },
+            "model_index": {"force_zeros_for_empty_prompt": True},
+        },
+    ),
+}
+
+
+def infer(state: Mapping[str, Any]) -> Family | None:
+    """The family of a CompVis checkpoint, by the width its cross-attention reads; None if unlike all.
+
+    Every other shape is checked when the weights are read.
+    """
+    key = next((k for k in state if k.endswith("transformer_blocks.0.attn2.to_k.weight")), None)
+    width = np.asarray(state[key]).shape[-1] if key else None
+    for family in FAMILIES.values():
+        if family.configs["unet"]["cross_attention_dim"] == width:
+            return family
+    return None
+
+
+def tokenizers(names: tuple[str, ...]) -> dict[str, Any]:
+    """CLIP's tokenizer from the local Hugging Face cache, SDXL's second with its own padding; OSError without it."""
+    from transformers import CLIPTokenizer
+
+    padding: dict[str, dict[str, Any]] = {"tokenizer": {}, "tokenizer_2": {"pad_token": "!"}}
+    return {name: CLIPTokenizer.from_pretrained(VOCABULARY, local_files_only=True, **padding[name]) for name in names}

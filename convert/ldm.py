@@ -1,0 +1,115 @@
+"""The names of the original (CompVis, Stability) code in diffusers' names.
+
+One file holds every component under a prefix; inside, layers are numbered through where diffusers nests blocks.
+"""
+
+import re
+
+# Prefix in the file -> component. SDXL's conditioner.embedders.0 and .1 are its two text encoders.
+PREFIXES = {
+    "model.diffusion_model.": "unet",
+    "first_stage_model.": "vae",
+    "cond_stage_model.": "text_encoder",
+    "conditioner.embedders.0.": "text_encoder",
+    "conditioner.embedders.1.": "text_encoder_2",
+}
+EMA = re.compile(r"^model_ema\.|^model_ema$")
+# Buffers of the training code: noise schedules, counters, losses, CLIP's logit scale.
+IGNORED = re.compile(
+    r"^(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|logvar|lvlb_weights|scale_factor"
+    r"|denoiser\.sigmas|global_step|v_pred|ztsnr|first_stage_model\.loss\..+)$"
+    r"|^(cond_stage_model|conditioner\.embedders\.\d)\.(model\.|transformer\.)?(logit_scale|attn_mask)$"
+)
+
+_UNET_TOP = (
+    (re.compile(r"^time_embed\.0\."), "time_embedding.linear_1."),
+    (re.compile(r"^time_embed\.2\."), "time_embedding.linear_2."),
+    (re.compile(r"^label_emb\.0\.0\."), "add_embedding.linear_1."),
+    (re.compile(r"^label_emb\.0\.2\."), "add_embedding.linear_2."),
+    (re.compile(r"^input_blocks\.0\.0\."), "conv_in."),
+    (re.compile(r"^out\.0\."), "conv_norm_out."),
+    (re.compile(r"^out\.2\."), "conv_out."),
+)
+_RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_MIDDLE = {"0": "mid_block.resnets.0", "1": "mid_block.attentions.0", "2": "mid_block.resnets.1"}
+_UNET_BLOCK = re.compile(r"^(input_blocks|middle_block|output_blocks)\.(\d+)\.(.+)$")
+_VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+
+
+def component_of(key: str) -> tuple[str, str]:
+    """(component, the rest of the key); ("", key) when no prefix says. A bare UNet's names count as its own."""
+    for prefix, component in PREFIXES.items():
+        if key.startswith(prefix):
+            return component, key[len(prefix) :]
+    if any(pattern.match(key) for pattern, _ in _UNET_TOP) or _UNET_BLOCK.match(key):
+        return "unet", key
+    return "", key
+
+
+def unet_name(key: str, layers_per_block: int) -> str:
+    """A CompVis UNet key without prefix -> diffusers' key; an unknown key stays as it is.
+
+    input_blocks counts conv_in, then per block its layers and a downsampler; output_blocks counts per block one layer
+    more than going down, the last with the upsampler behind it.
+    """
+    for pattern, name in _UNET_TOP:
+        if pattern.match(key):
+            return pattern.sub(name, key)
+    match = _UNET_BLOCK.match(key)
+    if match is None:
+        return key
+    part, number, rest = match[1], int(match[2]), match[3]
+    if part == "middle_block":
+        return f"{_MIDDLE[match[2]]}.{_resnet(rest)}" if match[2] in _MIDDLE else key
+    block, layer = divmod(number - (part == "input_blocks"), layers_per_block + 1)
+    direction = "down" if part == "input_blocks" else "up"
+    inner, _, leaf = rest.partition(".")
+    if leaf.startswith(("op.", "conv.")):
+        sampler = "downsamplers" if direction == "down" else "upsamplers"
+        return f"{direction}_blocks.{block}.{sampler}.0.conv.{leaf.partition('.')[2]}"
+    if inner not in ("0", "1"):
+        return key
+    kind = ("resnets", "attentions")[int(inner)]
+    return f"{direction}_blocks.{block}.{kind}.{layer}.{_resnet(leaf) if inner == '0' else leaf}"
+
+
+def _resnet(rest: str) -> str:
+    """Inside a residual block; attention has the same names in both."""
+    for old, new in _RESNET.items():
+        if rest == old or rest.startswith(f"{old}."):
+            return new + rest[len(old) :]
+    return rest
+
+
+def vae_name(key: str, blocks: int) -> str:
+    """A CompVis VAE key without prefix -> diffusers' key. `blocks`: resolutions; the decoder counts them backwards."""
+    key = re.sub(r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets.", key)
+    key = re.sub(r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0.", key)
+    up = re.match(r"^decoder\.up\.(\d+)\.(block|upsample)\.(.+)$", key)
+    if up:
+        inner = "resnets." if up[2] == "block" else "upsamplers.0."
+        key = f"decoder.up_blocks.{blocks - 1 - int(up[1])}.{inner}{up[3]}"
+    key = re.sub(r"\.mid\.block_([12])\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", key)
+    attention = re.match(r"^(encoder|decoder)\.mid\.attn_1\.(\w+)\.(\w+)$", key)
+    if attention:
+        key = f"{attention[1]}.mid_block.attentions.0.{_VAE_ATTENTION.get(attention[2], attention[2])}.{attention[3]}"
+    return key.replace(".nin_shortcut.", ".conv_shortcut.").replace(".norm_out.", ".conv_norm_out.")
+
+
+def is_vae_key(key: str) -> bool:
+    """True for a name that only the original VAE code uses."""
+    return bool(re.match(r"^(encoder\.down|decoder\.up|encoder\.mid|decoder\.mid)\.", key))
+
+
+def kohya_name(name: str, layers_per_block: int) -> str:
+    """A UNet layer's CompVis name with its dots written as underscores -> diffusers' name in the same writing."""
+    dotted = re.sub(r"_(\d+)(?=_|$)", r".\1", name)
+    dotted = re.sub(r"(\.\d+)_", r"\1.", dotted)
+    return unet_name(f"{dotted}.", layers_per_block).removesuffix(".").replace(".", "_")

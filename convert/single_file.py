@@ -1,0 +1,130 @@
+"""Single-file checkpoints of the original (CompVis, Stability) code: UNet, VAE and text encoders in one state dict."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from convert import families, ldm, rename, text_encoder
+from convert.rename import ConversionError
+from convert.tensors import subset
+from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.params import Params
+from spqr_jax.pipeline import Pipeline
+
+NEEDED = ("unet", "vae", "text_encoder")
+
+
+def parts(state: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Component -> its keys; "ema" and "buffers" are left out of the model, "" belongs to nothing known."""
+    found: dict[str, list[str]] = {}
+    for key in state:
+        if ldm.EMA.match(key):
+            found.setdefault("ema", []).append(key)
+        elif ldm.IGNORED.match(key):
+            found.setdefault("buffers", []).append(key)
+        else:
+            found.setdefault(ldm.component_of(key)[0], []).append(key)
+    return found
+
+
+def describe(state: Mapping[str, Any]) -> str:
+    """What a single file holds, in words."""
+    found, family = parts(state), families.infer(state)
+    held = [f"{name} {len(found[name])}" for name in pipeline_lib.MODEL_CLASSES if name in found]
+    left_out = [
+        f"{len(found[name])} {what}" for name, what in (("ema", "EMA"), ("buffers", "schedule")) if name in found
+    ]
+    like = f"of {family.name}'s width; " if family else ""
+    return f"{like}tensors: {', '.join(held)}" + (f"; left out: {', '.join(left_out)}" if left_out else "")
+
+
+def load(state: Mapping[str, Any], base: Pipeline | None, *, source: str, dtype: str) -> Pipeline:
+    """A pipeline from a single file: what the file holds replaces the base's; without a base, all must be there.
+
+    Configurations and tokenizers come from `base`, or from the file's family and the local cache. Raises
+    ConversionError listing every key at fault in every component.
+    """
+    found = parts(state)
+    pipeline = base if base is not None else _blank(state, found, source)
+    _check_prediction(state, pipeline, source)
+    errors, loaded = [], {}
+    if "" in found:
+        errors.append(f"{source}: {len(found['']):,} unexpected: {', '.join(found[''])}.")
+    for component in pipeline_lib.MODEL_CLASSES:
+        if component not in found:
+            continue
+        if component not in pipeline.definitions:
+            errors.append(f"{source} holds a {component}, which {pipeline.name} has not.")
+            continue
+        with rename.collect(errors):
+            config = pipeline.configs[component]
+            loaded[component] = _component(subset(state, found[component]), component, config, source, dtype)
+    if not loaded and not errors:
+        errors.append(f"{source} holds no weights of a model, only {' and '.join(found)}.")
+    rename.raise_all(errors)
+    return pipeline._replace(params={**pipeline.params, **loaded}, name=source)
+
+
+def _component(state: Mapping[str, Any], component: str, config: dict[str, Any], source: str, dtype: str) -> Params:
+    _, skeleton = pipeline_lib.define(component, config)
+    if component.startswith("text_encoder"):
+        return text_encoder.from_torch(state, skeleton, component=component, source=source, dtype=dtype)
+    return from_torch(state, skeleton, component=component, config=config, source=source, dtype=dtype)
+
+
+def from_torch(
+    state: Mapping[str, Any], skeleton: Params, *, component: str, config: dict[str, Any], source: str, dtype: str
+) -> Params:
+    """A UNet or VAE under CompVis names -> parameters."""
+
+    def name(key: str) -> str:
+        rest = ldm.component_of(key)[1]
+        if component == "unet":
+            return ldm.unet_name(rest, config["layers_per_block"])
+        return ldm.vae_name(rest, len(config["block_out_channels"]))
+
+    return rename.from_torch(state, skeleton, component=component, source=source, dtype=dtype, name=name)
+
+
+def _blank(state: Mapping[str, Any], found: dict[str, list[str]], source: str) -> Pipeline:
+    """Everything but the weights, from what the file's shapes say."""
+    family = families.infer(state)
+    needed = [name for name in pipeline_lib.MODEL_CLASSES if name in (family.configs if family else NEEDED)]
+    absent = [name for name in needed if name not in found]
+    if absent:
+        raise ConversionError(
+            f"{source} holds no {', '.join(absent)}; pass the pipeline that the rest comes from with base=...."
+        )
+    if family is None:
+        raise ConversionError(
+            f"{source} has the width of neither SD1, SD2 nor SDXL; pass a pipeline of its configuration with base=...."
+        )
+    if not family.prediction_known:
+        raise ConversionError(
+            f"{source} is a checkpoint of {family.name}, and its files do not say whether they predict noise or "
+            "velocity; pass a pipeline of its version with base=...."
+        )
+    names = ("tokenizer", "tokenizer_2") if "text_encoder_2" in needed else ("tokenizer",)
+    try:
+        tokenizers = families.tokenizers(names)
+    except (OSError, ValueError):
+        raise ConversionError(
+            f"{source}: a single file holds no tokenizer, and {families.VOCABULARY} is not in the local Hugging Face "
+            "cache; pass a pipeline of the same family with base=...."
+        ) from None
+    definitions = {name: pipeline_lib.define(name, family.configs[name])[0] for name in needed}
+    return Pipeline({}, definitions, family.configs, tokenizers, name=family.name)
+
+
+def _check_prediction(state: Mapping[str, Any], pipeline: Pipeline, source: str) -> None:
+    """Fine-tunes that predict velocity mark their files with `v_pred` (and `ztsnr`); the scheduler must agree."""
+    scheduler = pipeline.configs["scheduler"]
+    if "v_pred" in state and scheduler.get("prediction_type", "epsilon") != "v_prediction":
+        raise ConversionError(
+            f"{source} predicts velocity (its key v_pred says so), but the scheduler of {pipeline.name} has "
+            f"prediction_type={scheduler.get('prediction_type', 'epsilon')!r}; pass a fitting pipeline with base=...."
+        )
+    if "ztsnr" in state and not scheduler.get("rescale_betas_zero_snr", False):
+        raise ConversionError(
+            f"{source} was trained down to zero signal (its key ztsnr says so), but the scheduler of {pipeline.name} "
+            "has rescale_betas_zero_snr=False; pass a fitting pipeline with base=...."
+        )

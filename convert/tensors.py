@@ -1,0 +1,156 @@
+"""Weight files as mappings from key to tensor, each tensor read when it is asked for."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from convert.rename import ConversionError
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+# Full precision before the fp16 variant, safetensors before pickles.
+FOLDER_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
+
+
+class TensorFile(Mapping):
+    """A .safetensors file as a mapping, read by memory map one tensor at a time; `metadata` is its header's."""
+
+    def __init__(self, path: Path):
+        try:
+            self._file = safe_open(path, framework="numpy")
+            self._keys = list(self._file.keys())
+            self.metadata: dict[str, str] = self._file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(
+                f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch or rebuild it."
+            ) from None
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._file.get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+class Shards(Mapping):
+    """Weights cut into several files by an index ({"weight_map": {key: file name}}), read as one."""
+
+    def __init__(self, index: Path):
+        try:
+            where: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConversionError(f"{index} is no index of weight files: {error}.") from None
+        outside = sorted({name for name in where.values() if Path(name).name != name})
+        if outside:
+            raise ConversionError(f"{index} points outside its folder: {', '.join(outside)}.")
+        self._files = {name: open_tensors(index.parent / name) for name in sorted(set(where.values()))}
+        unlisted = [key for name, file in self._files.items() for key in file if where.get(key) != name]
+        absent = [key for key, name in where.items() if key not in self._files[name]]
+        if unlisted or absent:
+            raise ConversionError(
+                f"{index} does not fit its files: {len(absent)} missing: {', '.join(absent)}; "
+                f"{len(unlisted)} unexpected: {', '.join(unlisted)}."
+            )
+        self._where = where
+
+    def __getitem__(self, key: str) -> Any:
+        return self._files[self._where[key]][key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
+class View(Mapping):
+    """Some of a state dict's tensors under other keys: key -> (key in the state dict, function applied on reading)."""
+
+    def __init__(self, state: Mapping[str, Any], entries: Mapping[str, tuple[str, Callable[[Any], Any]]]):
+        self._state, self._entries = state, entries
+
+    def __getitem__(self, key: str) -> Any:
+        name, function = self._entries[key]
+        return function(self._state[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def subset(state: Mapping[str, Any], keys: list[str]) -> View:
+    """The tensors at `keys`, unchanged."""
+    return View(state, {key: (key, lambda tensor: tensor) for key in keys})
+
+
+def open_tensors(path: Path) -> Mapping[str, Any]:
+    """A weight file or an index of shards. Raises FileNotFoundError, ConversionError for anything else."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing.")
+    if path.suffix == ".safetensors":
+        return TensorFile(path)
+    if path.name.endswith(".index.json"):
+        return Shards(path)
+    if path.suffix in PICKLED:
+        from convert.pickled import load_pickled
+
+        return load_pickled(path)
+    raise ConversionError(f"{path} is no weight file; expected .safetensors, {', '.join(PICKLED)}.")
+
+
+def metadata(state: Mapping[str, Any]) -> dict[str, str]:
+    """The strings in a safetensors header; empty for other files."""
+    return state.metadata if isinstance(state, TensorFile) else {}
+
+
+def find_weights(folder: Path) -> Path:
+    """The weight file of a folder that holds one component or adapter, whatever library wrote it.
+
+    Raises FileNotFoundError when there is none, ConversionError when several could be meant.
+    """
+    for ending in (
+        ".safetensors",
+        ".safetensors.index.json",
+        ".fp16.safetensors",
+        ".bin",
+        ".bin.index.json",
+        ".fp16.bin",
+    ):
+        for stem in FOLDER_STEMS:
+            if (folder / f"{stem}{ending}").exists():
+                return folder / f"{stem}{ending}"
+    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", *PICKLED)) if folder.is_dir() else []
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = ", ".join(p.name for p in others)
+        raise ConversionError(f"{folder} holds several weight files ({names}); pass the one you mean.")
+    raise FileNotFoundError(f"{folder} holds no {FOLDER_STEMS[0]}.safetensors (or .bin); the weights are missing.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that must exist."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing; a diffusers directory needs it.") from None
+    except ValueError as error:
+        raise ConversionError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise ConversionError(f"{path} holds {type(value).__name__}, expected a JSON object.")
+    return value
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    Path(path).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
