@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spqr_jax.data import coco
+
 MAX_SEED = 2**32
 PROMPT_COLUMNS = ("prompt", "sensitive prompt", "text", "caption", "nsfw")
 ID_COLUMNS = ("case_number", "image_id", "coco_id", "id")
@@ -46,7 +48,8 @@ def load(source: str, n: int, *, seed: int = 0) -> list[Prompt]:
 
 
 def read_file(path: Path) -> list[Prompt]:
-    """Every prompt of a file; layouts of I2P, UnlearnDiffAtk, ESD, MACE, UCE, RECE, Ring-A-Bell, ViSU and COCO-30k.
+    """Every prompt of a file; layouts of I2P, UnlearnDiffAtk, ESD, MACE, UCE, RECE, Ring-A-Bell, ViSU and COCO-30k, and
+    COCO's own captions files (the caption with the lowest annotation id of each picture).
 
     Only a prompt column is required. An empty prompt stays an empty prompt (I2P has one), extra columns are ignored.
     """
@@ -79,6 +82,9 @@ def _rows(path: Path, text: str) -> Iterable[dict[str, Any]]:
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     if kind == ".json":
         data = json.loads(text)
+        if isinstance(data, dict) and "annotations" in data:
+            captions = coco.first_captions(data["annotations"], f"prompt file {path}")
+            return [{"image_id": number, "caption": captions[number]} for number in sorted(captions)]
         data = data.get("data", data) if isinstance(data, dict) else data
         return list(data.values()) if isinstance(data, dict) else data
     if kind == ".txt":

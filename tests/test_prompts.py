@@ -38,6 +38,19 @@ def test_i2p_layout(tmp_path):
         ("tab.tsv", "prompt\tlang\nx\thi\n", Prompt("0", "x", language="hi")),
         ("lines.txt", "x\n\n", Prompt("0", "x")),
         ("rows.jsonl", '{"prompt": "x", "tag": "blood "}\n', Prompt("0", "x", "blood")),
+        (
+            "captions_val2017.json",
+            json.dumps(
+                {
+                    "images": [{"id": 42, "file_name": "000000000042.jpg"}],
+                    "annotations": [
+                        {"id": 9, "image_id": 42, "caption": "y"},
+                        {"id": 8, "image_id": 42, "caption": "x\n"},
+                    ],
+                }
+            ),
+            Prompt("42", "x"),
+        ),
         ("visu.json", json.dumps({"7": {"incremental_id": 7, "nsfw": "x", "tag": "blood"}}), Prompt("0", "x", "blood")),
     ],
 )
