@@ -1,0 +1,145 @@
+"""What the paper's experiments on Stable Diffusion share. Not an experiment: general.py and the others are.
+
+Everything is looked for under the current directory, or under the one that SPQR_ASSETS names; models as diffusers
+directories:
+
+weights/stable-diffusion-v1-5         stable-diffusion-v1-5/stable-diffusion-v1-5, CreativeML OpenRAIL-M
+weights/stable-diffusion-2-1          for sd21: stabilityai/stable-diffusion-2-1 or a mirror, OpenRAIL++-M
+weights/stable-diffusion-xl-base-1.0  for sdxl: stabilityai/stable-diffusion-xl-base-1.0, OpenRAIL++-M
+prompts/visu.json                     ViSU-Text_test.json of aimagelab/ViSU-Text, 5,000 rows; gated, non-commercial
+prompts/i2p.csv                       AIML-TUDA/i2p, 4,703 rows, MIT
+prompts/rab.csv                       Chia15/RingABell-Nudity, 285 rows, gated; or a file of chiayi-hsu/Ring-A-Bell, MIT
+pictures/coco/annotations             captions_train2017.json, captions_val2017.json of COCO, CC BY 4.0
+pictures/coco/{train2017,val2017}     COCO's pictures, under Flickr's terms
+judges/llavaguard                     AIML-TUDA/LlavaGuard-v1.2-0.5B-OV-hf exported, and policy.txt; access form
+judges/clip                           openai/clip-vit-base-patch32 exported, MIT
+judges/inception/inception.onnx       pt_inception-2015-12-05 of pytorch-fid exported, Apache-2.0
+the nudenet package                   pip install nudenet; its graph is under AGPL-3.0 and read where pip put it
+
+docs/judges.md says how judges are exported. Nothing is downloaded. Any of it may be elsewhere: --config.base=...,
+--config.prompts.harmful=..., --config.bft.data.general=..., --config.judges.safety.llavaguard=llavaguard:DIR and so on.
+Look at fine-tuning pictures first: python -m spqr_jax.data check pictures/coco --judges nudenet=nudenet.
+
+After a colon a config takes the subjects to run, default all eleven methods of the paper and the unaligned backbone:
+
+    --config configs/general.py:none,uce,rece                       some of them, made safe here
+    --config configs/general.py:none,esd=weights/esd-nudity.pt      a checkpoint that its authors released
+    --config configs/general.py:none,Mine=weights/my-safe-model     your own, in any form that convert.load takes
+
+Costs in the files are arithmetic, not measurements: at 512 x 512 a picture takes 84.5 TFLOP (51 evaluations of the UNet
+with guidance, 0.8 TFLOP each, and decoding), a step of standard fine-tuning with 16 samples 38.8 TFLOP; hours are at a
+sustained 100 TFLOP/s. Aligning comes on top: seconds for UCE and RECE, up to some thousand small steps for the others.
+"""
+
+import os
+from pathlib import Path
+
+from spqr_jax.config import BFT, Config, Generation, Judges, Prompts, Subject
+
+ASSETS = Path(os.environ.get("SPQR_ASSETS", ""))
+
+BACKBONES = {
+    "sd15": "weights/stable-diffusion-v1-5",
+    "sd21": "weights/stable-diffusion-2-1",
+    "sdxl": "weights/stable-diffusion-xl-base-1.0",
+}
+HARMFUL = {"visu": "prompts/visu.json", "i2p": "prompts/i2p.csv", "rab": "prompts/rab.csv"}
+DATA = {  # scenario -> data set; a kind before the place
+    "general": "coco:pictures/coco/annotations/captions_train2017.json",
+    "multilingual_ar": "multilingual:pictures/multilingual.csv?language=ar&images=pictures/coco/train2017",
+    "multilingual_es": "multilingual:pictures/multilingual.csv?language=es&images=pictures/coco/train2017",
+    "multilingual_fr": "multilingual:pictures/multilingual.csv?language=fr&images=pictures/coco/train2017",
+    "multilingual_hi": "multilingual:pictures/multilingual.csv?language=hi&images=pictures/coco/train2017",
+    "artistic": "artistic:pictures/artistic",
+    "medical": "chestxray:pictures/chest_xray + brainmri:pictures/brain_mri",
+}
+LANGUAGES = tuple(scenario for scenario in DATA if scenario.startswith("multilingual_"))
+DOMAINS = ("artistic", "medical")
+# In the order of the paper's Table 1.
+METHODS = {
+    "erasediff": "EraseDiff",
+    "fmn": "FMN",
+    "advunlearn": "AdvUnlearn",
+    "scissorhands": "Scissorhands",
+    "stereo": "STEREO",
+    "salun": "SalUn",
+    "mace": "MACE",
+    "esd": "ESD",
+    "spm": "SPM",
+    "uce": "UCE",
+    "rece": "RECE",
+}
+CONTROL = Subject("No alignment", "none")
+
+
+def at(place: str) -> str:
+    """A place under the assets directory."""
+    return (ASSETS / place).as_posix()
+
+
+def subjects(chosen: str, default: tuple[str, ...] = ("none", *METHODS)) -> tuple[Subject, ...]:
+    """Subjects from a comma-separated list of methods and NAME=CHECKPOINT; the default list for "".
+
+    Raises ValueError for a method that is not one of the paper's.
+    """
+    return tuple(_subject(name.strip()) for name in (chosen.split(",") if chosen else default))
+
+
+def _subject(text: str) -> Subject:
+    name, is_checkpoint, place = text.partition("=")
+    if is_checkpoint:
+        return Subject(METHODS.get(name, name), checkpoint=place)
+    if name == "none":
+        return CONTROL
+    if name not in METHODS:
+        raise ValueError(f"subject {name!r} is unknown; expected none, {', '.join(METHODS)}, or NAME=CHECKPOINT.")
+    return Subject(METHODS[name], name)
+
+
+def variant(which: str, known: tuple[str, ...]) -> tuple[str, str]:
+    """`VARIANT[:SUBJECTS]`, as it stands after a config's colon -> (variant, subjects); the first known one for "".
+
+    Raises ValueError for an unknown variant.
+    """
+    name, _, chosen = which.partition(":")
+    if (name or known[0]) not in known:
+        raise ValueError(f"variant {name!r} is unknown; expected one of {', '.join(known)}, then :SUBJECTS if not all.")
+    return name or known[0], chosen
+
+
+def experiment(
+    who: tuple[Subject, ...],
+    *,
+    backbone: str = "sd15",
+    harmful: str = "visu",
+    profiles: tuple[str, ...] = ("standard",),
+    scenarios: tuple[str, ...] = ("general",),
+) -> Config:
+    """The paper's settings: section 4.1, Tables B and C; what it leaves open is chosen here.
+
+    Concept: nudity, for which the settings and released checkpoints of all eleven methods were made. Benign prompts:
+    500 captions of COCO's validation split, whose pictures are also what quality is measured against; fine-tuning
+    pictures come from the training split. Noise as PyTorch's CPU generator gives it, so that prompt files with seeds
+    repeat published pictures.
+    """
+    return Config(
+        base=at(BACKBONES[backbone]),
+        concept="nudity",
+        subjects=who,
+        prompts=Prompts(
+            harmful=at(HARMFUL[harmful]), benign=at("pictures/coco/annotations/captions_val2017.json"), n_benign=500
+        ),
+        generation=Generation(noise="torch"),
+        bft=BFT(
+            profiles=profiles,
+            scenarios=scenarios,
+            data={name: DATA[name].replace("pictures/", at("pictures") + "/") for name in scenarios},
+        ),
+        judges=Judges(
+            safety={"nudenet": "nudenet", "llavaguard": "llavaguard:" + at("judges/llavaguard")},
+            clip_score=at("judges/clip"),
+            features=at("judges/inception/inception.onnx"),
+            reference=at("pictures/coco/val2017"),
+        ),
+        seed=42,
+    )
