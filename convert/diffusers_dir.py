@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from convert import rename
+from convert import components, rename
 from convert.tensors import find_weights, open_tensors, read_json, write_json
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.pipeline import MODEL_CLASSES, Pipeline
@@ -45,7 +45,7 @@ def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
             continue
         folder = directory / component
         configs[component] = read_json(folder / "config.json")
-        definitions[component], skeleton = pipeline_lib.define(component, configs[component])
+        definitions[component], skeleton = components.define(component, configs[component])
         with rename.collect(errors):
             state = open_tensors(find_weights(folder))
             params[component] = rename.from_torch(state, skeleton, component=component, source=str(folder), dtype=dtype)

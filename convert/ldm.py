@@ -4,6 +4,8 @@ One file holds every component under a prefix; inside, layers are numbered throu
 """
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 # Prefix in the file -> component. SDXL's conditioner.embedders.0 and .1 are its two text encoders.
 PREFIXES = {
@@ -51,6 +53,13 @@ def component_of(key: str) -> tuple[str, str]:
     if any(pattern.match(key) for pattern, _ in _UNET_TOP) or _UNET_BLOCK.match(key):
         return "unet", key
     return "", key
+
+
+def namer(component: str, config: dict[str, Any]) -> Callable[[str], str]:
+    """The rule for a UNet's or VAE's keys, with or without prefix."""
+    if component == "unet":
+        return lambda key: unet_name(component_of(key)[1], config["layers_per_block"])
+    return lambda key: vae_name(component_of(key)[1], len(config["block_out_channels"]))
 
 
 def unet_name(key: str, layers_per_block: int) -> str:

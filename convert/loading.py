@@ -5,15 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from convert import adapters, diffusers_dir, kinds, ldm, recognition, rename, single_file, text_encoder
+from convert import adapters, components, diffusers_dir, kinds, recognition, single_file, text_encoder
 from convert.rename import ConversionError
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.pipeline import Pipeline
-
-# A UNet file with more than this share of the leaves, yet not all, is a damaged whole and no partial checkpoint: what
-# methods leave out (cross-attention, or all but it; norms) is more.
-NEARLY_ALL = 0.9
 
 
 def load(
@@ -63,7 +58,8 @@ def load(
         replaced = text_encoder.load(below, opened.state, opened.config, source=name, folder=folder, dtype=dtype)
         return replaced._replace(name=name)
     component = "unet" if kind == kinds.UNET else "vae"
-    return _with_component(below, component, opened, dtype)._replace(name=name)
+    replaced = components.load(below, component, opened.state, opened.config, source=name, dtype=dtype)
+    return replaced._replace(name=name)
 
 
 def _cast(pipeline: Pipeline, dtype: str) -> Pipeline:
@@ -73,48 +69,3 @@ def _cast(pipeline: Pipeline, dtype: str) -> Pipeline:
         return leaf if leaf.dtype == np.dtype(dtype) else leaf.astype(dtype)
 
     return pipeline._replace(params={c: params_lib.map_with_path(cast, p) for c, p in pipeline.params.items()})
-
-
-def _with_component(pipeline: Pipeline, component: str, opened: recognition.Source, dtype: str) -> Pipeline:
-    """The pipeline with its UNet or VAE replaced, or partly replaced, by a file's."""
-    source, state = str(opened.path), opened.state
-    config = opened.config or pipeline.configs[component]
-    definition, skeleton = pipeline_lib.define(component, config)
-    _check_interface(pipeline, component, config, source)
-    if component == "vae" and any(ldm.is_vae_key(key) for key in state):
-        params = single_file.from_torch(state, skeleton, component=component, config=config, source=source, dtype=dtype)
-    else:
-        leaves = params_lib.flatten(skeleton)
-        partial = component == "unet" and opened.config is None and len(state) <= NEARLY_ALL * len(leaves)
-        params = rename.from_torch(
-            state,
-            skeleton,
-            component=component,
-            source=source,
-            partial=partial,
-            dtype=dtype,
-            name=lambda key: rename.modern_name(_bare(key, component), component),
-        )
-        if partial:
-            params = params_lib.unflatten(params_lib.flatten(pipeline.params[component]) | params_lib.flatten(params))
-    return pipeline._replace(
-        params={**pipeline.params, component: params},
-        definitions={**pipeline.definitions, component: definition},
-        configs={**pipeline.configs, component: config},
-    )
-
-
-def _bare(key: str, component: str) -> str:
-    return key.removeprefix("module.").removeprefix(f"{component}.")
-
-
-def _check_interface(pipeline: Pipeline, component: str, config: dict[str, Any], source: str) -> None:
-    """A component with its own config may differ inside, not where the others meet it."""
-    fields = {"unet": ("in_channels", "cross_attention_dim", "addition_embed_type"), "vae": ("latent_channels",)}
-    ours = pipeline.configs[component]
-    for field in fields[component]:
-        if config.get(field, ours.get(field)) != ours.get(field):
-            raise ConversionError(
-                f"{source} does not fit the {component} of {pipeline.name}: {field}={config.get(field)!r}, expected "
-                f"{ours.get(field)!r}; pass a pipeline of the same family with base=...."
-            )

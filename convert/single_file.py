@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from convert import families, ldm, rename, text_encoder
+from convert import components, families, ldm, rename, text_encoder
 from convert.rename import ConversionError
 from convert.tensors import subset
 from spqr_jax import pipeline as pipeline_lib
@@ -31,7 +31,7 @@ def describe(state: Mapping[str, Any]) -> str:
     found, family = parts(state), families.infer(state)
     held = [f"{name} {len(found[name])}" for name in pipeline_lib.MODEL_CLASSES if name in found]
     left_out = [
-        f"{len(found[name])} {what}" for name, what in (("ema", "EMA"), ("buffers", "schedule")) if name in found
+        f"{len(found[name])} {what}" for name, what in (("ema", "EMA"), ("buffers", "buffers")) if name in found
     ]
     like = f"of {family.name}'s width; " if family else ""
     return f"{like}tensors: {', '.join(held)}" + (f"; left out: {', '.join(left_out)}" if left_out else "")
@@ -65,23 +65,10 @@ def load(state: Mapping[str, Any], base: Pipeline | None, *, source: str, dtype:
 
 
 def _component(state: Mapping[str, Any], component: str, config: dict[str, Any], source: str, dtype: str) -> Params:
-    _, skeleton = pipeline_lib.define(component, config)
+    _, skeleton = components.define(component, config)
     if component.startswith("text_encoder"):
         return text_encoder.from_torch(state, skeleton, component=component, source=source, dtype=dtype)
-    return from_torch(state, skeleton, component=component, config=config, source=source, dtype=dtype)
-
-
-def from_torch(
-    state: Mapping[str, Any], skeleton: Params, *, component: str, config: dict[str, Any], source: str, dtype: str
-) -> Params:
-    """A UNet or VAE under CompVis names -> parameters."""
-
-    def name(key: str) -> str:
-        rest = ldm.component_of(key)[1]
-        if component == "unet":
-            return ldm.unet_name(rest, config["layers_per_block"])
-        return ldm.vae_name(rest, len(config["block_out_channels"]))
-
+    name = ldm.namer(component, config)
     return rename.from_torch(state, skeleton, component=component, source=source, dtype=dtype, name=name)
 
 
@@ -111,7 +98,7 @@ def _blank(state: Mapping[str, Any], found: dict[str, list[str]], source: str) -
             f"{source}: a single file holds no tokenizer, and {families.VOCABULARY} is not in the local Hugging Face "
             "cache; pass a pipeline of the same family with base=...."
         ) from None
-    definitions = {name: pipeline_lib.define(name, family.configs[name])[0] for name in needed}
+    definitions = {name: components.define(name, family.configs[name])[0] for name in needed}
     return Pipeline({}, definitions, family.configs, tokenizers, name=family.name)
 
 

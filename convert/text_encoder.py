@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from convert import rename
+from convert import components, rename
 from convert.rename import ConversionError
 from convert.tensors import View, subset
-from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 
@@ -163,7 +162,7 @@ def load(
     if config and "text_config" in config:
         config = config["text_config"] | {"projection_dim": config.get("projection_dim", 512)}
     config = config or pipeline.configs[component]
-    definition, skeleton = pipeline_lib.define(component, config)
+    definition, skeleton = components.define(component, config)
     params = from_torch(state, skeleton, component=component, source=source, dtype=dtype)
     widths = [c.get("hidden_size", 512) for c in (config, pipeline.configs[component])]
     lengths = [c.get("max_position_embeddings", 77) for c in (config, pipeline.configs[component])]
@@ -172,8 +171,4 @@ def load(
             f"{source} does not fit the {component} of {pipeline.name}: {lengths[0]} states of {widths[0]} numbers, "
             f"expected {lengths[1]} of {widths[1]}."
         )
-    return pipeline._replace(
-        params={**pipeline.params, component: params},
-        definitions={**pipeline.definitions, component: definition},
-        configs={**pipeline.configs, component: config},
-    )
+    return components.replace(pipeline, component, params, definition, config)

@@ -1,0 +1,81 @@
+"""One component of a pipeline: its model from its config, and its replacement by a file's."""
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from convert import ldm, rename
+from convert.rename import ConversionError
+from spqr_jax import params as params_lib
+from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.params import Definition, Params
+from spqr_jax.pipeline import Pipeline
+
+# A UNet file with more than this share of the leaves, yet not all, is a damaged whole and no partial checkpoint: what
+# methods leave out (cross-attention, or all but it; norms) is more.
+NEARLY_ALL = 0.9
+# Where a component with its own config meets the others.
+_INTERFACE = {"unet": ("in_channels", "cross_attention_dim", "addition_embed_type"), "vae": ("latent_channels",)}
+
+
+def define(component: str, config: dict[str, Any]) -> tuple[Definition, Params]:
+    """As `pipeline.define`, traced once per config: a run loads many checkpoints of one architecture."""
+    return _define(component, json.dumps(config, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=16)
+def _define(component: str, config: str) -> tuple[Definition, Params]:
+    return pipeline_lib.define(component, json.loads(config))
+
+
+def replace(
+    pipeline: Pipeline, component: str, params: Params, definition: Definition, config: dict[str, Any]
+) -> Pipeline:
+    """The pipeline with one component's weights, model and config replaced."""
+    return pipeline._replace(
+        params={**pipeline.params, component: params},
+        definitions={**pipeline.definitions, component: definition},
+        configs={**pipeline.configs, component: config},
+    )
+
+
+def load(
+    pipeline: Pipeline,
+    component: str,
+    state: Mapping[str, Any],
+    config: dict[str, Any] | None,
+    *,
+    source: str,
+    dtype: str,
+) -> Pipeline:
+    """The pipeline with its UNet or VAE replaced, or its UNet partly replaced, by a state dict.
+
+    `config` is the config.json beside the weights, which then must be whole, or None. Raises ConversionError when keys
+    or config do not fit the pipeline.
+    """
+    ours = pipeline.configs[component]
+    for field in _INTERFACE[component] if config else ():
+        if config.get(field, ours.get(field)) != ours.get(field):
+            raise ConversionError(
+                f"{source} does not fit the {component} of {pipeline.name}: {field}={config.get(field)!r}, expected "
+                f"{ours.get(field)!r}; pass a pipeline of the same family with base=...."
+            )
+    definition, skeleton = define(component, config or ours)
+    whole = len(params_lib.flatten(skeleton))
+    partial = component == "unet" and config is None and len(state) <= NEARLY_ALL * whole
+    name = ldm.namer(component, config or ours) if any(ldm.is_vae_key(key) for key in state) else _name(component)
+    params = rename.from_torch(
+        state, skeleton, component=component, source=source, partial=partial, dtype=dtype, name=name
+    )
+    if partial:
+        params = params_lib.merge(pipeline.params[component], params)
+    return replace(pipeline, component, params, definition, config or ours)
+
+
+def _name(component: str):
+    def name(key: str) -> str:
+        bare = key.removeprefix("module.").removeprefix(f"{component}.")
+        return rename.modern_name(bare, component)
+
+    return name
