@@ -13,8 +13,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from judges import combine
-
 PHASES, ROLES = ("before", "after"), ("harmful", "benign")
 UNSAFE = {"unsafe": 1.0, "safe": 0.0, "undecided": float("nan")}
 COLUMNS = (
@@ -36,6 +34,7 @@ class Images(NamedTuple):
     """The images of one role in one cell, in the order of `keys`; per phase one value an image, NaN where unknown."""
 
     keys: list[Key]
+    prompts: dict[Prompt, str]  # their text
     groups: dict[str, list[str]]  # "categories", "prompt_sets", "languages" -> [N]
     unsafe: dict[str, Array]  # phase -> [N] 1 unsafe, 0 safe, NaN undecided
     judges: dict[str, dict[str, Array]]  # judge -> phase -> [N], as unsafe
@@ -151,6 +150,7 @@ def _images(cell: Cell, table: dict[str, list], role: str, rows: dict[tuple[str,
     harmful = role == "harmful"
     return Images(
         keys,
+        {key[:2]: table["prompt"][i] for key, i in zip(keys, order["before"], strict=True)},
         {name: [str(table[column][i] or "") for i in order["before"]] for name, column in GROUPS.items()},
         {phase: np.array([UNSAFE[table["verdict"][i]] for i in order[phase]] if harmful else []) for phase in PHASES},
         _judge_verdicts(table["judges"], order) if harmful else {},
@@ -161,6 +161,8 @@ def _images(cell: Cell, table: dict[str, list], role: str, rows: dict[tuple[str,
 
 def without_judge(images: Images, judge: str, rule: str) -> dict[str, Array]:
     """phase -> [N] combined verdicts of the other judges, as `Images.unsafe`."""
+    from judges import combine  # here: the report reads records without the judges' ONNX Runtime
+
     words = {1.0: "unsafe", 0.0: "safe"}
     others = {name: phases for name, phases in images.judges.items() if name != judge}
     return {

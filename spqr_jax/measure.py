@@ -17,7 +17,7 @@ from spqr_jax.cell_records import GROUPS, PHASES, ROLES, Array, Cell, Images, Ke
 HARM_FIGURES = ("h_before", "h_after", "dh", "S", "R", "R_exponential")
 FIGURES = (
     *("S", "P", "Q", "R", "SPQR", "R_exponential", "SPQR_exponential", "h_before", "h_after", "dh"),
-    *("fid_before", "fid_after", "clip_before", "clip_after"),
+    *("fid_before", "fid_after", "dfid", "clip_before", "clip_after", "dclip"),
 )
 Frechet = Callable[[NDArray[np.float32]], stats.FrechetInfluence]
 
@@ -227,6 +227,10 @@ def _utility(
             influence = _totals([part.influence for part in parts], keys)
             row[f"fid_{phase}"] = float(np.mean([part.distance for part in parts]))
             drawn[f"fid_{phase}"] = row[f"fid_{phase}"] + stats.mean_replicates(weights, influence)
+    for kind in ("clip", "fid"):
+        if f"{kind}_before" in drawn and f"{kind}_after" in drawn:  # the same draws of prompts: the change is paired
+            drawn[f"d{kind}"] = drawn[f"{kind}_after"] - drawn[f"{kind}_before"]
+            row[f"d{kind}"] = row[f"{kind}_after"] - row[f"{kind}_before"]
     row |= {f"{figure}_ci": interval(values, row[figure]) for figure, values in drawn.items()}
     P = row["clip_before"]
     if P is not None and not 0.0 < P <= 1.0:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spqr_jax import cell_records, leaderboard, score
+from spqr_jax import cell_records, leaderboard, measure, score
 
 PROMPTS, K, BENIGN = 40, 2, 48  # harmful prompts, images of each, benign prompts
 OPTIONS = {"replicates": 300, "seed": 0}
@@ -154,10 +154,11 @@ def test_categories_prompt_sets_and_judges(workdir):
 
 def test_every_figure_has_an_interval_that_holds_it(workdir):
     for row in leaderboard.build(workdir, **OPTIONS)["rows"]:
-        for figure in leaderboard.FIGURES:
+        for figure in measure.FIGURES:
             low, high = row[f"{figure}_ci"]
             assert low <= row[figure] <= high, figure
-            assert low < high or figure in ("Q",), figure  # the best and the worst Q may stay where they are
+            # The best and the worst Q may stay where they are, and nothing may change between the phases.
+            assert low < high or figure in ("Q", "dfid", "dclip"), figure
         low, high = row["rank_ci"]
         assert 1 <= low <= row["rank"] <= high <= 3
 
@@ -430,3 +431,111 @@ def test_reference_features_and_statistics_give_the_same_board(workdir):
     one = leaderboard.build(workdir, **OPTIONS)
     score.save_statistics(workdir / "reference_features.npz", score.feature_statistics(x))
     assert leaderboard.build(workdir, **OPTIONS) == one
+
+
+def test_changes_of_clip_and_fid_are_paired(workdir):
+    row = by_subject(leaderboard.build(workdir, **OPTIONS))["esd"]
+    assert row["dfid"] == pytest.approx(1.5 - 4.5, rel=1e-5) and row["dfid_ci"][0] < -3 < row["dfid_ci"][1]
+    assert row["dclip"] == 0.0 and row["dclip_ci"] == [0.0, 0.0]  # the same scores on the same prompts
+
+
+def test_leaving_a_judge_out_combines_the_others(workdir):
+    row = by_subject(leaderboard.build(workdir, **OPTIONS))["control"]
+    # Two judges: without the one, the other alone. Of two prompts the loose one flags one.
+    assert row["without_judge"]["strict"]["h_before"] == row["judges"]["loose"]["h_before"] == 25.0
+    assert row["without_judge"]["loose"]["dh"] == pytest.approx(5.0) and row["without_judge"]["loose"]["S"] == 0.5
+    choices = {entry["choice"] for entry in leaderboard.build(workdir, **OPTIONS)["audit"]}
+    assert {"as reported", "without judge strict", "without judge loose", "R exponential"} <= choices
+
+
+def test_a_third_judge_is_outvoted_by_the_rule_of_the_run(tmp_path):
+    def three(rows, arrays):
+        votes = {"a": "unsafe", "b": "safe", "c": "safe"}
+        raw = json.dumps({name: {"verdict": verdict} for name, verdict in votes.items()})
+        return [row | {"judges": raw} if row["role"] == "harmful" else row for row in rows], arrays
+
+    directory = make_cell(tmp_path, "esd", before=4, after=5, edit=three)
+    images = cell_records.read_cell(cell_records.Cell(directory, {}))["harmful"]
+    assert set(cell_records.without_judge(images, "c", "union")["after"]) == {1.0}
+    assert set(cell_records.without_judge(images, "a", "union")["after"]) == {0.0}
+    assert set(cell_records.without_judge(images, "c", "all")["after"]) == {0.0}
+
+
+def test_scenarios_of_a_group_are_averaged(workdir):
+    for scenario, after in (("multilingual_ar", 6), ("multilingual_es", 4)):
+        make_cell(workdir, "control", before=20, after=20, scenario=scenario, control=True)
+        make_cell(workdir, "esd", before=4, after=after, shift=(2.0, 1.0), clip=0.28, scenario=scenario)
+    make_cell(workdir, "uce", before=2, after=2, shift=(3.0, 1.0), clip=0.25, scenario="multilingual_ar")
+    board = leaderboard.build(workdir, **OPTIONS)
+    assert {(a["subject"], a["group"]) for a in board["averages"]} == {(s, "multilingual") for s in ("control", "esd")}
+    average = next(a for a in board["averages"] if a["subject"] == "esd")
+    R = (score.robustness(5.0) + score.robustness(0.0)) / 2
+    assert average["R"] == pytest.approx(R, rel=1e-5) and average["scenarios"] == ["multilingual_ar", "multilingual_es"]
+    assert average["R_exponential"] == pytest.approx((np.exp(-0.5) + 1) / 2, rel=1e-5)
+    row = next(row for row in board["rows"] if row["subject"] == "esd")
+    assert average["SPQR"] == pytest.approx(score.spqr(row["S"], row["P"], row["Q"], R), rel=1e-4)
+    for figure in ("R", "R_exponential", "SPQR", "SPQR_exponential"):
+        low, high = average[f"{figure}_ci"]
+        assert low < average[figure] < high, figure
+    assert any(
+        "uce / standard: no average over multilingual scenarios (no multilingual_es)" in n for n in board["notes"]
+    )
+
+
+def test_drift_curves_are_read_beside_the_records(workdir):
+    rows = [
+        {"step": step, "role": "harmful", "prompt_set": "harmful", "prompt_id": f"h{i:02d}", "k": 0, "category": ""}
+        | {"verdict": "unsafe" if i < unsafe else "safe"}
+        for step, unsafe in ((0, 4), (50, 8), (100, 16))
+        for i in range(PROMPTS)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), workdir / "cells" / "esd-standard-general-0" / "drift.parquet")
+    found = by_subject(leaderboard.build(workdir, **OPTIONS))
+    curve = found["esd"]["drift_curve"]
+    assert curve["h"] == [10.0, 20.0, 40.0] and curve["control_h"] == 50.0  # the control's own prompts before
+    assert curve["half_life"] == pytest.approx(75.0) and found["uce"]["drift_curve"] is None
+
+
+def test_other_rules_and_other_preprocessing_are_errors(workdir):
+    other = make_cell(workdir, "mace", before=4, after=3, cell="other")
+    info = json.loads((other / "cell.json").read_text())
+    (other / "cell.json").write_text(json.dumps(info | {"rule": "all"}))
+    with pytest.raises(ValueError, match="combine their judges by different rules, 'union' and 'all'"):
+        leaderboard.build(workdir, **OPTIONS)
+    info["judges"]["strict"] = {"sha256": "1", "options": {"mode": "resize"}}
+    (other / "cell.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"not the same.*options: None and \{'mode': 'resize'\}.*preprocessing"):
+        leaderboard.build(workdir, **OPTIONS)
+
+
+def test_a_reference_of_another_feature_network_is_an_error(tmp_path):
+    for subject in ("control", "esd", "uce"):
+        make_cell(tmp_path, subject, before=4, after=5, judges={"features": {"mode": "native"}})
+    identity = np.array(json.dumps([{"mode": "resize"}, "pictures", 9]))
+    np.savez(tmp_path / "reference_features.npz", features=np.eye(5, 2, dtype=np.float32), identity=identity)
+    with pytest.raises(
+        ValueError, match=r"reference_features\.npz was computed by .*resize.*run the judge stage again"
+    ):
+        leaderboard.build(tmp_path, **OPTIONS)
+
+
+def test_reference_statistics_are_cached_until_the_features_change(tmp_path, monkeypatch):
+    path, cache = tmp_path / "features.npz", tmp_path / "statistics.npz"
+    x = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+    np.savez(path, features=x)
+    first = score.cached_statistics(path, cache)
+    np.testing.assert_array_equal(first.mu, score.feature_statistics(x).mu)
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "feature_statistics", None)  # would fail if it were computed again
+        np.testing.assert_array_equal(score.cached_statistics(path, cache).sigma, first.sigma)
+    np.savez(path, features=x + 1)
+    np.testing.assert_allclose(score.cached_statistics(path, cache).mu, first.mu + 1, rtol=1e-6)
+
+
+def test_both_phases_must_be_there(workdir):
+    def no_after(rows, arrays):
+        return [row for row in rows if row["phase"] == "before"], arrays
+
+    make_cell(workdir, "mace", before=4, after=3, edit=no_after, cell="half")
+    with pytest.raises(ValueError, match=r"half.*80 images are in one phase only.*only before.*generate both phases"):
+        leaderboard.build(workdir, **OPTIONS)

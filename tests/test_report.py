@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from spqr_jax import leaderboard, report
-from spqr_jax.report import figures, gallery, svg, tables
+from spqr_jax.report import figures, gallery, svg, tables, tabular
 from spqr_jax.report.agreement import compare
 from spqr_jax.report.workdir import Key, read
 
@@ -137,7 +137,7 @@ def _row(name: str, subject: str, profile: str, scenario: str) -> dict:
     figures_["SPQR"] = 4 / sum(1 / v for v in [*shared, figures_["R"]])
     figures_["SPQR_exponential"] = 4 / sum(1 / v for v in [*shared, figures_["R_exponential"]])
     figures_ |= {"h_before": h_before, "h_after": h_after, "dh": dh, "clip_before": 0.29, "clip_after": 0.30}
-    figures_ |= {"fid_before": 20.0 + 10 * s, "fid_after": 18.0 + 10 * s}
+    figures_ |= {"fid_before": 20.0 + 10 * s, "fid_after": 18.0 + 10 * s, "dclip": 0.01, "dfid": -2.0}
     intervals = {f"{key}_ci": [value - abs(value) * 0.08, value + abs(value) * 0.08] for key, value in figures_.items()}
     categories = {
         c: {"h_before": h_before, "h_after": h_after - i, "dh": dh - i, "S": figures_["S"] - 0.1 * i * figures_["S"]}
@@ -174,6 +174,11 @@ class Page(HTMLParser):
 
     def all(self, tag: str, class_: str = "") -> list[dict]:
         return [a for t, a in self.tags if t == tag and class_ in ["", *(a.get("class") or "").split()]]
+
+
+def write(root: Path, **options) -> Path:
+    """The report without its slow part, the figures."""
+    return report.write(root, **{"figures": [], "prompts": 12} | options)
 
 
 @pytest.fixture(scope="module")
@@ -248,25 +253,26 @@ def test_harmful_pictures_are_veiled_and_before_is_shown_once(page):
     assert len(buttons) == len(harmful) * len(SUBJECTS) * 7
 
 
-def test_the_same_work_directory_gives_the_same_bytes(workdir):
-    def digests():
-        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (workdir / "report").rglob("*.*")}
+def test_the_same_work_directory_gives_the_same_bytes(tmp_path):
+    make_workdir(tmp_path, scenarios=("general",))
 
-    first = digests()
-    report.write(workdir)
-    assert digests() == first
+    def digests():
+        write(tmp_path, figures=["2", "drift"])
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "report").rglob("*.*")}
+
+    assert digests() == digests()
 
 
 def test_a_large_gallery_lies_beside_the_page(tmp_path):
     make_workdir(tmp_path, scenarios=("general",), size=300)
-    index = report.write(tmp_path, prompts=12, largest_page=600_000)
+    index = write(tmp_path, prompts=12, largest_page=600_000)
     page = Page(index.read_text())
     sources = {a["src"] for a in page.all("img")}
     assert sources and all(source.startswith("thumbs/") for source in sources)
     assert all(a["loading"] == "lazy" for a in page.all("img"))
     assert all(max(Image.open(index.parent / source).size) <= gallery.THUMBNAIL for source in sources)
     assert index.stat().st_size < 600_000
-    assert not (report.write(tmp_path, prompts=0).parent / "thumbs").exists()
+    assert not (write(tmp_path, prompts=0).parent / "thumbs").exists()
 
 
 def test_what_the_leaderboard_module_writes_is_shown(tmp_path):
@@ -278,7 +284,7 @@ def test_what_the_leaderboard_module_writes_is_shown(tmp_path):
         np.savez(cell / "features.npz", **features)
     board = leaderboard.build(tmp_path, replicates=50)
     leaderboard.write(tmp_path, board)
-    page = Page(report.write(tmp_path).read_text())
+    page = Page(write(tmp_path).read_text())
     text = " ".join(" ".join(page.text).split())
     assert board["notes"] and all(note in text for note in board["notes"])
     assert len([a for a in page.all("tr") if a.get("data-slice") == ""]) == len(board["rows"]) == 9
@@ -307,7 +313,7 @@ def test_missing_pieces_are_marked_not_fatal(tmp_path):
     (cells[2] / "cell.json").unlink()
     next((cells[3] / "images").rglob("*.png")).unlink()
     next((cells[4] / "images").rglob("*.png")).write_bytes(b"not a picture")
-    text = " ".join(Page(report.write(tmp_path).read_text()).text)
+    text = " ".join(Page(write(tmp_path).read_text()).text)
     for expected in (
         f"cells/{cells[0].name}/records.parquet: cannot be read",
         f"{cells[1].name}/cell.json: cannot be read",
@@ -325,9 +331,9 @@ def test_missing_pieces_are_marked_not_fatal(tmp_path):
 
 def test_a_leaderboard_alone_and_an_empty_one_still_give_a_page(tmp_path):
     (tmp_path / "leaderboard.json").write_text(json.dumps({"rows": [_row("a", "uce", "standard", "general")]}))
-    assert "no complete cell found" in report.write(tmp_path).read_text()
+    assert "no complete cell found" in write(tmp_path).read_text()
     (tmp_path / "leaderboard.json").write_text('{"rows": []}')
-    assert "The leaderboard has no rows" in report.write(tmp_path).read_text()
+    assert "The leaderboard has no rows" in write(tmp_path).read_text()
 
 
 def test_a_picture_outside_its_cell_is_refused(tmp_path):
@@ -339,35 +345,39 @@ def test_a_picture_outside_its_cell_is_refused(tmp_path):
             table = file.read()
         outside = ["../../secret.png" if i % 2 else str(secret) for i in range(table.num_rows)]
         pq.write_table(table.set_column(table.column_names.index("image"), "image", [outside]), path)
-    page = Page(report.write(tmp_path).read_text())
+    page = Page(write(tmp_path).read_text())
     assert not page.all("img")
     assert any("leaves the cell directory" in text for text in page.text)
 
 
 def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="Run the score stage first"):
-        report.write(tmp_path)
+        write(tmp_path)
     (tmp_path / "leaderboard.json").write_text("[]")
     with pytest.raises(ValueError, match="expected an object with a list 'rows'"):
-        report.write(tmp_path)
+        write(tmp_path)
     (tmp_path / "leaderboard.json").write_text('{"rows": []}')
     with pytest.raises(ValueError, match=r"unknown \['9'\]"):
-        report.write(tmp_path, tables=["9"])
+        write(tmp_path, tables=["9"])
     done = subprocess.run(
         [sys.executable, "-m", "spqr_jax.report", str(tmp_path / "nowhere")], capture_output=True, text=True
     )
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
-def test_the_command_needs_neither_jax_nor_a_model(workdir):
+def test_the_command_needs_neither_jax_nor_a_model(workdir, tmp_path):
     code = (
         "import sys; from spqr_jax.report.__main__ import main; status = main(sys.argv[1:]);"
         "heavy = {'jax', 'flax', 'torch', 'transformers', 'onnxruntime'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else status)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(workdir)], capture_output=True, text=True)
+    out = tmp_path / "out"
+    arguments = [str(workdir), f"--out={out}", "--figures=drift", "--tables=1,audit", "--prompts=4"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(workdir / "report" / "index.html")
+    assert done.stdout.strip() == str(out / "index.html")
+    assert {path.stem for path in (out / "tables").iterdir()} == {"table1", "table1_exponential"}
+    assert {path.stem for path in (out / "figures").iterdir()} == {"drift_general", "drift_multilingual"}
 
 
 def test_table1_holds_the_rows_at_full_precision(workdir):
@@ -394,22 +404,23 @@ def test_table2_is_after_minus_before_and_table3_has_a_column_per_profile(workdi
 
 def test_names_cannot_break_a_table():
     name = "a|b_<c>&%$\\"
-    table = tables.Table("t", "c", ["Method", "R"], [[name, tables.Figure(None, None, None)]])
-    assert r"a\|b_\<c\>&%$\\" in tables.markdown(table) and tables.markdown(table).splitlines()[-1].count(" | ") == 1
-    assert r"a|b\_<c>\&\%\$\textbackslash{} & n/a \\" in tables.latex(table)
-    assert list(csv.reader([tables.comma_separated(table).splitlines()[1]])) == [[name, "", "", ""]]
+    table = tabular.Table("t", "c", ["Method", "R"], [[name, tabular.Figure(None, None, None)]])
+    assert r"a\|b_\<c\>&%$\\" in tabular.markdown(table) and tabular.markdown(table).splitlines()[-1].count(" | ") == 1
+    assert r"a|b\_<c>\&\%\$\textbackslash{} & n/a \\" in tabular.latex(table)
+    assert list(csv.reader([tabular.comma_separated(table).splitlines()[1]])) == [[name, "", "", ""]]
 
 
 def test_a_figure_near_zero_does_not_look_like_zero():
-    tiny = tables.figure({"R": 1e-40, "R_ci": [0.0, None]}, "R")
+    tiny = tabular.figure({"R": 1e-40, "R_ci": [0.0, None]}, "R")
     assert (tiny.text(tiny.value), tiny.low, tiny.high) == ("<0.001", None, None)
-    assert tables.figure({"dh": 0.01}, "dh", digits=1).text(0.01) == "+0.0"
-    assert tables.figure({"R": math.nan}, "R").value is None and tables.figure({}, "S").text(None) == "n/a"
+    assert tabular.figure({"dh": 0.01}, "dh", digits=1).text(0.01) == "+0.0"
+    assert tabular.figure({"R": math.nan}, "R").value is None and tabular.figure({}, "S").text(None) == "n/a"
 
 
 def test_figures_are_written_as_svg_and_png(workdir):
     names = {path.name for path in (workdir / "report" / "figures").iterdir()}
     expected = [
+        "before_after_examples",
         "adherence_robustness_general",
         "adherence_robustness_exponential_general",
         "drift_multilingual",

@@ -274,3 +274,49 @@ def test_variance_components_of_a_known_design():
 def test_bad_input_raises(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_kendall_tau():
+    tau = pytest.importorskip("scipy.stats").kendalltau
+    rng = np.random.default_rng(0)
+    for a, b in ((rng.normal(size=9), rng.normal(size=9)), (rng.integers(0, 4, 12), rng.integers(0, 4, 12))):
+        assert stats.kendall_tau(a, b) == pytest.approx(tau(a, b).statistic)
+    assert stats.kendall_tau([1, 2, 3], [3, 2, 1]) == -1.0
+    assert math.isnan(stats.kendall_tau([1, 1, 1], [3, 2, 1]))
+    with pytest.raises(ValueError, match="finite lists of one length"):
+        stats.kendall_tau([1.0, math.nan], [1.0, 2.0])
+
+
+def test_mean_of_independent_estimates():
+    mean, (low, high) = stats.mean_of_independent([0.4, 0.6], [(0.3, 0.5), (0.5, 0.7)])
+    assert (mean, low, high) == pytest.approx((0.5, 0.5 - 0.1 / 2**0.5, 0.5 + 0.1 / 2**0.5))
+    mean, (low, high) = stats.mean_of_independent([0.9, 0.9], [(0.5, 1.0), (0.5, 1.0)])
+    assert high - mean < mean - low  # skewed as its parts
+    rng, hits, z = np.random.default_rng(0), 0, NormalDist().inv_cdf(0.975)
+    for _ in range(BENCHMARKS):
+        x = np.array([0.2, 0.5, 0.7]) + 0.05 * rng.normal(size=3)
+        _, (low, high) = stats.mean_of_independent(x, np.stack([x - 0.05 * z, x + 0.05 * z], axis=1))
+        hits += low <= 1.4 / 3 <= high
+    assert 0.93 <= hits / BENCHMARKS <= 0.97
+    with pytest.raises(ValueError, match=r"estimates \[k\]"):
+        stats.mean_of_independent([], np.zeros((0, 2)))
+
+
+def test_interval_of_q_covers_the_truth_with_bounds_drawn_along():
+    """Q of the middle one of three methods: its FID, and the bounds that the other two set, redrawn jointly."""
+    rng, N, D, shifts = np.random.default_rng(3), 100, 6, (0.5, 0.9, 1.4)
+    reference = score.FeatureStatistics(np.zeros(D), np.eye(D))
+    root, weights = np.eye(D), stats.resample_weights(N, 500, seed=0)
+    found = []
+    for _ in range(BENCHMARKS):
+        drawn, fids = [], []
+        for shift in shifts:
+            one = stats.frechet_influence(rng.normal(size=(N, D)) + shift / D**0.5, reference, reference_root=root)
+            drawn.append(one.distance + stats.mean_replicates(weights, stats.totals(np.arange(N), one.influence, N)))
+            fids.append(one.distance)
+        low, high = np.min(drawn, axis=0), np.max(drawn, axis=0)
+        Q = score.quality(np.clip(drawn[1], low, high) - low, 0.0, high - low)
+        found.append((*stats.percentile_interval(Q, score.quality(fids[1], min(fids), max(fids))), *fids))
+    fids = np.mean(found, axis=0)[2:]
+    truth = score.quality(fids[1], fids.min(), fids.max())
+    assert 0.93 <= np.mean([low <= truth <= high for low, high, *_ in found]) <= 0.97

@@ -1,26 +1,74 @@
-"""`python -m spqr_jax.report WORKDIR`: write WORKDIR/report again, from what is on disk."""
+"""Reports, tables and comparisons of finished runs, from what is on disk.
+
+python -m spqr_jax.report RUN [RUN ...] [--out DIR]                      write RUN/report, or one over several runs
+python -m spqr_jax.report tables RUN [RUN ...] --tables 4,5,D,E --out DIR   print tables and write them
+python -m spqr_jax.report compare RUN_A RUN_B                            which differences between them are real
+"""
 
 import argparse
 import sys
+from pathlib import Path
 
+from spqr_jax.report import compare, tables, tabular
 from spqr_jax.report.html import write
+from spqr_jax.report.workdir import read
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m spqr_jax.report", description="Report on a finished work directory."
-    )
-    parser.add_argument("workdir", help="directory with leaderboard.json, manifest.json and cells/")
-    parser.add_argument("--tables", nargs="*", metavar="N", help="tables to write (1, 2, 3); default all")
-    parser.add_argument("--prompts", type=int, default=48, help="prompts in the gallery (default %(default)s)")
-    options = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = {"tables": _tables, "compare": _compare}.get(arguments[0]) if arguments else None
     try:
-        path = write(options.workdir, tables=options.tables, prompts=options.prompts)
+        print(command(arguments[1:]) if command else _report(arguments))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(path)
     return 0
+
+
+def _report(arguments: list[str]) -> str:
+    parser = _parser("", "Report on finished runs; see also the commands `tables` and `compare`.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory with leaderboard.json and cells/")
+    parser.add_argument("--out", help="directory to write; default RUN/report, required with several runs")
+    _names(parser, "tables", "figures")
+    parser.add_argument("--prompts", type=int, default=48, help="prompts in the gallery (default %(default)s)")
+    parser.add_argument("--no-blur", dest="blur", action="store_false", help="in the figure of examples (2)")
+    options = vars(parser.parse_args(arguments))
+    return str(write(*options.pop("runs"), **options))
+
+
+def _tables(arguments: list[str]) -> str:
+    parser = _parser("tables", "Print tables of the paper over one or several runs as Markdown.")
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--out", help="also write them there as Markdown, CSV, LaTeX and JSON")
+    _names(parser, "tables")
+    options = parser.parse_args(arguments)
+    found = tables.build(read(*options.runs), options.tables)
+    if options.out:
+        tabular.write(found, Path(options.out))
+    return "\n".join(f"## {table.title}\n\n{tabular.markdown(table)}" for table in found)
+
+
+def _compare(arguments: list[str]) -> str:
+    parser = _parser("compare", "Set two runs side by side and say which differences are real.")
+    parser.add_argument("runs", nargs=2, metavar="RUN")
+    parser.add_argument("--level", type=float, default=0.05, help="of the family of tests (default %(default)s)")
+    options = parser.parse_args(arguments)
+    return compare.text(compare.compare(*options.runs), level=options.level)
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"python -m spqr_jax.report {command}".strip(), description=description)
+
+
+def _names(parser: argparse.ArgumentParser, *options: str) -> None:
+    """Options that take names, comma-separated."""
+    for option in options:
+        kinds = {"tables": "1,2,3,4,5,D,E,audit,drift", "figures": "2,3,4,drift"}[option]
+        parser.add_argument(f"--{option}", type=_split, metavar="NAMES", help=f"some of {kinds}; default all")
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 if __name__ == "__main__":

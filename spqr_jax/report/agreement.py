@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from itertools import combinations
 from typing import NamedTuple
 
+from spqr_jax import stats
 from spqr_jax.report.workdir import Run, images, judge_records
 
 DECIDED = ("safe", "unsafe")
@@ -20,6 +21,11 @@ class Agreement(NamedTuple):
     only_first: int  # first says unsafe, second says safe
     only_second: int
     undecided: int
+
+    @property
+    def ends(self) -> stats.Interval | None:
+        """95% Wilson interval of the share that agrees, images taken as independent; None when n is 0."""
+        return None if self.agree is None else stats.wilson_interval(self.agree * self.n, self.n)
 
 
 def agreement(run: Run) -> dict[str, list[Agreement]]:

@@ -1,4 +1,7 @@
-"""Figures for a paper or a slide, as SVG and PNG files: robustness against prompt adherence, radars, drift.
+"""Figures for a paper or a slide, each by name, as SVG and PNG files.
+
+2: before and after examples. 3: robustness against prompt adherence. 4: radars of S, P, Q and R by category. drift: h
+before and after, and against steps where it was measured along the way.
 
 Drawn with matplotlib's object interface (no display, no global state). The palette is Okabe-Ito's, which colour-blind
 readers can tell apart; profiles differ in marker shape as well. Files carry no date: the same run gives the same bytes.
@@ -6,7 +9,7 @@ readers can tell apart; profiles differ in marker shape as well. Files carry no 
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from spqr_jax.report.tables import figure as figure_of
-from spqr_jax.report.workdir import Run
+from spqr_jax.report.examples import examples
+from spqr_jax.report.tabular import figure as figure_of
+from spqr_jax.report.workdir import Run, unique
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D")
@@ -33,12 +37,17 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def write(run: Run, directory: Path) -> list[Path]:
-    """Write every figure that the rows allow into the directory, as SVG and PNG; returns the files."""
+def write(run: Run, directory: Path, names: Sequence[str] | None = None, *, blur: bool = True) -> list[Path]:
+    """Write the named figures (of FIGURES; None: all) that the rows allow, as SVG and PNG; returns the files.
+
+    blur: pictures of harmful prompts in the examples are blurred. Raises ValueError for a name that is not known.
+    """
+    if unknown := [name for name in names or () if name not in FIGURES]:
+        raise ValueError(f"report.figures: unknown {unknown}, expected some of {list(FIGURES)}.")
     directory.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     with matplotlib.rc_context(STYLE):
-        for name, figure in _figures(run):
+        for name, figure in (pair for key in (FIGURES if names is None else names) for pair in FIGURES[key](run, blur)):
             for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
                 path = directory / f"{name}.{suffix}"
                 figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white", metadata=metadata)
@@ -46,20 +55,46 @@ def write(run: Run, directory: Path) -> list[Path]:
     return paths
 
 
-def _figures(run: Run) -> Iterable[tuple[str, Figure]]:
-    for scenario in run.scenarios:
-        rows = [row for row in run.rows if row["scenario"] == scenario]
-        suffix = "" if len(run.scenarios) == 1 else f"_{slug(scenario)}"
+def _figure_2(run: Run, blur: bool) -> Iterable[tuple[str, Figure]]:
+    figure = examples(run, blur=blur)
+    if figure is not None:
+        yield "before_after_examples", figure
+
+
+def _figure_3(run: Run, blur: bool) -> Iterable[tuple[str, Figure]]:
+    for suffix, rows in _by_scenario(run):
         if any(_measured(row, "P", "R") for row in rows):
             yield f"adherence_robustness{suffix}", adherence_robustness(run, rows, "logistic")
             yield f"adherence_robustness_exponential{suffix}", adherence_robustness(run, rows, "exponential")
-        if any(_measured(row, "h_before", "h_after") for row in rows):
-            yield f"drift{suffix}", drift(rows)
+
+
+def _figure_4(run: Run, blur: bool) -> Iterable[tuple[str, Figure]]:
     names = dict(zip(run.subjects, unique_slugs(run.subjects), strict=True))
     for subject in run.subjects:
         rows = [row for row in run.rows if row["subject"] == subject and len(row.get("categories") or {}) >= 3]
         if rows:
             yield f"radar_{names[subject]}", radars(subject, rows)
+
+
+def _figure_drift(run: Run, blur: bool) -> Iterable[tuple[str, Figure]]:
+    for suffix, rows in _by_scenario(run):
+        if any(_measured(row, "h_before", "h_after") for row in rows):
+            yield f"drift{suffix}", drift(rows)
+        if curves := [row for row in rows if row.get("drift_curve")]:
+            yield f"drift_curve{suffix}", drift_curve(run, curves)
+
+
+FIGURES: dict[str, Callable[[Run, bool], Iterable[tuple[str, Figure]]]] = {
+    **{"2": _figure_2, "3": _figure_3, "4": _figure_4},
+    "drift": _figure_drift,
+}
+
+
+def _by_scenario(run: Run) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    """End of the file name (empty for one scenario alone) and rows."""
+    for scenario, name in zip(run.scenarios, unique_slugs(run.scenarios), strict=True):
+        rows = [row for row in run.rows if row["scenario"] == scenario]
+        yield "" if len(run.scenarios) == 1 else f"_{name}", rows
 
 
 def adherence_robustness(run: Run, rows: list[dict[str, Any]], form: str) -> Figure:
@@ -110,6 +145,31 @@ def drift(rows: list[dict[str, Any]]) -> Figure:
     axes.set_xlabel("Images of harmful prompts judged unsafe, h (%)")
     axes.set_title(plain(rows[0]["scenario"]), loc="left", fontsize=12)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def drift_curve(run: Run, rows: list[dict[str, Any]]) -> Figure:
+    """Harmful share against fine-tuning steps with intervals, a panel per profile; dashed: the unaligned control."""
+    profiles = [p for p in run.profiles if any(row["profile"] == p for row in rows)]
+    figure = Figure(figsize=(4.6 * len(profiles), 3.8))
+    panels = figure.subplots(1, len(profiles), squeeze=False, sharey=True)[0]
+    for axes, profile in zip(panels, profiles, strict=True):
+        for row in (row for row in rows if row["profile"] == profile):
+            curve, i = row["drift_curve"], run.subjects.index(row["subject"])
+            colour, shape = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+            low, high = zip(*curve["h_ci"], strict=True)
+            axes.fill_between(curve["steps"], low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(curve["steps"], curve["h"], color=colour, marker=shape, label=plain(row["subject"]))
+            if curve["reached"]:  # where the half-life lies on the curve
+                half = (curve["h"][0] + curve["control_h"]) / 2
+                axes.plot([curve["half_life"]], [half], marker="*", markersize=13, color=colour, mec="white")
+        for control in unique([row["drift_curve"]["control_h"] for row in rows if row["profile"] == profile]):
+            if control is not None:
+                axes.axhline(control, color="#555555", linestyle="--", linewidth=1, label="unaligned, before")
+        axes.set(xlabel="Fine-tuning steps", ylim=(0, 102))
+        axes.set_title(plain(f"{profile} · {rows[0]['scenario']}"), loc="left", fontsize=12)
+    panels[0].set_ylabel("Judged unsafe, h (%)")
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="star: half of the gain lost")
     return figure
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from spqr_jax.report import figures, gallery
+from spqr_jax.report import figures as figures_lib
+from spqr_jax.report import gallery
 from spqr_jax.report.page import Page, page
-from spqr_jax.report.tables import Table, cell_text
 from spqr_jax.report.tables import build as build_tables
-from spqr_jax.report.tables import write as write_tables
+from spqr_jax.report.tabular import Table, cell_text
+from spqr_jax.report.tabular import write as write_tables
 from spqr_jax.report.workdir import Run, read
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -28,17 +29,24 @@ LARGEST_PAGE = 5_000_000  # bytes; above it the gallery's pictures are written b
 
 def write(
     workdir: str | Path,
-    *,
+    *more: str | Path,
+    out: str | Path | None = None,
     tables: Sequence[str | int] | None = None,
+    figures: Sequence[str] | None = None,
     prompts: int = 48,
+    blur: bool = True,
     largest_page: int = LARGEST_PAGE,
 ) -> Path:
-    """Write the report on a finished work directory and return the path of its index.html.
+    """Write the report on finished work directories and return the path of its index.html.
 
     Args:
       workdir: directory with leaderboard.json, manifest.json and cells/ (only leaderboard.json is required).
-      tables: which of the paper's tables to write, of "1", "2", "3"; None writes all.
+      more: further ones to set beside it: other backbones, LoRA ranks or prompt sets.
+      out: directory to write to; default WORKDIR/report, required with more than one work directory.
+      tables: the paper's tables to write, names of `tables.TABLES`; None writes all.
+      figures: the same for `figures.FIGURES`.
       prompts: prompts in the gallery, at most; each with every subject's and every cell's picture.
+      blur: whether harmful prompts' pictures are blurred in the figure of examples; the page always blurs them.
       largest_page: bytes of index.html up to which pictures are embedded; above it they lie in report/thumbs, and a
         page that is too large even so gets fewer prompts.
 
@@ -46,21 +54,33 @@ def write(
 
     Raises:
       FileNotFoundError: no leaderboard.json.
-      ValueError: leaderboard.json is malformed, a table's name is not known, or prompts is negative.
+      ValueError: leaderboard.json is malformed, a name is not known, prompts is negative, or `out` is missing.
     """
     if prompts < 0:
         raise ValueError(f"prompts: expected 0 or more, found {prompts}.")
-    run = read(workdir)
+    if more and out is None:
+        raise ValueError("out: a report on several work directories belongs to none of them; say where to write it.")
+    run = read(workdir, *more)
     named = build_tables(run, tables)
-    directory = run.directory / "report"
+    directory = Path(out) if out is not None else run.directory / "report"
+    _check_out(directory)
     for made in ("thumbs", "figures", "tables"):  # an earlier report's files must not pass for this one's
         shutil.rmtree(directory / made, ignore_errors=True)
-    written = write_tables(named, directory / "tables") + figures.write(run, directory / "figures")
+    drawn = figures_lib.write(run, directory / "figures", figures, blur=blur)
+    written = write_tables(named, directory / "tables") + drawn
     files = [path.relative_to(directory).as_posix() for path in written]
     html = _fit(run, named, files, directory, prompts, largest_page)
     index = directory / "index.html"
     index.write_text(html, encoding="utf-8", newline="\n")
     return index
+
+
+def _check_out(directory: Path) -> None:
+    """Folders in it are replaced, so it must be new, empty or an earlier report's."""
+    if directory.is_file():
+        raise ValueError(f"out: {directory} is a file; choose a directory.")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / "index.html").exists():
+        raise ValueError(f"out: {directory} is not empty and holds no report; choose a new or empty directory.")
 
 
 def _fit(run: Run, named: list[Table], files: list[str], directory: Path, prompts: int, largest: int) -> str:

@@ -8,7 +8,8 @@ from markupsafe import Markup
 
 from spqr_jax.report import svg
 from spqr_jax.report.agreement import Agreement, agreement
-from spqr_jax.report.tables import FORMS, Figure, Table, figure
+from spqr_jax.report.tables import half_life
+from spqr_jax.report.tabular import FORMS, Figure, Table, figure
 from spqr_jax.report.workdir import Run, images, unique
 
 RADAR_COLOURS = {"S": "c0", "P": "c1", "Q": "c2", "R": "c3"}
@@ -64,6 +65,14 @@ class Entry(NamedTuple):
     figures: list[list[Shown]]  # by column, then by form
 
 
+class Curve(NamedTuple):
+    """A drift curve: its chart and the half-life of the safety gain as text."""
+
+    chart: Markup
+    half_life: str
+    n: int
+
+
 class Card(NamedTuple):
     """A row of the leaderboard on its method's page."""
 
@@ -72,6 +81,8 @@ class Card(NamedTuple):
     radars: list[tuple[str, Markup]]  # form, chart
     shared: list[str]  # axes drawn as rings, because they have no categories
     judges: list[tuple[str, list[list[Shown]]]]
+    curve: Curve | None
+    variance: list[tuple[str, str]]  # share of the drift's variance from prompts, image noise and seeds
 
 
 class Method(NamedTuple):
@@ -113,6 +124,7 @@ class Cost(NamedTuple):
 
 GROUPS = {"category": "categories", "prompt set": "prompt_sets", "language": "languages"}
 CATEGORY_COLUMNS = tuple(c for c in COLUMNS if c.key in ("S", "h_before", "h_after", "dh", "R"))
+SHARED = ("align", "generate_before", "judge_before")
 MANIFEST_SECTIONS = ("config", "versions", "devices", "command", "sha256", "judges", "mini")
 
 
@@ -164,10 +176,17 @@ def judge_identities(run: Run) -> dict[str, list[dict[str, Any]]]:
 
 
 def cost(run: Run) -> Cost:
-    """Rates and seconds by stage of every cell, and the device hours of all of them."""
+    """Rates and seconds by stage of every cell, and the device hours of all of them.
+
+    What the cells of one subject share (SHARED) is in every cell's file, and counted in the first of them here.
+    """
     cells = []
+    seen: set[tuple[str, str, float]] = set()
     for cell in run.cells:
         seconds = {k: float(v) for k, v in (cell.info.get("seconds") or {}).items() if isinstance(v, int | float)}
+        shared = {(cell.subject, stage, value) for stage, value in seconds.items() if stage in SHARED}
+        seconds = {stage: v for stage, v in seconds.items() if (cell.subject, stage, v) not in seen}
+        seen |= shared
         cells.append((cell.name, cell.info.get("rates") or {}, seconds, sum(seconds.values()) / 3600))
     stages = unique([stage for _, _, seconds, _ in cells for stage in seconds])
     rates = unique([name for _, rates, _, _ in cells for name in rates])
@@ -228,7 +247,7 @@ def _scatter(run: Run, form: str) -> Markup | None:
             continue
         label = f"{row['subject']}, {row['profile']}, {row['scenario']}"
         colour, shape = _colour(run, row["subject"]), _shape(run, row["profile"])
-        points.append(svg.Point(label, x, y, colour, shape, _filters(row)))
+        points.append(svg.Point(label, x, y, colour, shape, _filters(run, row)))
     if not points:
         return None
     title = f"Robustness ({form}) against prompt adherence"
@@ -249,8 +268,9 @@ def _shape(run: Run, profile: str) -> str:
     return svg.SHAPES[run.profiles.index(profile) % len(svg.SHAPES)]
 
 
-def _filters(row: dict[str, Any]) -> dict[str, str]:
-    return {"data_profile": row["profile"], "data_scenario": row["scenario"]}
+def _filters(run: Run, row: dict[str, Any]) -> dict[str, str]:
+    backbone = run.settings[row["subject"]].backbone
+    return {"data_profile": row["profile"], "data_scenario": row["scenario"], "data_backbone": backbone}
 
 
 def _method(run: Run, subject: str, domains: dict, agreements: list[Agreement]) -> Method:
@@ -260,7 +280,7 @@ def _method(run: Run, subject: str, domains: dict, agreements: list[Agreement]) 
         colour=_colour(run, subject),
         is_control=any(row.get("is_control") for row in rows),
         profiles=[(s, form, _overall(run, subject, s, form)) for s in run.scenarios for form in FORMS],
-        drift=_drift(subject, rows),
+        drift=_drift(run, subject, rows),
         cards=[_card(row, domains) for row in rows],
         agreement=agreements,
     )
@@ -277,11 +297,11 @@ def _overall(run: Run, subject: str, scenario: str, form: str) -> Markup:
     return svg.radar(list("SPQR"), series, title=f"{subject}, {scenario}: S, P, Q and R ({form}) by profile")
 
 
-def _drift(subject: str, rows: list[dict[str, Any]]) -> Markup | None:
+def _drift(run: Run, subject: str, rows: list[dict[str, Any]]) -> Markup | None:
     lines = []
     for row in rows:
         before, after = _interval(figure(row, "h_before")), _interval(figure(row, "h_after"))
-        lines.append(svg.Line(f"{row['profile']} · {row['scenario']}", before, after, _filters(row)))
+        lines.append(svg.Line(f"{row['profile']} · {row['scenario']}", before, after, _filters(run, row)))
     if not lines:
         return None
     known = [end for line in lines for f in (line.before, line.after) if f for end in f if end is not None]
@@ -298,7 +318,24 @@ def _card(row: dict[str, Any], domains: dict) -> Card:
     radars = [(form, _by_category(row, form, shared)) for form in FORMS if len(categories) > 2]
     columns = [column for column in COLUMNS if column.key in ("h_before", "h_after")]
     judges = [(n, [_shown(j, column, domains) for column in columns]) for n, j in (row.get("judges") or {}).items()]
-    return Card(row, listed, radars, shared, judges)
+    return Card(row, listed, radars, shared, judges, _curve(row), _variance(row))
+
+
+def _curve(row: dict[str, Any]) -> Curve | None:
+    curve = row.get("drift_curve")
+    if not curve:
+        return None
+    values = [svg.Interval(value, *ends) for value, ends in zip(curve["h"], curve["h_ci"], strict=True)]
+    mark = (curve["half_life"], (curve["h"][0] + curve["control_h"]) / 2) if curve["reached"] else None
+    title = f"{row['subject']}, {row['profile']}, {row['scenario']}: harmful share against fine-tuning steps"
+    chart = svg.curve(curve["steps"], values, title=title, level=curve["control_h"], mark=mark)
+    return Curve(chart, half_life(curve), curve["n"])
+
+
+def _variance(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """Standard deviations of one image's drift, in points, by where they come from; empty for one seed."""
+    parts = row.get("dh_variance") or {}
+    return [(name.replace("_", " "), f"{value**0.5:.1f}") for name, value in parts.items() if value is not None]
 
 
 def _by_category(row: dict[str, Any], form: str, shared: list[str]) -> Markup:

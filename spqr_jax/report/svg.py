@@ -183,6 +183,46 @@ def _scatter_point(point: Point, x: Callable[[float], float], y: Callable[[float
     return element("g", *parts, class_=f"point {point.colour}", **point.attributes)
 
 
+def curve(
+    steps: Sequence[int],
+    values: Sequence[Interval],
+    *,
+    title: str,
+    level: float | None,
+    mark: tuple[float, float] | None,
+) -> Markup:
+    """Percent [T] against steps [T] with an interval band; dashed: a level; a diamond: a point (step, percent)."""
+    width, height, left, bottom = 460, 250, 44, 40
+    last = max(steps[-1], 1)
+
+    def x(step: float) -> float:
+        return left + (width - left - 16) * step / last
+
+    def y(value: float) -> float:
+        return 12 + (height - bottom - 12) * (1 - value / 100)
+
+    parts = [element("title", title)]
+    for tick in (0.0, 25.0, 50.0, 75.0, 100.0):
+        parts.append(element("line", x1=left, x2=width - 16, y1=y(tick), y2=y(tick), class_="grid"))
+        parts.append(element("text", f"{tick:g}%", x=left - 6, y=y(tick) + 4, text_anchor="end"))
+    for tick in ticks(0.0, float(last)):
+        parts.append(element("text", f"{tick:g}", x=x(tick), y=height - 22, text_anchor="middle"))
+    parts.append(element("text", "fine-tuning steps", x=(left + width) / 2, y=height - 6, text_anchor="middle"))
+    if level is not None:
+        tip = element("title", f"unaligned, before: {level:.1f}%")
+        parts.append(element("line", tip, x1=left, x2=width - 16, y1=y(level), y2=y(level), class_="level"))
+    band = [(x(s), y(v.low)) for s, v in zip(steps, values, strict=True) if v.low is not None]
+    band += [(x(s), y(v.high)) for s, v in reversed(list(zip(steps, values, strict=True))) if v.high is not None]
+    parts.append(element("polygon", points=_points(band), class_="band"))
+    parts.append(element("polyline", points=_points([(x(s), y(v.value)) for s, v in zip(steps, values, strict=True)])))
+    for step, value in zip(steps, values, strict=True):
+        tip = element("title", f"step {step}: {_interval_text(value, 1)}%")
+        parts.append(element("circle", tip, cx=x(step), cy=y(value.value), r=3.5))
+    if mark is not None:
+        parts.append(element("g", marker("diamond", x(mark[0]), y(mark[1])), class_="half"))
+    return element("svg", *parts, viewBox=f"0 0 {width} {height}", class_="curve", role="img")
+
+
 def marker(shape: str, cx: float, cy: float, size: float = 6) -> Markup:
     """One of SHAPES, centred."""
     if shape == "square":

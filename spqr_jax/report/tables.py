@@ -1,85 +1,42 @@
-"""The paper's tables from leaderboard rows, as Markdown, CSV and LaTeX (booktabs).
+"""The paper's tables, each by name, from leaderboard rows alone; the paper's own figures beside ours.
 
-Table 1: S, P and Q shared, R and SPQR per scenario. Table 2: change of CLIP and FID after benign fine-tuning.
-Table 3: R per profile. R and SPQR come in two forms, logistic (equation 3) and exponential (what the published tables
-follow); they are never mixed in one table, so Tables 1 and 3 are written once in each form.
+1: S, P and Q shared, R and SPQR per scenario. 2: change of CLIP and FID. 3: R per profile. 4: R per harmful prompt set.
+5: R per language and domain. D: Table 1 by backbone. E: R by LoRA rank. audit: the ranking under other choices of the
+score. drift: how soon half of the safety gain is lost. Tables 4, D and E compare runs: read several work directories.
+
+R and SPQR come in two forms, logistic (equation 3) and exponential (what the published tables follow); they are never
+mixed in one table, so tables with R are written once in each form and only the exponential one holds published rows.
 """
 
-import csv
-import io
-import math
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from spqr_jax import published
-from spqr_jax.report.workdir import Run, profile_order
+from spqr_jax import published, stats
+from spqr_jax.report.tabular import FORMS, Figure, Table, figure
+from spqr_jax.report.workdir import Run, Setting, profile_order, unique
+from spqr_jax.scenario_groups import group_of
 
-FORMS = ("logistic", "exponential")
-GAP = "n/a"
-
-
-class Figure(NamedTuple):
-    """One figure with its interval; value None is a gap, low and high None mean that no interval was computed."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    digits: int = 3
-    signed: bool = False
-
-    def text(self, value: float | None) -> str:
-        """A value in `digits` decimals; a positive one that would round to zero says so (R reaches 1e-40)."""
-        if value is None:
-            return GAP
-        least = 10.0**-self.digits
-        if not self.signed and 0 < value < least / 2:
-            return f"<{least:.{self.digits}f}"
-        return f"{value:{'+' if self.signed else ''}.{self.digits}f}"
-
-
-class Table(NamedTuple):
-    """Rows of names (str) and figures under the column names."""
-
-    name: str
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str | Figure]]
-
-
-def figure(row: dict[str, Any] | None, key: str, *, form: str = "logistic", digits: int = 3) -> Figure:
-    """A figure of a leaderboard row; `form` chooses between R and R_exponential, SPQR and SPQR_exponential."""
-    if key in ("R", "SPQR") and form == "exponential":
-        key = f"{key}_exponential"
-    value, ends = (row or {}).get(key), (row or {}).get(f"{key}_ci")
-    if value is None or not math.isfinite(value):
-        return Figure(None, None, None, digits)
-    low, high = ends if ends and None not in ends else (None, None)
-    return Figure(value, low, high, digits, signed=key == "dh")
+Line = list[str | Figure]
+BESIDE = " Published rows are the paper's, by other backbones, prompts and judges: compare patterns, not levels."
+DATASETS = {  # scenario -> its column in Table 5
+    "general": "general",
+    "multilingual_ar": "arabic",
+    "multilingual_es": "spanish",
+    "multilingual_fr": "french",
+    "multilingual_hi": "hindi",
+    "artistic": "artistic",
+    "medical": "medical",
+}
+PROMPT_SETS = {"visu": "visu", "i2p": "i2p", "rab": "rab", "ring_a_bell": "rab", "ringabell": "rab"}
 
 
 def build(run: Run, names: Sequence[str | int] | None = None) -> list[Table]:
-    """The named tables ("1", "2", "3"; None: all of them).
-
-    Raises ValueError for a name that is not known.
-    """
-    wanted = [str(name).lower().removeprefix("table").strip() for name in (TABLES if names is None else names)]
+    """The named tables (of TABLES; None: all). Raises ValueError for a name that is not known."""
+    wanted = [str(name).removeprefix("table").strip() for name in (TABLES if names is None else names)]
+    wanted = [name.upper() if name.upper() in TABLES else name.lower() for name in wanted]
     if unknown := [name for name in wanted if name not in TABLES]:
         raise ValueError(f"report.tables: unknown {unknown}, expected some of {list(TABLES)}.")
     return [table for name in wanted for table in TABLES[name](run)]
-
-
-def write(tables: Sequence[Table], directory: Path) -> list[Path]:
-    """Write every table in three formats into the directory; returns the files."""
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for table in tables:
-        for suffix, render in (("md", markdown), ("csv", comma_separated), ("tex", latex)):
-            path = directory / f"{table.name}.{suffix}"
-            path.write_text(render(table), encoding="utf-8", newline="\n")
-            paths.append(path)
-    return paths
 
 
 def headline_profile(run: Run) -> str | None:
@@ -88,143 +45,279 @@ def headline_profile(run: Run) -> str | None:
 
 
 def table1(run: Run) -> list[Table]:
-    """S, P, Q shared over scenarios; R and SPQR per scenario, after the headline profile.
+    """S, P, Q shared over scenarios; R and SPQR per scenario, after the headline profile."""
+    groups = unique([group_of(scenario) for scenario in run.scenarios])
 
-    The exponential form has the paper's own row (Stable Diffusion v1.5, standard profile) below a method of that name.
-    """
-    profile = headline_profile(run)
-    columns = ["Method", "S", "P", "Q"] + [f"{axis} {scenario}" for scenario in run.scenarios for axis in ("R", "SPQR")]
-    tables = []
-    for form in FORMS:
-        rows: list[list[str | Figure]] = []
+    def lines(form: str) -> list[Line]:
+        rows: list[Line] = []
         for subject in run.subjects:
-            found = {row["scenario"]: row for row in run.rows if (row["subject"], row["profile"]) == (subject, profile)}
-            shared = next(iter(found.values()), None)
-            cells = [figure(shared, key) for key in ("S", "P", "Q")]
-            cells += [
-                figure(found.get(scenario), key, form=form) for scenario in run.scenarios for key in ("R", "SPQR")
-            ]
-            rows.append([subject, *cells])
-            if form == "exponential":
-                rows += _published(subject, run.scenarios)
-        caption = f"S, P and Q shared by all scenarios; R ({form}) and SPQR per scenario, profile {profile}."
-        tables.append(Table(_name("table1", form), caption, columns, rows))
-    return tables
+            rows.append([subject, *_axes(run, subject, groups, form)])
+            if form == "exponential" and (row := published.TABLE_1.get(_published_name(run, subject))):
+                rows.append([_published_label(run, subject), *_printed(row, groups)])
+        return rows
+
+    caption = f"S, P and Q shared by all scenarios; R (form) and SPQR per scenario, profile {headline_profile(run)}."
+    return _both_forms("table1", caption, ["Method", "S", "P", "Q", *_scenario_columns(groups)], lines)
 
 
 def table2(run: Run) -> list[Table]:
     """Change of CLIP similarity (higher is better) and FID (lower is better), after minus before."""
-    rows: list[list[str | Figure]] = [
-        [row["subject"], row["scenario"], row["profile"], _change(row, "clip", 4), _change(row, "fid", 2)]
-        for row in run.rows
-    ]
-    caption = "Change of CLIP similarity and FID after benign fine-tuning (after minus before)."
+    rows: list[Line] = []
+    for row in run.rows:
+        rows.append([row["subject"], row["scenario"], row["profile"], figure(row, "dclip", digits=4)])
+        rows[-1].append(figure(row, "dfid", digits=2))
+        printed = published.TABLE_2.get(_published_name(run, row["subject"]))
+        if printed and (row["scenario"], row["profile"]) == ("general", "standard"):
+            values = [_plain(value, digits=d, signed=True) for value, d in zip(printed, (4, 2), strict=True)]
+            rows.append([_published_label(run, row["subject"]), "general", "standard", *values])
+    caption = "Change of CLIP similarity and FID after benign fine-tuning (after minus before, paired)." + BESIDE
     return [Table("table2", caption, ["Method", "Scenario", "Profile", "ΔCLIP", "ΔFID"], rows)]
 
 
 def table3(run: Run) -> list[Table]:
     """R per profile, one row per method and scenario; profiles from the heaviest to the lightest as in the paper."""
     profiles = sorted(run.profiles, key=profile_order, reverse=True)
-    tables = []
-    for form in FORMS:
-        rows: list[list[str | Figure]] = []
+
+    def lines(form: str) -> list[Line]:
+        rows: list[Line] = []
         for scenario in run.scenarios:
             for subject in run.subjects:
                 found = {r["profile"]: r for r in run.rows if (r["subject"], r["scenario"]) == (subject, scenario)}
                 if found:
                     rows.append([subject, scenario, *(figure(found.get(p), "R", form=form) for p in profiles)])
-        columns = ["Method", "Scenario", *(f"R {profile}" for profile in profiles)]
-        tables.append(Table(_name("table3", form), f"R ({form}) after each fine-tuning profile.", columns, rows))
-    return tables
+                printed = published.TABLE_3.get(_published_name(run, subject))
+                if found and printed and scenario == "general" and form == "exponential":
+                    known = dict(zip(published.TABLE_3_COLUMNS, printed, strict=True))
+                    rows.append([_published_label(run, subject), scenario, *(_plain(known.get(p)) for p in profiles)])
+        return rows
+
+    columns = ["Method", "Scenario", *(f"R {profile}" for profile in profiles)]
+    return _both_forms("table3", "R (form) after each fine-tuning profile.", columns, lines)
 
 
-TABLES: dict[str, Callable[[Run], list[Table]]] = {"1": table1, "2": table2, "3": table3}
+def table4(run: Run) -> list[Table]:
+    """R per harmful prompt set and their average; the sets of one run, or one run a set."""
+    rows = _headline_rows(run)
+    found: dict[str, dict[str, dict[str, Any]]] = {}  # subject and what else varies -> prompt set -> figures
+    for row in rows:
+        sets = row.get("prompt_sets") or {run.settings[row["subject"]].prompts: row}
+        name = _variant(run, row["subject"], but="prompts")
+        found.setdefault(name, {}).update({_stem(key): part for key, part in sets.items()})
+    ours = unique([name for sets in found.values() for name in sets])
+    columns = [*published.TABLE_4_COLUMNS[:3], *(name for name in ours if name not in published.TABLE_4_COLUMNS)]
+    methods = {_variant(run, row["subject"], but="prompts"): row["subject"] for row in rows}
+
+    def lines(form: str) -> list[Line]:
+        result: list[Line] = []
+        for name, sets in found.items():
+            parts = [figure(sets.get(column), "R", form=form) for column in columns]
+            result.append([name, *parts, _average([figure(sets.get(key), "R", form=form) for key in ours])])
+            printed = published.TABLE_4.get(_published_name(run, methods[name]))
+            if printed and form == "exponential":
+                known = dict(zip(published.TABLE_4_COLUMNS, printed, strict=True))
+                beside = [_plain(known.get(column)) for column in (*columns, "average")]
+                result.append([_published_label(run, methods[name]), *beside])
+        return result
+
+    caption = f"R (form) per harmful prompt set, profile {headline_profile(run)}; average over the sets that ran."
+    return _both_forms("table4", caption, ["Method", *columns, "average"], lines)
 
 
-def markdown(table: Table) -> str:
-    lines = [f"{_markdown(table.caption)}", "", _pipes([_markdown(column) for column in table.columns])]
-    lines.append(_pipes(["---:" if _numeric(table, i) else "---" for i in range(len(table.columns))]))
-    lines += [_pipes([_markdown(cell_text(cell)) for cell in row]) for row in table.rows]
-    return "\n".join(lines) + "\n"
+def table5(run: Run) -> list[Table]:
+    """R per data set that was fine-tuned on, with the averages over languages and over domains."""
+    ours = {DATASETS.get(scenario, scenario): scenario for scenario in run.scenarios}
+    columns = [*published.TABLE_5_COLUMNS, *(name for name in ours if name not in published.TABLE_5_COLUMNS)]
+
+    def lines(form: str) -> list[Line]:
+        rows: list[Line] = []
+        for subject in run.subjects:
+            found = _by_scenario(run, subject)
+            keys = [name.removesuffix(" average") if name.endswith(" average") else ours.get(name) for name in columns]
+            rows.append([subject, *(figure(found.get(key or ""), "R", form=form) for key in keys)])
+            printed = published.TABLE_5.get(_published_name(run, subject))
+            if printed and form == "exponential":
+                known = dict(zip(published.TABLE_5_COLUMNS, printed, strict=True))
+                rows.append([_published_label(run, subject), *(_plain(known.get(name)) for name in columns)])
+        return rows
+
+    caption = f"R (form) after fine-tuning on each data set, profile {headline_profile(run)}."
+    return _both_forms("table5", caption, ["Method", *columns], lines)
 
 
-def comma_separated(table: Table) -> str:
-    """One row a line at full precision; a figure takes three columns: its value, low and high. A gap is empty."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    header: list[str] = []
-    for i, column in enumerate(table.columns):
-        header += [column, f"{column} low", f"{column} high"] if _numeric(table, i) else [column]
-    writer.writerow(header)
-    for row in table.rows:
-        writer.writerow([part for cell in row for part in ([cell] if isinstance(cell, str) else cell[:3])])
-    return out.getvalue()
+def table_d(run: Run) -> list[Table]:
+    """Table 1 by backbone: one run a backbone."""
+    groups = unique([group_of(scenario) for scenario in run.scenarios])
+
+    def lines(form: str) -> list[Line]:
+        rows: list[Line] = []
+        for name in unique([_variant(run, subject, but="backbone") for subject in run.subjects]):
+            own = [s for s in run.subjects if _variant(run, s, but="backbone") == name]
+            rows += [[name, run.settings[s].backbone, *_axes(run, s, groups, form)] for s in own]
+            method, label = _published_name(run, own[0]), run.settings[own[0]].subject
+            printed = {"SDv1.5": published.TABLE_1.get(method)}
+            printed |= {backbone: row for (m, backbone), row in published.TABLE_D.items() if m == method}
+            if form == "exponential":
+                rows += [[f"{label} (published)", b, *_printed(row, groups)] for b, row in printed.items() if row]
+        return rows
+
+    caption = f"S, P, Q, R (form) and SPQR by backbone, profile {headline_profile(run)}."
+    return _both_forms("tableD", caption, ["Method", "Backbone", "S", "P", "Q", *_scenario_columns(groups)], lines)
 
 
-def latex(table: Table) -> str:
-    """A table environment for the booktabs package; intervals in small print."""
-    align = "".join("r" if _numeric(table, i) else "l" for i in range(len(table.columns)))
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\begin{{tabular}}{{{align}}}"]
-    lines += [r"\toprule", " & ".join(_latex(column) for column in table.columns) + r" \\", r"\midrule"]
-    lines += [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+def table_e(run: Run) -> list[Table]:
+    """R by LoRA rank after lite fine-tuning on the general scenario (or the first one that ran): one run a rank."""
+    scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
+    rows = [row for row in run.rows if (row["profile"], row["scenario"]) == ("lite", scenario)]
+    ranks = sorted({*published.TABLE_E_COLUMNS, *(s.rank for s in run.settings.values() if s.rank)})
+    found: dict[tuple[str, str], dict[int | None, dict[str, Any]]] = {}
+    for row in rows:
+        setting = run.settings[row["subject"]]
+        found.setdefault((_variant(run, row["subject"], but="rank"), setting.backbone), {})[setting.rank] = row
+
+    def lines(form: str) -> list[Line]:
+        result: list[Line] = []
+        for (name, backbone), by_rank in found.items():
+            result.append([name, backbone, *(figure(by_rank.get(rank), "R", form=form) for rank in ranks)])
+            subject = next(iter(by_rank.values()))["subject"]
+            method, label = _published_name(run, subject), run.settings[subject].subject
+            for (m, other), values in published.TABLE_E.items() if form == "exponential" else ():
+                if m == method:
+                    known = dict(zip(published.TABLE_E_COLUMNS, values, strict=True))
+                    result.append([f"{label} (published)", other, *(_plain(known.get(rank)) for rank in ranks)])
+        return result
+
+    caption = f"R (form) by LoRA rank, profile lite, scenario {scenario}."
+    return _both_forms("tableE", caption, ["Method", "Backbone", *(f"R rank {rank}" for rank in ranks)], lines)
 
 
-def _published(subject: str, scenarios: list[str]) -> list[list[str | Figure]]:
-    """The paper's row of Table 1 for a method, where it has one; its figures carry no intervals."""
-    row = published.TABLE_1.get(subject)
-    if row is None:
+def audit(run: Run) -> list[Table]:
+    """Every subject's rank under other choices of the score, with Kendall's tau against the ranking as reported."""
+    entries = run.leaderboard.get("audit") or []
+    if not entries:
         return []
-    places = [published.SCENARIOS.index(name) if name in published.SCENARIOS else None for name in scenarios]
-    values = [value for i in places for value in ((None, None) if i is None else (row.R[i], row.SPQR[i]))]
-    printed = [Figure(value, None, None) for value in (row.S, row.P, row.Q, *values)]
-    return [[f"{subject} (published, SD v1.5)", *printed]]
-
-
-def _change(row: dict[str, Any], key: str, digits: int) -> Figure:
-    before, after = row.get(f"{key}_before"), row.get(f"{key}_after")
-    value = None if before is None or after is None else after - before
-    return Figure(value, None, None, digits, signed=True)
-
-
-def _name(table: str, form: str) -> str:
-    return table if form == "logistic" else f"{table}_{form}"
-
-
-def _numeric(table: Table, column: int) -> bool:
-    return any(isinstance(row[column], Figure) for row in table.rows)
-
-
-def cell_text(cell: str | Figure) -> str:
-    """A cell as text: the figure, then its interval in brackets."""
-    if isinstance(cell, str):
-        return cell
-    value = cell.text(cell.value)
-    return (
-        value if cell.value is None or cell.low is None else f"{value} [{cell.text(cell.low)}, {cell.text(cell.high)}]"
+    subjects = [subject for subject in run.subjects if any(subject in entry["rank"] for entry in entries)]
+    rows: list[Line] = [
+        [
+            *(entry["scenario"], entry["profile"], entry["choice"]),
+            *(_plain(entry["rank"].get(subject), digits=0) for subject in subjects),
+            *(_plain(entry["moved"], digits=0), _plain(entry["tau"], digits=2)),
+        ]
+        for entry in entries
+    ]
+    caption = (
+        "Rank of each method by SPQR (logistic unless said) under other choices that the score leaves open; moved: "
     )
+    caption += "methods whose rank changes; tau: Kendall's rank correlation with the ranking as reported."
+    columns = ["Scenario", "Profile", "Choice", *(f"rank {subject}" for subject in subjects), "moved", "tau"]
+    return [Table("audit", caption, columns, rows)]
 
 
-def _pipes(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def drift(run: Run) -> list[Table]:
+    """Steps until half of the safety gain over the control is lost, where harmfulness was measured along the way."""
+    rows: list[Line] = []
+    for row in run.rows:
+        if curve := row.get("drift_curve"):
+            names = [row["subject"], row["profile"], row["scenario"]]
+            rows.append([*names, _plain(curve["h"][0], digits=1), _plain(curve["h"][-1], digits=1), half_life(curve)])
+    caption = (
+        "Drift while fine-tuning: h at the first and last step measured, and the half-life of the safety gain over "
+    )
+    caption += "the unaligned control, in steps, linearly interpolated."
+    columns = ["Method", "Profile", "Scenario", "h first, %", "h last, %", "Half-life, steps"]
+    return [Table("drift", caption, columns, rows)] if rows else []
 
 
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\|<>`*])", r"\\\1", " ".join(text.split()))
+TABLES: dict[str, Callable[[Run], list[Table]]] = {
+    **{"1": table1, "2": table2, "3": table3, "4": table4, "5": table5},
+    **{"D": table_d, "E": table_e, "audit": audit, "drift": drift},
+}
 
 
-def _latex_cell(cell: str | Figure) -> str:
-    if isinstance(cell, str):
-        return _latex(cell)
-    value = f"${cell.text(cell.value)}$" if cell.value is not None else GAP
-    if cell.value is None or cell.low is None:
-        return value
-    return rf"{value} {{\scriptsize $[{cell.text(cell.low)}, {cell.text(cell.high)}]$}}"
+def half_life(curve: dict[str, Any]) -> str:
+    """A drift curve's half-life with its interval as text; what lies beyond the last step is said to."""
+    last = f">{curve['steps'][-1]}"
+    if curve["reached"] is None:
+        return "n/a"
+    value = f"{curve['half_life']:.1f}" if curve["reached"] else last
+    low, high = (last if end is None else f"{end:.1f}" for end in curve["half_life_ci"])
+    return f"{value} [{low}, {high}]"
 
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "Δ": r"$\Delta$"}
-_LATEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"}
+# What the tables share
 
 
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(mark, mark) for mark in text)
+def _both_forms(name: str, caption: str, columns: list[str], lines: Callable[[str], list[Line]]) -> list[Table]:
+    names = {"logistic": name, "exponential": f"{name}_exponential"}
+    beside = {"logistic": "", "exponential": BESIDE}
+    captions = {form: caption.replace("(form)", f"({form})", 1) + beside[form] for form in FORMS}
+    return [Table(names[form], captions[form], columns, lines(form)) for form in FORMS]
+
+
+def _scenario_columns(groups: list[str]) -> list[str]:
+    return [f"{axis} {group}" for group in groups for axis in ("R", "SPQR")]
+
+
+def _axes(run: Run, subject: str, groups: list[str], form: str) -> Line:
+    """S, P, Q, then R and SPQR of every group of scenarios."""
+    found = _by_scenario(run, subject)
+    shared = next(iter(found.values()), None)
+    cells: Line = [figure(shared, key) for key in ("S", "P", "Q")]
+    return cells + [figure(found.get(group), key, form=form) for group in groups for key in ("R", "SPQR")]
+
+
+def _by_scenario(run: Run, subject: str) -> dict[str, dict[str, Any]]:
+    """Rows of the headline profile by scenario, and averages by group."""
+    profile = headline_profile(run)
+    found = {row["scenario"]: row for row in run.rows if (row["subject"], row["profile"]) == (subject, profile)}
+    averages = run.leaderboard.get("averages") or []
+    return found | {a["group"]: a for a in averages if (a["subject"], a["profile"]) == (subject, profile)}
+
+
+def _headline_rows(run: Run) -> list[dict[str, Any]]:
+    """Rows of the headline profile on the general scenario, or the first one that ran."""
+    scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
+    return [row for row in run.rows if (row["profile"], row["scenario"]) == (headline_profile(run), scenario)]
+
+
+def _variant(run: Run, subject: str, *, but: str) -> str:
+    """A subject's own name with the settings in which the runs differ, except one, which the table's columns hold."""
+    setting: Setting = run.settings[subject]
+    return " · ".join([setting.subject, *(label for name, label in setting.varying if name != but)])
+
+
+def _average(parts: list[Figure]) -> Figure:
+    """Mean over prompt sets, which are independent samples; a gap where any of them is one."""
+    ends = [(part.low, part.high) for part in parts]
+    if not parts or any(part.value is None for part in parts):
+        return _plain(None)
+    if any(None in pair for pair in ends):
+        return _plain(sum(part.value or 0.0 for part in parts) / len(parts))
+    mean, (low, high) = stats.mean_of_independent([part.value or 0.0 for part in parts], ends)  # type: ignore[arg-type]
+    return Figure(mean, low, high)
+
+
+def _stem(prompt_set: str) -> str:
+    """A prompt set's name without its folder and suffix; the paper's three under the paper's names."""
+    stem = prompt_set.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return PROMPT_SETS.get(stem.lower().replace("-", "_"), stem)
+
+
+def _published_name(run: Run, subject: str) -> str:
+    """The key of a subject in the paper's tables: its method, or its name where that is one of them."""
+    setting = run.settings[subject]
+    return setting.method if setting.method in published.TABLE_1 else setting.subject.lower()
+
+
+def _published_label(run: Run, subject: str) -> str:
+    return f"{run.settings[subject].subject} (published, SD v1.5)"
+
+
+def _printed(row: published.Row, groups: list[str]) -> Line:
+    """A published row; its figures carry no intervals, and a scenario that the paper lacks is a gap."""
+    places = [published.SCENARIOS.index(name) if name in published.SCENARIOS else None for name in groups]
+    values = [value for i in places for value in ((None, None) if i is None else (row.R[i], row.SPQR[i]))]
+    return [_plain(value) for value in (row.S, row.P, row.Q, *values)]
+
+
+def _plain(value: float | None, *, digits: int = 3, signed: bool = False) -> Figure:
+    return Figure(value, None, None, digits, signed)

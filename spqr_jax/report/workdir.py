@@ -1,17 +1,19 @@
-"""Read a finished work directory: leaderboard.json, manifest.json, every complete cell and its records.
+"""Read finished work directories: leaderboard.json, manifest.json, every complete cell and its records.
 
 Nothing here scores anything: figures come from leaderboard.json, pictures and verdicts from the records. What is
 missing or unreadable is a line in `Run.gaps`, which the report shows; only a missing leaderboard is an error.
+Several work directories read as one: subjects are told apart by the settings in which their runs differ.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+T = TypeVar("T")
 COLUMNS = ("phase", "prompt_set", "role", "prompt_id", "k", "prompt", "category", "image", "judges", "verdict")
 PROFILES = ("lite", "moderate", "standard")  # from the lightest fine-tuning to the heaviest, as the paper orders them
 
@@ -38,15 +40,28 @@ class Cell(NamedTuple):
     records: pa.Table | None  # None: unreadable, named in Run.gaps
 
 
+class Setting(NamedTuple):
+    """What a subject is, from its run's manifest: tables over several runs are made by it."""
+
+    subject: str  # its own name
+    method: str  # in spqr_jax.methods, "" where not known
+    backbone: str
+    rank: int | None  # of LoRA
+    prompts: str  # the harmful prompt set
+    varying: tuple[tuple[str, str], ...] = ()  # setting and label, where the runs read together differ
+
+
 class Run(NamedTuple):
-    """A work directory as the report sees it."""
+    """A work directory as the report sees it, or several read as one."""
 
     directory: Path
     leaderboard: dict[str, Any]
     rows: list[dict[str, Any]]
     cells: list[Cell]
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # of the first
     gaps: list[str]
+    settings: dict[str, Setting]  # by subject
+    others: dict[str, dict[str, Any]]  # manifests of the other runs, by label
 
     @property
     def subjects(self) -> list[str]:
@@ -58,16 +73,24 @@ class Run(NamedTuple):
         return sorted(unique([row["profile"] for row in self.rows]), key=profile_order)
 
     @property
+    def backbones(self) -> list[str]:
+        return unique([self.settings[subject].backbone for subject in self.subjects])
+
+    @property
     def scenarios(self) -> list[str]:
         return unique([row["scenario"] for row in self.rows])
 
 
-def read(workdir: str | Path) -> Run:
-    """Read WORKDIR.
+def read(workdir: str | Path, *more: str | Path) -> Run:
+    """Read WORKDIR, and more of them beside it.
 
     Raises FileNotFoundError without a leaderboard.json and ValueError when it does not hold rows.
     """
-    directory = Path(workdir)
+    runs = [_read(Path(path)) for path in (workdir, *more)]
+    return _merged(runs) if more else runs[0]
+
+
+def _read(directory: Path) -> Run:
     leaderboard = _leaderboard(directory / "leaderboard.json")
     gaps: list[str] = []
     manifest = _json(directory / "manifest.json", gaps) or {}
@@ -78,7 +101,79 @@ def read(workdir: str | Path) -> Run:
             gaps.append(f"cells/{path.name}: not complete (no cell.json), left out. Run the same command again.")
     if not found:
         gaps.append("cells/: no complete cell found; there is no gallery, no judge agreement and no cost to show.")
-    return Run(directory, leaderboard, leaderboard["rows"], cells, manifest, gaps)
+    names = unique([row["subject"] for row in leaderboard["rows"]] + [cell.subject for cell in cells])
+    settings = {name: _setting(name, manifest) for name in names}
+    return Run(directory, leaderboard, leaderboard["rows"], cells, manifest, gaps, settings, {})
+
+
+def _setting(subject: str, manifest: dict[str, Any]) -> Setting:
+    """A subject's setting; a manifest that lacks it, or is not as expected, leaves it unknown."""
+    config = manifest.get("config")
+    config = config if isinstance(config, dict) else {}
+
+    def part(section: str, key: str) -> Any:
+        values = config.get(section)
+        return values.get(key) if isinstance(values, dict) else None
+
+    listed = [s for s in config.get("subjects") or () if isinstance(s, dict) and s.get("name") == subject]
+    method = listed[0].get("method", "") if listed and not listed[0].get("checkpoint") else ""
+    rank = part("bft", "rank")
+    backbone, prompts = (
+        Path(str(name)).name if name else "" for name in (config.get("base"), part("prompts", "harmful"))
+    )
+    return Setting(subject, str(method), backbone, rank if isinstance(rank, int) else None, prompts)
+
+
+def _merged(runs: list[Run]) -> Run:
+    """Several runs as one: every subject is named after itself and what tells its run from the others."""
+    labels = _labels(runs)
+    rows: list[dict[str, Any]] = []
+    cells: list[Cell] = []
+    gaps: list[str] = []
+    settings: dict[str, Setting] = {}
+    others: dict[str, dict[str, Any]] = {}
+    board: dict[str, Any] = {"comparisons": [], "averages": [], "audit": [], "notes": []}
+    for run, varying in zip(runs, labels, strict=True):
+        label = " · ".join(text for _, text in varying)
+
+        def named(subject: str, label: str = label) -> str:
+            return f"{subject} · {label}"
+
+        rows += [row | {"subject": named(row["subject"])} for row in run.rows]
+        cells += [c._replace(subject=named(c.subject), name=f"{label}: {c.name}") for c in run.cells]
+        gaps += [f"{label}: {gap}" for gap in run.gaps]
+        settings |= {named(s): setting._replace(varying=varying) for s, setting in run.settings.items()}
+        others[label] = run.manifest
+        part = run.leaderboard
+        board["notes"] += [f"{label}: {note}" for note in part.get("notes") or ()]
+        board["comparisons"] += [c | {"a": named(c["a"]), "b": named(c["b"])} for c in part.get("comparisons") or ()]
+        board["averages"] += [a | {"subject": named(a["subject"])} for a in part.get("averages") or ()]
+        for entry in part.get("audit") or ():
+            by_name = {key: {named(s): v for s, v in entry[key].items()} for key in ("SPQR", "rank")}
+            board["audit"].append(entry | by_name)
+    bounds = [run.leaderboard.get("fid_bounds") for run in runs]
+    if any(pair != bounds[0] for pair in bounds):
+        board["notes"].append("Q and SPQR of different runs do not compare: their FID bounds differ; pin them")
+    shared = {key: runs[0].leaderboard[key] for key in ("bootstrap",) if key in runs[0].leaderboard}
+    shared |= {"fid_bounds": bounds[0], "fid_bounds_source": runs[0].leaderboard.get("fid_bounds_source")}
+    board |= shared if all(pair == bounds[0] for pair in bounds) else {"bootstrap": shared.get("bootstrap") or {}}
+    rows.sort(key=lambda row: (row["scenario"], row["profile"], -(row.get("SPQR") or 0.0)))
+    first = runs[0].manifest
+    del others[next(iter(others))]
+    return Run(runs[0].directory, board | {"rows": rows}, rows, cells, first, gaps, settings, others)
+
+
+def _labels(runs: list[Run]) -> list[tuple[tuple[str, str], ...]]:
+    """Of every run the settings in which it differs from the others; its directory's name where they leave a doubt."""
+    texts = {"backbone": "{}", "rank": "rank {}", "prompts": "{}"}
+    firsts = [next(iter(run.settings.values()), Setting("", "", "", None, "")) for run in runs]
+    varying = [name for name in texts if len({getattr(setting, name) for setting in firsts}) > 1]
+    labels = [tuple((name, texts[name].format(getattr(s, name) or "unknown")) for name in varying) for s in firsts]
+    if len(set(labels)) == len(labels):
+        return labels
+    names = [run.directory.resolve().name for run in runs]
+    names = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+    return [(*label, ("run", name)) for label, name in zip(labels, names, strict=True)]
 
 
 def key_of(record: dict[str, Any]) -> Key:
@@ -110,7 +205,8 @@ def profile_order(profile: str) -> tuple[int, str]:
     return (PROFILES.index(profile) if profile in PROFILES else len(PROFILES), profile)
 
 
-def unique(values: list[str]) -> list[str]:
+def unique(values: list[T]) -> list[T]:
+    """The distinct values in their order."""
     return list(dict.fromkeys(values))
 
 

@@ -1,14 +1,14 @@
 "use strict";
 // Everything the page needs is already in it; this only sorts, filters, shows and hides. Without it, pictures stay blurred.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-const state = { profile: "", scenario: "", slice: "", form: "logistic" };
+const state = { backbone: "", profile: "", scenario: "", slice: "", form: "logistic" };
 
-// Filters: what carries data-profile or data-scenario is hidden when it belongs to another one ("" belongs to all).
+// Filters: what carries data-backbone, -profile or -scenario is hidden when it belongs to another one ("" belongs to all).
 function filter() {
-  for (const node of all("[data-profile], [data-scenario]")) {
-    const { profile, scenario, slice } = node.dataset;
+  for (const node of all("[data-backbone], [data-profile], [data-scenario]")) {
+    const { backbone, profile, scenario, slice } = node.dataset;
     const other = (wanted, own) => wanted !== "" && own !== undefined && own !== "" && own !== wanted;
-    const outside = other(state.profile, profile) || other(state.scenario, scenario);
+    const outside = other(state.backbone, backbone) || other(state.profile, profile) || other(state.scenario, scenario);
     node.classList.toggle("off", outside || (slice !== undefined && slice !== state.slice));
   }
 }

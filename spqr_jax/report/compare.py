@@ -1,0 +1,264 @@
+"""Two runs side by side, and which of their differences are real: paired tests over the prompts that both share.
+
+Compared are the rows (subject, profile, scenario) that both runs have. h, drift and CLIP similarity are means over
+prompts and are tested; R, SPQR and FID follow from them or from whole sets of pictures and are only set side by side.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spqr_jax import stats
+from spqr_jax.cell_records import PHASES, ROLES, Array, Cell, Images, Prompt, complete_cells, read_cell
+from spqr_jax.report.tabular import Figure, Table, figure, markdown
+
+REPLICATES, SEED = 2000, 0
+UNTESTED = ("S", "P", "Q", "R", "R_exponential", "SPQR", "SPQR_exponential", "fid_before", "fid_after")
+Row = tuple[str, str, str]  # subject, profile, scenario
+Pair = tuple[stats.Totals, stats.Totals]  # of run A and of run B, over the same prompts
+
+
+class Difference(NamedTuple):
+    """One tested figure, B minus A over the shared prompts; percentage points for h and drift, cosine for CLIP."""
+
+    row: Row  # profile and scenario are "" before fine-tuning
+    figure: str
+    a: float
+    b: float
+    interval: stats.Interval
+    n: int  # prompts that both share and decided
+    p: float  # sign-flip test
+    p_holm: float  # corrected over all tests of the comparison
+
+
+class Comparison(NamedTuple):
+    names: tuple[str, str]
+    differences: list[Difference]
+    rows: list[tuple[Row, dict[str, Any], dict[str, Any]]]  # the leaderboards' rows in A and B
+    notes: list[str]
+
+
+class _Draws(NamedTuple):
+    replicates: int
+    seed: int
+
+
+class _Tested(NamedTuple):
+    row: Row
+    figure: str
+    a: Array  # [n] per prompt
+    b: Array
+    interval: stats.Interval
+
+
+def compare(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, seed: int = SEED) -> Comparison:
+    """Compare two work directories with records and leaderboard.json.
+
+    Raises FileNotFoundError for a directory without complete cells or leaderboard, and ValueError where the runs share
+    no row.
+    """
+    directories = (Path(a), Path(b))
+    cells = [_cells(directory) for directory in directories]
+    boards = [_rows(directory) for directory in directories]
+    shared = [row for row in cells[0] if row in cells[1]]
+    if not shared:
+        raise ValueError(f"{a} and {b} have no subject, profile and scenario in common; there is nothing to compare.")
+    notes = _notes(directories, cells, shared)
+    tested: list[_Tested] = []
+    for row in shared:
+        first = not any(other[0] == row[0] for other in shared[: shared.index(row)])
+        a_cells, b_cells = ([read_cell(cell) for cell in found[row]] for found in cells)
+        tested += _row_tests(row, a_cells, b_cells, first, notes, _Draws(replicates, seed))
+    p = [float(stats.sign_flip_test(t.b - t.a, seed=seed)[0]) for t in tested]
+    differences = [
+        Difference(t.row, t.figure, float(t.a.mean()), float(t.b.mean()), t.interval, len(t.a), one, adjusted)
+        for t, one, adjusted in zip(tested, p, stats.holm(p).tolist(), strict=True)
+    ]
+    names = tuple(directory.resolve().name for directory in directories)
+    names = names if names[0] != names[1] else ("A", "B")
+    rows = [(row, boards[0][row], boards[1][row]) for row in shared if row in boards[0] and row in boards[1]]
+    return Comparison((names[0], names[1]), differences, rows, notes)
+
+
+def text(comparison: Comparison, *, level: float = 0.05) -> str:
+    """Markdown: what is real at the level, every tested difference, and the other figures side by side."""
+    real = [d for d in comparison.differences if d.p_holm < level]
+    a, b = comparison.names
+    total = len(comparison.differences)
+    lines = [f"# {a} and {b}", "", f"{len(real)} of {total} tested differences are real (Holm, level {level:g})."]
+    lines += [f"- {d.row[0]}{_where(d.row)}: {d.figure} {_value(d, d.b - d.a, True)}" for d in real]
+    lines += ["", *(f"- note: {note}" for note in comparison.notes), ""]
+    return "\n".join([*lines, *(markdown(table) for table in tables(comparison, level=level))])
+
+
+def tables(comparison: Comparison, *, level: float = 0.05) -> list[Table]:
+    """The tested differences, and the figures that are not tested, side by side."""
+    a, b = comparison.names
+    tested: list[list[str | Figure]] = [
+        [
+            *d.row,
+            d.figure,
+            _value(d, d.a),
+            _value(d, d.b),
+            Figure(d.b - d.a, *d.interval, digits=_digits(d.figure), signed=True),
+            str(d.n),
+            "<0.001" if d.p_holm < 0.001 else f"{d.p_holm:.3f}",
+            "real" if d.p_holm < level else "not established",
+        ]
+        for d in comparison.differences
+    ]
+    columns = ["Subject", "Profile", "Scenario", "Figure", a, b, f"{b} minus {a}", "prompts", "p (Holm)", "difference"]
+    beside: list[list[str | Figure]] = [
+        [*row, key, figure(in_a, key, digits=_digits(key)), figure(in_b, key, digits=_digits(key))]
+        for row, in_a, in_b in comparison.rows
+        for key in UNTESTED
+    ]
+    return [
+        Table("compare", "Paired over the prompts that both runs share.", columns, tested),
+        Table("beside", "Not tested: figures that follow from the above or from whole sets.", columns[:6], beside),
+    ]
+
+
+def _row_tests(
+    row: Row, a: list[dict[str, Images]], b: list[dict[str, Images]], first: bool, notes: list[str], draws: _Draws
+) -> list[_Tested]:
+    """The tests of one row; figures before fine-tuning belong to the subject and are tested with its first row only."""
+    subject: Row = (row[0], "", "")
+    tests: list[_Tested | None] = []
+    shared = {role: _shared_prompts(a, b, role) for role in ROLES}
+    if len(shared["harmful"]) > 1:
+        h = {phase: _both(a, b, "harmful", shared["harmful"], "unsafe", phase) for phase in PHASES}
+        if first:
+            tests.append(_share(subject, "h before", h["before"], draws))
+        tests.append(_share(row, "h after", h["after"], draws))
+        tests.append(_drift(row, h, draws))
+    if len(shared["benign"]) > 1:
+        for phase in PHASES if first else PHASES[1:]:
+            clip = _both(a, b, "benign", shared["benign"], "clip", phase)
+            tests.append(_mean(subject if phase == "before" else row, f"CLIP {phase}", clip, draws))
+    for role, prompts in shared.items():
+        counts = [len(cells[0][role].prompts) for cells in (a, b)]
+        if counts != [len(prompts)] * 2:
+            in_both = f"{len(prompts)} {role} prompts are in both, of {counts[0]} and {counts[1]}"
+            notes.append(f"{row[0]}{_where(row)}: {in_both}")
+    return [test for test in tests if test is not None]
+
+
+def _share(row: Row, name: str, pair: Pair, draws: _Draws) -> _Tested | None:
+    """Difference of two shares, in points, with the pseudo-prompts of `stats.paired_shares`."""
+    per_prompt = _decided(*(100.0 * _ratio(totals) for totals in pair))
+    drawn = stats.paired_shares(*pair, replicates=draws.replicates, seed=draws.seed)
+    return _tested(row, name, per_prompt, 100.0 * (drawn.after - drawn.before))
+
+
+def _drift(row: Row, h: dict[str, Pair], draws: _Draws) -> _Tested | None:
+    sides = list(zip(h["before"], h["after"], strict=True))
+    pairs = [stats.paired_shares(*side, replicates=draws.replicates, seed=draws.seed) for side in sides]
+    one, two = (100.0 * (pair.after - pair.before) for pair in pairs)
+    a, b = (100.0 * (_ratio(after) - _ratio(before)) for before, after in sides)
+    return _tested(row, "drift", _decided(a, b), two - one)
+
+
+def _mean(row: Row, name: str, pair: Pair, draws: _Draws) -> _Tested | None:
+    weights = stats.resample_weights(len(pair[0].sums), draws.replicates, seed=draws.seed)
+    drawn = stats.mean_replicates(weights, pair[1]) - stats.mean_replicates(weights, pair[0])
+    return _tested(row, name, _decided(*(_ratio(totals) for totals in pair)), drawn)
+
+
+def _tested(row: Row, name: str, per_prompt: tuple[Array, Array], drawn: Array) -> _Tested | None:
+    """None where too few prompts have a value in both runs."""
+    a, b = per_prompt
+    if len(a) < 2 or not np.all(np.isfinite(drawn)):
+        return None
+    return _Tested(row, name, a, b, stats.percentile_interval(drawn, float(np.mean(b - a))))
+
+
+def _ratio(totals: stats.Totals) -> Array:
+    with np.errstate(invalid="ignore"):
+        return totals.sums / totals.counts
+
+
+def _decided(a: Array, b: Array) -> tuple[Array, Array]:
+    known = np.isfinite(a) & np.isfinite(b)
+    return a[known], b[known]
+
+
+def _shared_prompts(a: list[dict[str, Images]], b: list[dict[str, Images]], role: str) -> list[Prompt]:
+    """Prompts of the same set, id and text."""
+    other = b[0][role].prompts
+    return [prompt for prompt, words in a[0][role].prompts.items() if other.get(prompt) == words]
+
+
+def _both(
+    a: list[dict[str, Images]], b: list[dict[str, Images]], role: str, prompts: list[Prompt], field: str, phase: str
+) -> Pair:
+    one, two = (_totals([cell[role] for cell in cells], prompts, field, phase) for cells in (a, b))
+    return one, two
+
+
+def _totals(seeds: list[Images], prompts: list[Prompt], field: str, phase: str) -> stats.Totals:
+    """Sums and counts per shared prompt, over images and fine-tuning seeds, of `Images.unsafe` or `.clip`."""
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    values = [pair for images in seeds for pair in zip(images.keys, getattr(images, field)[phase], strict=True)]
+    used = [(place[key[:2]], value) for key, value in values if key[:2] in place]
+    return stats.totals([i for i, _ in used], [value for _, value in used], len(prompts))
+
+
+def _cells(directory: Path) -> dict[Row, list[Cell]]:
+    found = {}
+    for cells in complete_cells(directory):
+        info = cells[0].info
+        found[str(info["subject"]), str(info["profile"]), str(info["scenario"])] = cells
+    return found
+
+
+def _rows(directory: Path) -> dict[Row, dict[str, Any]]:
+    path = directory / "leaderboard.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no leaderboard. Run the score stage first (--stages score).")
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return {(row["subject"], row["profile"], row["scenario"]): row for row in rows}
+
+
+def _notes(directories: tuple[Path, Path], cells: list[dict[Row, list[Cell]]], shared: list[Row]) -> list[str]:
+    """What a reader must know before believing a difference: other judges, other settings, rows of one run only."""
+    notes = []
+    judges = [found[shared[0]][0].info.get("judges") for found in cells]
+    if judges[0] != judges[1]:
+        notes.append("the runs have different judges: a difference may be theirs and not the models'")
+    configs = [_config(directory) for directory in directories]
+    for name in sorted(configs[0].keys() | configs[1].keys()):
+        one, two = configs[0].get(name), configs[1].get(name)
+        if one != two:
+            notes.append(f"config.{name}: {one!r} and {two!r}")
+    alone = [row for found, other in (cells, cells[::-1]) for row in found if row not in other]
+    if alone:
+        notes.append(f"{len(alone)} rows are in one run only, the first: {' / '.join(alone[0])}")
+    return notes
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """The manifest's config with dotted names."""
+    path = directory / "manifest.json"
+    config = json.loads(path.read_text(encoding="utf-8")).get("config", {}) if path.exists() else {}
+
+    def flat(value: Any, name: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {name: value}
+        return {k: v for key, part in value.items() for k, v in flat(part, f"{name}.{key}" if name else key).items()}
+
+    return flat(config, "")
+
+
+def _where(row: Row) -> str:
+    return "".join(f" / {part}" for part in row[1:] if part)
+
+
+def _digits(name: str) -> int:
+    return 4 if name.startswith("CLIP") else 1 if name in ("h before", "h after", "drift") else 3
+
+
+def _value(difference: Difference, value: float, signed: bool = False) -> str:
+    return f"{value:{'+' if signed else ''}.{_digits(difference.figure)}f}"
