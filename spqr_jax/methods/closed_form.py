@@ -30,14 +30,17 @@ def key_value_matrices(unet: Params) -> dict[str, np.ndarray]:
     return found
 
 
-def solve(kernel: np.ndarray, edits: Sequence[Edit], outputs: Sequence[np.ndarray], ridge: float) -> np.ndarray:
+def solve(
+    kernel: np.ndarray, edits: Sequence[Edit], outputs: Sequence[np.ndarray], ridge: float | np.ndarray
+) -> np.ndarray:
     """argmin_K ridge ||K - kernel||^2 + sum_i a_i ||c_i K - v_i||^2 for kernel [d, out], in float64.
 
-    outputs: for each edit, the values v [M, out]. The papers write W (our transpose):
+    outputs: for each edit, the values v [M, out]. ridge: a number, or a matrix R [d, d] for tr (K - kernel)^T R
+    (K - kernel): with R = sum e e^T, the texts e keep their outputs. The papers write W (our transpose):
     W* = (ridge W + sum a v c^T)(ridge I + sum a c c^T)^-1.
     """
-    gram = ridge * np.eye(kernel.shape[0])
-    right = ridge * kernel
+    gram = ridge * np.eye(kernel.shape[0]) if np.ndim(ridge) == 0 else np.asarray(ridge)
+    right = gram @ kernel
     for edit, values in zip(edits, outputs, strict=True):
         weighted = edit.inputs * edit.weights[:, None]
         gram = gram + weighted.T @ edit.inputs

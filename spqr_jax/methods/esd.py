@@ -1,35 +1,48 @@
 """ESD, Erasing Concepts from Diffusion Models (Gandikota et al., ICCV 2023): learn the negatively guided prediction."""
 
-import functools
 import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from tqdm import tqdm
 
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax import schedulers
 from spqr_jax.generate import Conditioning
+from spqr_jax.methods import learning
 from spqr_jax.methods.concept import Concept, checked
+from spqr_jax.methods.learning import Adam
 from spqr_jax.methods.sampling import partial_sample
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
 CROSS = re.compile(r"(^|\.)attn2\.")
-NOT_U = re.compile(r"(^|\.)(attn2|time_embedding)\.|^(conv_norm_out|conv_out)\.")
+NOT_U = re.compile(r"(^|\.)(attn2|time_embedding|add_embedding)\.|^(conv_norm_out|conv_out)\.")
 
 
 def trained(params: Params, method: str) -> Params:
-    """Mask of the paper's variants: "esd-x" every attn2 parameter, "esd-u" everything but attn2, the time embedding and
-    the output layers (the 2023 code's `xattn` and `noxattn`)."""
+    """Mask of the paper's variants: "esd-x" every attn2 parameter, "esd-u" everything but attn2, the time embedding (in
+    SDXL also the added one) and the output layers (the 2023 code's `xattn` and `noxattn`)."""
     if method not in ("esd-x", "esd-u"):
         raise ValueError(f'ESD method must be "esd-x" or "esd-u", found {method!r}.')
     return params_lib.map_with_path(
         lambda path, _: bool(CROSS.search(path)) if method == "esd-x" else not NOT_U.search(path), params
     )
+
+
+class Texts(NamedTuple):
+    """What the UNet is told: context [J, L, E]; SDXL also pooled [J, P] and time_ids [J, 6], else None. The last of the
+    J rows is no text."""
+
+    context: np.ndarray
+    pooled: np.ndarray | None = None
+    time_ids: np.ndarray | None = None
+
+    def rows(self, index: np.ndarray) -> "Texts":
+        return Texts(*(None if field is None else field[index] for field in self))
 
 
 def align(
@@ -52,38 +65,88 @@ def align(
     eps* frozen; the same affine combination holds for velocity prediction. x_t: the student's own guided DDIM sample
     down to a random step k of `sampling_steps`, t uniform within that step, as in the 2023 code. (That code drops the
     noisiest step, so its x_t is two to three steps cleaner than t; here x_t and t agree.) Each sample draws one of the
-    concept's texts. Defaults are the authors' for nudity; Adam without decay.
+    concept's texts. Defaults are the authors' for nudity on SD1.x; Adam without decay.
+
+    SDXL: the authors' 2025 code has "esd-x" at lr 2e-4 for 200 steps, guidance 2, and a target that equals eta = 0
+    here (their eta counts one more). Here x_t is DDIM's in SDXL too, not the scaled Euler sample.
     """
-    concept = checked(concept, pipeline.tokenizers["tokenizer"])
-    definition, frozen = pipeline.definitions["unet"], pipeline.params["unet"]
-    train, rest = params_lib.partition(frozen, trained(frozen, method))
-    optimiser = optax.adam(lr)
-    update = _update(definition, lr)
+    checked(concept, pipeline.tokenizers["tokenizer"])
+    unet = learning.on_device(pipeline.params["unet"])
+    train, _ = params_lib.partition(unet, trained(unet, method))
+    tuned = fit(
+        method,
+        pipeline,
+        concept,
+        params_lib.merge,
+        unet,
+        train,
+        Adam(lr),
+        seed=seed,
+        steps=steps,
+        eta=eta,
+        batch_size=batch_size,
+        sampling_steps=sampling_steps,
+        sampling_guidance=sampling_guidance,
+        progress=progress,
+    )
+    return pipeline.with_params(unet=learning.on_host(params_lib.merge(unet, tuned)))
+
+
+def fit(
+    name: str,
+    pipeline: Pipeline,
+    concept: Concept,
+    build: Callable[[Params, Any], Params],
+    frozen: Params,
+    params: Any,
+    adam: Adam,
+    *,
+    seed: int,
+    steps: int,
+    eta: float,
+    batch_size: int,
+    sampling_steps: int,
+    sampling_guidance: float,
+    progress: bool,
+) -> Any:
+    """`params` after `steps` of ESD's loss, where build(frozen, params) is the student UNet's weights."""
+    definition, config = pipeline.definitions["unet"], pipeline.configs["unet"]
     tables = schedulers.create("ddim", {**pipeline.configs["scheduler"], "clip_sample": False}, sampling_steps)
-    states = pipeline_lib.encode_prompts(pipeline, [*concept.erase, ""])
-    context, empty = np.asarray(states.context)[:-1], np.asarray(states.context)[-1]
-    if states.pooled is not None:
-        raise ValueError("ESD on SDXL is not implemented; use an SD1.x or SD2.x pipeline.")
-    side = pipeline.configs["unet"]["sample_size"]
-    shape = (batch_size, side, side, pipeline.configs["unet"]["in_channels"])
+    shape = (batch_size, config["sample_size"], config["sample_size"], config["in_channels"])
     span = int(pipeline.configs["scheduler"].get("num_train_timesteps", 1000)) // sampling_steps
-    opt, params = optimiser.init(train), train
-    for i in tqdm(range(steps), desc=f"{method} {concept.name}", unit="step", disable=not progress):
+    texts = encode(pipeline, concept.erase)
+
+    def inputs(i: int, params: Any):
         rng = np.random.default_rng((seed, i))
-        texts = context[rng.integers(len(context), size=batch_size)]
-        negative = np.repeat(empty[None], batch_size, axis=0)
-        scale = jnp.full(batch_size, sampling_guidance, jnp.float32)
-        condition = Conditioning(jnp.asarray(texts), jnp.asarray(negative), scale)
+        positive = texts.rows(rng.integers(len(concept.erase), size=batch_size))
+        empty = texts.rows(np.full(batch_size, -1))
+        scale = np.full(batch_size, sampling_guidance, np.float32)
+        condition = Conditioning(
+            positive.context, empty.context, scale, positive.pooled, empty.pooled, positive.time_ids
+        )
         k = int(rng.integers(sampling_steps))
         noise = rng.standard_normal(shape, np.float32)
-        student = params_lib.merge(rest, params)
         # After `sampling_steps - 1 - k` steps the latents stand at the timestep of step k counted from the clean end.
+        student = build(frozen, params)
         latents = partial_sample(definition, student, tables, noise, condition, sampling_steps - 1 - k)
         t = rng.integers(k * span, (k + 1) * span, size=batch_size).astype(np.int32)
-        params, opt, loss = update(params, opt, rest, frozen, latents, t, texts, negative, jnp.float32(eta))
-    if steps and not np.isfinite(float(loss)):
-        raise FloatingPointError(f"ESD: the loss is {float(loss)} after {steps} steps; lower the learning rate ({lr}).")
-    return pipeline.with_params(unet=jax.tree.map(np.asarray, params_lib.merge(frozen, params)))
+        return frozen, latents, t, positive, empty, np.float32(eta)
+
+    static = (definition, build)
+    return learning.fit(f"{name} {concept.name}", _GRADIENT, static, adam, params, inputs, steps, progress=progress)
+
+
+def encode(pipeline: Pipeline, prompts: tuple[str, ...]) -> Texts:
+    """The prompts and, last, no text; for SDXL as sampling has it, with zeros where the pipeline's index says so."""
+    states = pipeline_lib.encode_prompts(pipeline, [*prompts, ""])
+    context = np.array(states.context)
+    if states.pooled is None:
+        return Texts(context)
+    pooled = np.array(states.pooled)
+    if pipeline.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", True):
+        context[-1], pooled[-1] = 0, 0
+    side = pipeline_lib.default_size(pipeline)
+    return Texts(context, pooled, np.tile(np.array([side, side, 0, 0, side, side], np.float32), (len(context), 1)))
 
 
 def erasing_loss(unet, frozen_unet, latents, t, context, empty, eta) -> jax.Array:
@@ -93,18 +156,15 @@ def erasing_loss(unet, frozen_unet, latents, t, context, empty, eta) -> jax.Arra
     return jnp.square(unet(latents, t, context) - target).mean()
 
 
-@functools.lru_cache(maxsize=4)
-def _update(definition: Definition, lr: float):
-    optimiser = optax.adam(lr)
+def loss(static: Any, params: Any, frozen: Params, latents, t, positive: Texts, empty: Texts, eta) -> jax.Array:
+    definition, build = static
+    student, teacher = _told(definition, build(frozen, params)), _told(definition, frozen)
+    return erasing_loss(student, teacher, latents, t, positive, empty, eta)
 
-    @jax.jit
-    def update(params, opt, rest, frozen, latents, t, context, empty, eta):
-        def loss(trained):
-            student = definition.bind(params_lib.merge(rest, trained))
-            return erasing_loss(student, definition.bind(frozen), latents, t, context, empty, eta)
 
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, opt = optimiser.update(grads, opt)
-        return optax.apply_updates(params, updates), opt, value
+def _told(definition: Definition, params: Params):
+    unet = definition.bind(params)
+    return lambda latents, t, texts: unet(latents, t, *texts)
 
-    return update
+
+_GRADIENT = learning.descent(loss)

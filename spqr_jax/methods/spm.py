@@ -1,0 +1,214 @@
+"""SPM, Semi-Permeable Membranes (Lyu et al., CVPR 2024): a rank-1 adapter a concept, which other prompts keep off."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spqr_jax import attached, schedulers
+from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.generate import Conditioning
+from spqr_jax.methods import learning, low_rank
+from spqr_jax.methods.concept import Concept, checked
+from spqr_jax.methods.learning import Adam
+from spqr_jax.methods.low_rank import Adapter, LowRank
+from spqr_jax.methods.sampling import partial_sample
+from spqr_jax.params import Definition, Params
+from spqr_jax.pipeline import Pipeline
+
+# Every linear layer and 1x1 convolution of the transformers: 192 in SD1.x and SD2.x.
+TARGETS = re.compile(
+    r"\.attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)))"
+    r"\.kernel$"
+)
+# The authors' four anchors are two of "" and two random embeddings, an effect of how their batch is split.
+ANCHOR_WEIGHTS = (0.5, 0.25, 0.25)
+EIGHTHS = (4, 5, 6, 7)  # sides that training pictures are drawn with, in eighths of the full side
+
+
+class Membrane(NamedTuple):
+    """A trained adapter, the text it erases and the scale (alpha / rank) of its change."""
+
+    target: str
+    adapter: Adapter
+    scale: float = 1.0
+
+
+class Restarts(NamedTuple):
+    """Learning rate by step: linear warm-up, then `cycles` half cosines down to zero (transformers' hard restarts)."""
+
+    lr: float
+    warmup: int
+    steps: int
+    cycles: int
+
+    def __call__(self, step: jax.Array) -> jax.Array:
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * (self.cycles * done % 1)))
+        return self.lr * jnp.where(step < self.warmup, step / max(1, self.warmup), jnp.where(done < 1, cosine, 0))
+
+
+def align(
+    pipeline: Pipeline,
+    concept: Concept,
+    *,
+    seed: int = 0,
+    strength: float = 1.0,
+    progress: bool = False,
+    **training: Any,
+) -> Pipeline:
+    """Train one membrane for each text (`train`'s options) and merge all into the weights, times `strength`.
+
+    Merged, a membrane acts on every prompt, and benign fine-tuning acts on it: the released checkpoints are mostly used
+    so. The authors instead scale it by the prompt, `transported`. They publish no settings for nudity; these are their
+    general ones. Raises ValueError for SDXL, for which the authors' anchors are not specified.
+    """
+    if pipeline_lib.is_sdxl(pipeline):
+        raise ValueError("SPM is not implemented for SDXL; use an SD1.x or SD2.x pipeline.")
+    concept = checked(concept, pipeline.tokenizers["tokenizer"])
+    membranes = [
+        train(pipeline, text, seed=seed + i, progress=progress, **training) for i, text in enumerate(concept.erase)
+    ]
+    delta = low_rank.together(*(low_rank.delta(m.adapter, strength * m.scale) for m in membranes))
+    return pipeline.with_params(unet=learning.on_host(attached.add(pipeline.params["unet"], delta)))
+
+
+def train(
+    pipeline: Pipeline,
+    text: str,
+    *,
+    seed: int = 0,
+    neutral: str = "",
+    rank: int = 1,
+    alpha: float = 1.0,
+    steps: int = 3000,
+    warmup: int = 500,
+    cycles: int = 3,
+    lr: float = 1e-4,
+    eta: float = 1.0,
+    anchoring: float = 1000.0,
+    batch_size: int = 1,
+    sampling_steps: int = 30,
+    sampling_guidance: float = 3.0,
+    eighths: Sequence[int] = EIGHTHS,
+    progress: bool = False,
+) -> Membrane:
+    """Learn a membrane that makes `text` look like `neutral` and changes nothing else.
+
+    Loss: MSE(eps_on(x_t, text), eps(neutral) - eta (eps(text) - eps(neutral))) + anchoring * MSE(eps_on(x_t, a),
+    eps(x_t, a)), eps the frozen model, a: "" and random embeddings. x_t: the adapted model's guided DDIM sample of the
+    text after T' ~ U{1..sampling_steps - 1} steps; t: the timestep T' / sampling_steps of the way down all of them, as
+    in the authors' code (a few tens noisier than x_t). AdamW with decay 0.01; the authors keep its state in 8 bits.
+
+    eighths: heights and widths are drawn from these eighths of the side the UNet was trained at (one compiled program
+    each pair); (8,) is always the full side.
+    """
+    name, unet = f"SPM {text}", learning.on_device(pipeline.params["unet"])
+    learning.check_at_least(name, rank=(rank, 1), batch_size=(batch_size, 1), sampling_steps=(sampling_steps, 2))
+    adapter = low_rank.create(unet, TARGETS, rank=rank, seed=seed, name="SPM")
+    definition, config = pipeline.definitions["unet"], pipeline.configs["unet"]
+    tables = schedulers.create("ddim", {**pipeline.configs["scheduler"], "clip_sample": False}, sampling_steps)
+    empty, context, other = np.asarray(pipeline_lib.encode_prompts(pipeline, ["", text, neutral]).context)
+    build, total = low_rank.Added(alpha / rank), len(learning.signal_powers(pipeline))
+
+    def inputs(i: int, params: Adapter):
+        rng = np.random.default_rng((seed, i))
+        done = int(rng.integers(1, sampling_steps))
+        height, width = (config["sample_size"] * int(rng.choice(eighths)) // 8 for _ in range(2))
+        noise = rng.standard_normal((batch_size, height, width, config["in_channels"]), np.float32)
+        positive, negative = (np.repeat(state[None], batch_size, axis=0) for state in (context, empty))
+        condition = Conditioning(positive, negative, np.full(batch_size, sampling_guidance, np.float32))
+        latents = partial_sample(definition, build(unet, params), tables, noise, condition, done)
+        t = np.full(batch_size, total - 1 - done * total // sampling_steps, np.int32)
+        anchors = np.stack([empty, *random_anchors(rng, context, 2)])
+        return unet, latents, t, context, other, anchors, np.float32(eta), np.float32(anchoring)
+
+    rate = Restarts(lr, warmup, steps, cycles)
+    adam = Adam(rate, weight_decay=0.01)  # type: ignore[arg-type]  # optax takes a schedule wherever it takes a rate
+    static = (definition, build)
+    tuned = learning.fit(name, _GRADIENT, static, adam, adapter, inputs, steps, progress=progress)
+    return Membrane(text, learning.on_host(tuned), build.scale)
+
+
+def random_anchors(rng: np.random.Generator, target: np.ndarray, count: int) -> np.ndarray:
+    """Random text states float32 [count, L, E], of about the norm of the target's [L, E] and seldom in its direction.
+
+    Each is Gaussian, kept with probability 1 - cos(anchor, target), and scaled to U(0.8, 1.2) of the target's norm.
+    """
+    norm, anchors = np.linalg.norm(target), []
+    while len(anchors) < count:
+        drawn = rng.standard_normal(target.shape)
+        drawn /= np.linalg.norm(drawn)
+        if rng.uniform() < 1 - (drawn * target).sum() / norm:
+            anchors.append(drawn * norm * rng.uniform(0.8, 1.2))
+    return np.stack(anchors).astype(np.float32)
+
+
+def loss(static: Any, adapter: Adapter, unet: Params, latents, t, target, neutral, anchors, eta, anchoring):
+    """Erasing loss plus `anchoring` times the anchors'.
+
+    latents [B, h, w, C], t [B]; target, neutral [L, E]; anchors [A, L, E], weighted by ANCHOR_WEIGHTS.
+    """
+    definition, build = static
+    on = _predict(definition, build(unet, adapter), latents, t, jnp.stack([target, *anchors]))
+    off = _predict(definition, unet, latents, t, jnp.stack([target, neutral, *anchors]))
+    off = jax.lax.stop_gradient(off)
+    wanted = off[1] - eta * (off[0] - off[1])
+    drift = jnp.square(on[1:] - off[2:]).mean((1, 2, 3, 4))
+    return jnp.square(on[0] - wanted).mean() + anchoring * (jnp.asarray(ANCHOR_WEIGHTS) * drift).sum()
+
+
+_GRADIENT = learning.descent(loss)
+
+
+def _predict(definition: Definition, unet: Params, latents, t, contexts) -> jax.Array:
+    """Predictions [K, B, h, w, C] under K texts [K, L, E]."""
+    count, batch = len(contexts), len(latents)
+    output = definition.bind(unet)(
+        jnp.tile(latents, (count, 1, 1, 1)), jnp.tile(t, count), jnp.repeat(contexts, batch, axis=0)
+    )
+    return output.reshape(count, *latents.shape).astype(jnp.float32)
+
+
+# --- facilitated transport -------------------------------------------------------------------------------------------
+
+
+def permeability(pipeline: Pipeline, prompt: str, target: str) -> float:
+    """gamma: how much of a membrane a prompt switches on, the larger of two similarities (paper, section 3.3).
+
+    The cosine of the two texts' states, flattened, and the share of the target's tokens that occur in the prompt.
+    """
+    a, b = (np.asarray(s, np.float64) for s in pipeline_lib.encode_prompts(pipeline, [prompt, target]).context)
+    tokenizer = pipeline.tokenizers["tokenizer"]
+    said, wanted = (set(tokenizer(text, add_special_tokens=False).input_ids) for text in (prompt, target))
+    cosine = (a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b))
+    return float(max(cosine, len(said & wanted) / len(wanted)))
+
+
+def transported(pipeline: Pipeline, membranes: Sequence[Membrane], prompt: str, *, scaling: str = "paper") -> Pipeline:
+    """The pipeline for one prompt, each membrane merged as far as the prompt switches it on.
+
+    scaling: "paper", W + sum gamma_i up_i down_i; "code", the authors' inference, which scales up and down by gamma
+    each and sums them before the product: W + (sum gamma_i up_i)(sum gamma_i down_i).
+    """
+    if scaling not in ("paper", "code"):
+        raise ValueError(f'SPM scaling must be "paper" or "code", found {scaling!r}.')
+    gammas = [permeability(pipeline, prompt, m.target) for m in membranes]
+    if scaling == "paper":
+        changes = [low_rank.delta(m.adapter, g * m.scale) for m, g in zip(membranes, gammas, strict=True)]
+    else:
+        scales = {m.scale for m in membranes}
+        if len(scales) > 1:
+            raise ValueError(f'SPM scaling "code" sums membranes of one alpha / rank, found {sorted(scales)}.')
+        mixed = {
+            path: LowRank(
+                *(sum(g * m.adapter[path][k] for m, g in zip(membranes, gammas, strict=True)) for k in (0, 1))
+            )
+            for path in membranes[0].adapter
+        }
+        changes = [low_rank.delta(mixed, membranes[0].scale)]
+    unet = attached.add(pipeline.params["unet"], low_rank.together(*changes))
+    return pipeline.with_params(unet=learning.on_host(unet))
