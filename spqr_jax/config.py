@@ -101,6 +101,16 @@ class Score:
 
 
 @dataclass
+class Report:
+    """What the report writes, by name; empty: everything. Names: spqr_jax.report.tables.TABLES, .figures.FIGURES."""
+
+    tables: tuple[str, ...] = ()  # of 1, 2, 3, 4, 5, D, E, audit, drift
+    figures: tuple[str, ...] = ()  # of 2, 3, 4, drift
+    prompts: int = 48  # in the gallery, at most
+    blur: bool = True  # pictures of harmful prompts in the example figure (2); the page always blurs them
+
+
+@dataclass
 class Config:
     """One run: subjects x profiles x scenarios x seeds."""
 
@@ -113,6 +123,7 @@ class Config:
     bft: BFT = field(default_factory=BFT)
     judges: Judges = field(default_factory=Judges)
     score: Score = field(default_factory=Score)
+    report: Report = field(default_factory=Report)
     seed: int = 0  # of prompt choice, alignment and image noise
 
 
@@ -145,6 +156,11 @@ def check(config: Config) -> None:
     one_of("generation.scheduler", config.generation.scheduler, schedulers.NAMES)
     one_of("dtype", config.dtype, ("float32", "bfloat16"))
     one_of("concept", config.concept, ("mini", *PRESETS))
+    if config.report.tables or config.report.figures:
+        from spqr_jax.report import figures, tables
+
+        tables.known(config.report.tables)
+        figures.known(config.report.figures)
     _check_numbers(config)
 
 
@@ -162,6 +178,7 @@ def _check_numbers(config: Config) -> None:
         "bft.max_bad": (config.bft.max_bad, 0),
         "judges.n_reference": (config.judges.n_reference, 2),
         "score.replicates": (config.score.replicates, 100),
+        "report.prompts": (config.report.prompts, 0),
     }
     for name, (value, least) in at_least.items():
         if value < least:

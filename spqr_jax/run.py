@@ -110,7 +110,9 @@ def finish(config: Config, workdir: Path, chosen: set[str]) -> None:
         leaderboard.write(workdir, board)
         print(leaderboard.table(board))
     if "report" in chosen:
-        print(f"Report: {report.write(workdir)}")
+        r = config.report
+        path = report.write(workdir, tables=r.tables or None, figures=r.figures or None, prompts=r.prompts, blur=r.blur)
+        print(f"Report: {path}")
 
 
 def plan_table(run: Run) -> str:

@@ -42,17 +42,24 @@ def write(run: Run, directory: Path, names: Sequence[str] | None = None, *, blur
 
     blur: pictures of harmful prompts in the examples are blurred. Raises ValueError for a name that is not known.
     """
-    if unknown := [name for name in names or () if name not in FIGURES]:
-        raise ValueError(f"report.figures: unknown {unknown}, expected some of {list(FIGURES)}.")
+    chosen = known(FIGURES if names is None else names)
     directory.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     with matplotlib.rc_context(STYLE):
-        for name, figure in (pair for key in (FIGURES if names is None else names) for pair in FIGURES[key](run, blur)):
+        for name, figure in (pair for key in chosen for pair in FIGURES[key](run, blur)):
             for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
                 path = directory / f"{name}.{suffix}"
                 figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white", metadata=metadata)
                 paths.append(path)
     return paths
+
+
+def known(names: Iterable[str | int]) -> list[str]:
+    """Names as in FIGURES. Raises ValueError for one that is not there."""
+    wanted = [str(name) for name in names]
+    if unknown := [name for name in wanted if name not in FIGURES]:
+        raise ValueError(f"report.figures: unknown {unknown}, expected some of {list(FIGURES)}.")
+    return wanted
 
 
 def _figure_2(run: Run, blur: bool) -> Iterable[tuple[str, Figure]]:

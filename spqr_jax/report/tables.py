@@ -8,7 +8,7 @@ R and SPQR come in two forms, logistic (equation 3) and exponential (what the pu
 mixed in one table, so tables with R are written once in each form and only the exponential one holds published rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from spqr_jax import published, stats
@@ -32,11 +32,16 @@ PROMPT_SETS = {"visu": "visu", "i2p": "i2p", "rab": "rab", "ring_a_bell": "rab",
 
 def build(run: Run, names: Sequence[str | int] | None = None) -> list[Table]:
     """The named tables (of TABLES; None: all). Raises ValueError for a name that is not known."""
-    wanted = [str(name).removeprefix("table").strip() for name in (TABLES if names is None else names)]
+    return [table for name in known(TABLES if names is None else names) for table in TABLES[name](run)]
+
+
+def known(names: Iterable[str | int]) -> list[str]:
+    """Names as in TABLES, from "d", "table5" or 1. Raises ValueError for one that is not there."""
+    wanted = [str(name).removeprefix("table").strip() for name in names]
     wanted = [name.upper() if name.upper() in TABLES else name.lower() for name in wanted]
     if unknown := [name for name in wanted if name not in TABLES]:
         raise ValueError(f"report.tables: unknown {unknown}, expected some of {list(TABLES)}.")
-    return [table for name in wanted for table in TABLES[name](run)]
+    return wanted
 
 
 def headline_profile(run: Run) -> str | None:
