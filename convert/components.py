@@ -55,22 +55,23 @@ def load(
     or config do not fit the pipeline.
     """
     ours = pipeline.configs[component]
-    for field in _INTERFACE[component] if config else ():
-        if config.get(field, ours.get(field)) != ours.get(field):
+    used = config or ours
+    for field in _INTERFACE[component]:
+        if used.get(field, ours.get(field)) != ours.get(field):
             raise ConversionError(
-                f"{source} does not fit the {component} of {pipeline.name}: {field}={config.get(field)!r}, expected "
+                f"{source} does not fit the {component} of {pipeline.name}: {field}={used[field]!r}, expected "
                 f"{ours.get(field)!r}; pass a pipeline of the same family with base=...."
             )
-    definition, skeleton = define(component, config or ours)
+    definition, skeleton = define(component, used)
     whole = len(params_lib.flatten(skeleton))
     partial = component == "unet" and config is None and len(state) <= NEARLY_ALL * whole
-    name = ldm.namer(component, config or ours) if any(ldm.is_vae_key(key) for key in state) else _name(component)
+    name = ldm.namer(component, used) if any(ldm.is_vae_key(key) for key in state) else _name(component)
     params = rename.from_torch(
         state, skeleton, component=component, source=source, partial=partial, dtype=dtype, name=name
     )
     if partial:
         params = params_lib.merge(pipeline.params[component], params)
-    return replace(pipeline, component, params, definition, config or ours)
+    return replace(pipeline, component, params, definition, used)
 
 
 def _name(component: str):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ from safetensors import SafetensorError, safe_open
 from convert.rename import ConversionError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-# Full precision before the fp16 variant, safetensors before pickles.
+# Names of the weights in the folder of a component or adapter.
+FOLDER_ENDINGS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".fp16.safetensors",
+    ".bin",
+    ".bin.index.json",
+    ".fp16.bin",
+)
 FOLDER_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
 
 
@@ -114,29 +122,27 @@ def metadata(state: Mapping[str, Any]) -> dict[str, str]:
     return state.metadata if isinstance(state, TensorFile) else {}
 
 
+def preferred(names: Iterable[str]) -> str | None:
+    """The weight file to read among a folder's files: safetensors before pickles, full precision before fp16."""
+    held = set(names)
+    return next((stem + end for end in FOLDER_ENDINGS for stem in FOLDER_STEMS if stem + end in held), None)
+
+
 def find_weights(folder: Path) -> Path:
     """The weight file of a folder that holds one component or adapter, whatever library wrote it.
 
     Raises FileNotFoundError when there is none, ConversionError when several could be meant.
     """
-    for ending in (
-        ".safetensors",
-        ".safetensors.index.json",
-        ".fp16.safetensors",
-        ".bin",
-        ".bin.index.json",
-        ".fp16.bin",
-    ):
-        for stem in FOLDER_STEMS:
-            if (folder / f"{stem}{ending}").exists():
-                return folder / f"{stem}{ending}"
-    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", *PICKLED)) if folder.is_dir() else []
-    if len(others) == 1:
-        return others[0]
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in names if name.endswith((".safetensors", *PICKLED))]
+    if name := preferred(names) or (others[0] if len(others) == 1 else None):
+        return folder / name
     if others:
-        names = ", ".join(p.name for p in others)
-        raise ConversionError(f"{folder} holds several weight files ({names}); pass the one you mean.")
-    raise FileNotFoundError(f"{folder} holds no {FOLDER_STEMS[0]}.safetensors (or .bin); the weights are missing.")
+        raise ConversionError(f"{folder} holds several weight files ({', '.join(others)}); pass the one you mean.")
+    raise FileNotFoundError(
+        f"{folder} holds no weights; expected {', '.join(FOLDER_STEMS[:-1])} or {FOLDER_STEMS[-1]} with the ending "
+        ".safetensors or .bin."
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
