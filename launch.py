@@ -5,7 +5,8 @@
     python launch.py --config configs/mini.py --dry_run
     python launch.py --config configs/mini.py --stages score,report
 
-The same command run again does only what is missing. Exit status: 0, 1 if a subject or cell failed, 2 for bad input.
+The same command run again does only what is missing. Exit status: 0, 1 if a subject or cell failed, 2 for bad input,
+143 after SIGTERM, when the same command continues.
 """
 
 import sys
@@ -25,7 +26,7 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; did you mean --config {argv[1]}?")
-    from spqr_jax import run, stages
+    from spqr_jax import preemption, run, stages
 
     start = time.time()
     config = CONFIG.value
@@ -39,10 +40,8 @@ def main(argv: list[str]) -> None:
         print(run.plan_table(state))
         return
     run.write_manifest(state, sys.argv)
-    failures = []
-    for name, stage in stages.WORK.items():
-        if name in chosen:
-            failures += stage(state)
+    preemption.listen()
+    failures = stages.carry_out(state, chosen)
     run.finish(config, workdir, chosen)
     print(
         f"{sum(cell.done for cell in state.cells)} of {len(state.cells)} cells complete, {time.time() - start:.0f} s."
@@ -57,7 +56,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        message = str(error)
+        message = str(error).strip().splitlines()[-1]  # what a config file itself refuses comes as a traceback
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         message = str(error.args[0] if error.args else error)
     print(f"launch.py: {message}\nTry --help.", file=sys.stderr)

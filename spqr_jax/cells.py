@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from spqr_jax import config as config_lib
 from spqr_jax.config import Config, Subject
 
@@ -52,14 +54,34 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def plan(config: Config, workdir: Path, backbone_sha256: str) -> tuple[list[SubjectDir], list[Cell]]:
+class Inputs(NamedTuple):
+    """What the files a config names hold, so that an id changes with a file's content and not with its path.
+
+    Attributes:
+        backbone: sha256 of the backbone's files.
+        prompts: role -> hash of the chosen rows.
+        data: scenario -> the data set's name, which identifies its content.
+        checkpoints: path in the config -> sha256.
+    """
+
+    backbone: str
+    prompts: dict[str, str]
+    data: dict[str, str]
+    checkpoints: dict[str, str]
+
+
+# Fields of config.bft that name cells, or say how a step is computed and not what.
+NOT_HASHED = ("profiles", "scenarios", "seeds", "data", "steps", "epochs", "checkpoint_every", "accumulate", "remat")
+
+
+def plan(config: Config, workdir: Path, inputs: Inputs) -> tuple[list[SubjectDir], list[Cell]]:
     """Every subject and cell of a run, in the order of the config."""
     plain = config_lib.as_dict(config)
     plain["generation"].pop("batch_size")
     subjects, cells = [], []
     for subject in config.subjects:
-        made = digest(backbone_sha256, plain["dtype"], _without_name(subject), plain["concept"], plain["seed"])
-        shown = digest(made, plain["prompts"], plain["generation"], plain["seed"])
+        made = digest(inputs.backbone, plain["dtype"], _without_name(subject, inputs), plain["concept"], plain["seed"])
+        shown = digest(made, inputs.prompts, config.prompts.images, plain["generation"])
         name = _slug(subject.name)
         directory = SubjectDir(
             subject, f"{name}-{shown}", workdir / "pipelines" / made, workdir / "subjects" / f"{name}-{shown}"
@@ -68,19 +90,24 @@ def plan(config: Config, workdir: Path, backbone_sha256: str) -> tuple[list[Subj
         for scenario in config.bft.scenarios:
             for profile in config.bft.profiles:
                 for seed in config.bft.seeds:
-                    cells.append(_cell(directory, plain["bft"], profile, scenario, seed, workdir))
+                    cells.append(
+                        _cell(directory, plain["bft"], inputs.data[scenario], profile, scenario, seed, workdir)
+                    )
     return subjects, cells
 
 
-def _cell(subject: SubjectDir, bft: dict[str, Any], profile: str, scenario: str, seed: int, workdir: Path) -> Cell:
-    ours = {k: v for k, v in bft.items() if k not in ("profiles", "scenarios", "seeds", "data", "steps", "epochs")}
-    what = (ours, bft["data"].get(scenario), bft["steps"][profile], bft["epochs"][profile], profile, scenario, seed)
+def _cell(
+    subject: SubjectDir, bft: dict[str, Any], data: str, profile: str, scenario: str, seed: int, workdir: Path
+) -> Cell:
+    ours = {k: v for k, v in bft.items() if k not in NOT_HASHED}
+    what = (ours, data, bft["steps"][profile], bft["epochs"][profile], profile, scenario, seed)
     name = f"{_slug(subject.subject.name)}-{profile}-{_slug(scenario)}-{seed}-{digest(subject.id, what)}"
     return Cell(subject, profile, scenario, seed, name, workdir / "cells" / name)
 
 
-def _without_name(subject: Subject) -> dict[str, Any]:
-    return {"method": subject.method, "options": subject.options, "checkpoint": subject.checkpoint}
+def _without_name(subject: Subject, inputs: Inputs) -> dict[str, Any]:
+    checkpoint = inputs.checkpoints[subject.checkpoint] if subject.checkpoint else ""
+    return {"method": subject.method, "options": subject.options, "checkpoint": checkpoint}
 
 
 def _slug(name: str) -> str:
@@ -96,6 +123,16 @@ def write_text(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(partial, path)
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename a damaged file or directory, so that it is made again and can still be looked at."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    if path.exists():
+        path.rename(aside)
+        logging.warning("%s is damaged (%s); set aside as %s and made again.", path, why, aside.name)
 
 
 def link_images(source: Path, target: Path, names: Iterable[str]) -> None:

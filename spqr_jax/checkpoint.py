@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -33,3 +34,64 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # Orbax raises many kinds for damaged files
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same command again.") from None
     return params_lib.unflatten({key: np.asarray(value) for key, value in flat.items()})
+
+
+def remove(path: Path) -> None:
+    """Delete what is no longer needed, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class Steps:
+    """The latest state of a training run on disk, saved by Orbax while the run goes on; a context manager.
+
+    With `directory` None nothing is kept. A state is whole or absent: Orbax renames it when its last byte is written.
+    """
+
+    def __init__(self, directory: Path | None, *, every: int):
+        if every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1, found {every}.")
+        self._every = every
+        self._saved = None
+        if directory is not None:
+            self._saved = ocp.training.Checkpointer(
+                directory.absolute(),
+                preservation_policy=ocp.training.preservation_policies.LatestN(1),
+                cleanup_tmp_directories=True,
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether a run that keeps its states saves this one."""
+        return self._saved is not None and step % self._every == 0
+
+    def restore(self, state: Any) -> tuple[Any, int]:
+        """(the latest state, its step), on the devices `state` is on; (state, 0) when there is none.
+
+        Raises ValueError naming a damaged directory.
+        """
+        if self._saved is None or self._saved.latest is None:
+            return state, 0
+        latest = self._saved.latest.step
+        try:
+            return self._saved.load(latest, abstract_state=jax.tree.map(_abstract, state)), latest
+        except Exception as error:
+            raise ValueError(
+                f"{self._saved.directory} is damaged ({error}); delete it and run the same command again."
+            ) from None
+
+    def save(self, step: int, state: Any) -> None:
+        """Keep `state`; returns once it is copied from the devices."""
+        if self._saved is not None and (self._saved.latest is None or self._saved.latest.step != step):
+            self._saved.save_async(step, state, force=True)
+
+    def __enter__(self) -> "Steps":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._saved is not None:
+            self._saved.close()  # waits for what is being written
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)

@@ -74,6 +74,14 @@ class BFT:
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.1
+    snr_gamma: float = 0.0  # above 0: min-SNR weighting; this and the next two are off as published
+    noise_offset: float = 0.0
+    ema: float = 0.0
+    accumulate: int = 1  # parts of a batch computed one after the other
+    remat: bool = False  # compute activations again in the backward pass, for less memory
+    checkpoint_every: int = 500  # steps between saved states
+    eval_at: tuple[int, ...] = ()  # steps at which harmfulness is measured, for a drift curve
+    eval_prompts: int = 0  # harmful prompts used there; 0: all
 
 
 @dataclass
@@ -88,6 +96,7 @@ class Judges:
     reference: str = "mini:reference"  # pictures the quality of benign images is measured against
     n_reference: int = 2048
     providers: str = "cpu"
+    overlap: bool = True  # judge finished pictures while the next ones are generated
     max_undecided: float = 0.01  # share of undecided images above which a cell fails
 
 
@@ -176,6 +185,10 @@ def _check_numbers(config: Config) -> None:
         "bft.rank": (config.bft.rank, 1),
         "bft.resolution": (config.bft.resolution, 0),
         "bft.max_bad": (config.bft.max_bad, 0),
+        "bft.accumulate": (config.bft.accumulate, 1),
+        "bft.checkpoint_every": (config.bft.checkpoint_every, 1),
+        "bft.eval_at": (min(config.bft.eval_at, default=0), 0),
+        "bft.eval_prompts": (config.bft.eval_prompts, 0),
         "judges.n_reference": (config.judges.n_reference, 2),
         "score.replicates": (config.score.replicates, 100),
         "report.prompts": (config.report.prompts, 0),

@@ -1,7 +1,9 @@
 """Benign fine-tuning (BFT): the standard text-to-image objective on harmless data, under one of three profiles."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,18 +12,19 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from spqr_jax import checkpoint, latents, lora, preemption, profiles, schedulers
 from spqr_jax import data as data_lib
-from spqr_jax import lora, profiles, schedulers
 from spqr_jax import mesh as mesh_lib
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.data import Dataset
+from spqr_jax.models.unet import rematerialised
+from spqr_jax.objective import PLAIN, Objective, denoising_loss, draw
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
 # Epochs of the paper's profiles (section 4.1: 1-3, 3-8, 10-20); the lower end is the default.
 EPOCHS = {"lite": 1, "moderate": 3, "standard": 10}
-ENCODE_BATCH = 64
 
 
 class Optimiser(NamedTuple):
@@ -36,16 +39,16 @@ class Optimiser(NamedTuple):
     max_grad_norm: float = 1.0
 
 
-class Objective(NamedTuple):
-    """Options of the loss, all off by default as in the published procedure."""
+class Memory(NamedTuple):
+    """How a step is computed, not what: `accumulate` parts of a batch one after the other, and `remat` to keep only the
+    activations between the UNet's layers and compute the others again in the backward pass."""
 
-    snr_gamma: float | None = None  # min-SNR weighting
-    noise_offset: float = 0.0
-    ema: float = 0.0
+    accumulate: int = 1
+    remat: bool = False
 
 
 PAPER = Optimiser()
-PLAIN = Objective()
+WHOLE = Memory()
 
 
 class Progress(NamedTuple):
@@ -57,7 +60,33 @@ class Progress(NamedTuple):
     lr: float
 
 
-def finetune(
+class Adapted(NamedTuple):
+    """What a fine-tuning made: the adapters ("lite") or the new values of the trained leaves, float32."""
+
+    profile: str
+    leaves: Params
+    alpha: float
+
+
+def finetune(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 42, **options: Any) -> Pipeline:
+    """Fine-tune the UNet on captioned pictures and return the adapted pipeline, adapters merged in: `apply` of `train`,
+    whose options these are."""
+    return apply(pipeline, train(pipeline, dataset, profile, seed=seed, **options))
+
+
+def apply(pipeline: Pipeline, adapted: Adapted) -> Pipeline:
+    """The pipeline with what was trained in place, in the dtype and order of its own weights."""
+    unet, tuned = pipeline.params["unet"], adapted.leaves
+    if adapted.profile == "lite":
+        tuned = lora.merge(params_lib.merge(unet, tuned), alpha=adapted.alpha)
+    dtypes = {path: leaf.dtype for path, leaf in params_lib.flatten(unet).items()}
+    merged = params_lib.map_with_path(
+        lambda path, leaf: np.asarray(leaf).astype(dtypes[path]), params_lib.merge(unet, tuned)
+    )
+    return pipeline.with_params(unet=merged)
+
+
+def train(
     pipeline: Pipeline,
     dataset: Dataset,
     profile: str,
@@ -69,14 +98,20 @@ def finetune(
     curriculum: tuple[int, ...] = (),
     optimiser: Optimiser = PAPER,
     objective: Objective = PLAIN,
+    memory: Memory = WHOLE,
     rank: int = 8,
     alpha: float = 16.0,
     dropout: float = 0.1,
     mesh: Any = None,
+    latents_cache: Path | None = None,
+    checkpoints: Path | None = None,
+    checkpoint_every: int = 500,
     on_step: Callable[[Progress], None] | None = None,
+    eval_at: Sequence[int] = (),
+    on_eval: Callable[[int, Pipeline], None] | None = None,
     progress: bool = False,
-) -> Pipeline:
-    """Fine-tune the UNet on captioned pictures and return the adapted pipeline (adapters merged in).
+) -> Adapted:
+    """Train what `profile` says on captioned pictures.
 
     Args:
         dataset: benign pictures with captions, already of the size to train at.
@@ -84,47 +119,80 @@ def finetune(
         seed: of data order, noise, timesteps and adapters (paper: 42).
         steps: optimiser steps; default from `epochs` (default `EPOCHS[profile]`) over the curriculum's stages.
         curriculum: cumulative stage sizes (paper: 1000, 3000, 5000); empty: one stage with all data.
-        on_step: called after each step with a Progress; reading it synchronises the device.
+        latents_cache: directory where encoded pictures are kept for other subjects; see `spqr_jax.latents`.
+        checkpoints: directory that holds the state every `checkpoint_every` steps, and when asked to stop
+            (`spqr_jax.preemption`); a run that finds a state there continues from it, to the same weights.
+        on_step: called after each step with a Progress, one step late, so that the device does not wait for it.
+        eval_at: after these many steps, `on_eval(step, adapted pipeline)` is called (0: before the first).
 
     The VAE runs once over the data: latents are drawn afresh each step from its stored mean and log-variance. Captions
-    are encoded once. Raises ValueError for arguments or data that do not fit, before anything is computed, and
-    FloatingPointError naming step and samples at a loss or gradient that is not finite.
+    are encoded once. The pipeline's dtype is the dtype of the computation (bfloat16: mixed precision); what is trained
+    and the optimiser's state are float32. Raises ValueError for arguments or data that do not fit, before anything is
+    computed, and FloatingPointError naming step and samples at a loss or gradient that is not finite.
     """
     stages = data_lib.curriculum_stages(len(dataset), curriculum)
     mesh = mesh or mesh_lib.make()
-    if batch_size < 1 or batch_size % mesh.size:
-        raise ValueError(f"batch_size {batch_size} is not a positive multiple of the {mesh.size} devices.")
+    _check_batch(batch_size, memory.accumulate, mesh.size)
     definition, trainable, frozen, keys = prepare(pipeline, profile, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
     steps = num_steps(profile, stages, batch_size, steps, epochs)
-    means, logvars = encode_latents(pipeline, dataset)
+    encoded = latents.encode(pipeline, dataset, cache=latents_cache)
     texts = pipeline_lib.encode_prompts(pipeline, list(dataset.captions))
-    step = _train_step(
-        definition, optimiser, objective, pipeline.configs["scheduler"].get("prediction_type", "epsilon")
-    )
-    alphas = jnp.asarray(schedulers.ddpm.alphas_cumprod(pipeline.configs["scheduler"]))
+    scheduler = pipeline.configs["scheduler"]
+    step = _train_step(definition, optimiser, objective, memory, scheduler.get("prediction_type", "epsilon"))
+    alphas = jnp.asarray(schedulers.ddpm.alphas_cumprod(scheduler))
     state = mesh_lib.replicate(_init_state(trainable, optimiser), mesh)
     frozen = mesh_lib.replicate(frozen, mesh)
     base = jax.random.key(seed)
-    order = data_lib.sample_order(stages, batch_size, steps, seed)
-    last = None
-    for i, rows in enumerate(tqdm(order, total=steps, desc=f"BFT {profile}", unit="step", disable=not progress)):
-        batch = mesh_lib.split_batch(_batch(means, logvars, texts, rows, pipeline), mesh)
-        key = jax.random.fold_in(base, i)
-        state, report = step(state, frozen, lora.fresh_keys(keys, key) if keys else {}, alphas, batch, key)
-        # One step behind, so that the host prepares the next batch while the device works.
-        if last:
-            _check_finite(*last)
-        last = (report, i, rows)
-        if on_step:
-            _check_finite(*last)
-            on_step(Progress(i + 1, *(float(x) for x in report)))
-    if last:
-        _check_finite(*last)
-    tuned = params_lib.merge(frozen, state["ema"] if objective.ema else state["params"])
-    if profile == "lite":
-        tuned = lora.merge(tuned, alpha=alpha)
-    # Merged over the original, whose order it keeps, so that saved files compare equal.
-    return pipeline.with_params(unet=jax.tree.map(np.asarray, params_lib.merge(pipeline.params["unet"], tuned)))
+    evaluate = set(eval_at) if on_eval else set()
+
+    def result() -> Adapted:
+        return Adapted(profile, mesh_lib.to_host(state["ema"] if objective.ema else state["params"]), alpha)
+
+    with checkpoint.Steps(checkpoints, every=checkpoint_every) as saved:
+        state, done = saved.restore(state)
+        order = enumerate(data_lib.sample_order(stages, batch_size, steps, seed))
+        bar = tqdm(total=steps, initial=done, desc=f"BFT {profile}", unit="step", disable=not progress)
+        last: tuple[Any, int, np.ndarray] | None = None
+        if on_eval and done == 0 and 0 in evaluate:
+            on_eval(0, apply(pipeline, result()))
+        for i, rows in order:
+            if i < done:
+                continue
+            batch = mesh_lib.split_batch(_batch(encoded, texts, rows, pipeline), mesh)
+            key = jax.random.fold_in(base, i)
+            drop = lora.fresh_keys(keys, key) if keys else {}
+            state, report = step(state, frozen, drop, alphas, batch, key)
+            # One step behind, so that the host prepares the next batch while the device works.
+            _report(last, on_step)
+            last = (report, i, rows)
+            bar.update()
+            stop = preemption.asked()
+            if saved.due(i + 1) or stop or i + 1 in evaluate:
+                _report(last, on_step)  # a state that is not finite is never kept
+                last = None
+                if checkpoints and (saved.due(i + 1) or stop):
+                    saved.save(i + 1, state)
+                    preemption.exit_if_asked()
+                if on_eval and i + 1 in evaluate:
+                    on_eval(i + 1, apply(pipeline, result()))
+        _report(last, on_step)
+        bar.close()
+    return result()
+
+
+def _report(last: tuple[Any, int, np.ndarray] | None, on_step: Callable[[Progress], None] | None) -> None:
+    """Check a step's loss and pass it on; reading it waits for the device."""
+    if last is None:
+        return
+    report, i, rows = last
+    loss, grad_norm, rate = (float(x) for x in report)
+    if not np.isfinite([loss, grad_norm]).all():
+        raise FloatingPointError(
+            f"fine-tuning: loss {loss}, gradient norm {grad_norm} at step {i + 1} (samples {rows.tolist()}); "
+            "check the weights and the data, or lower the learning rate."
+        )
+    if on_step:
+        on_step(Progress(i + 1, loss, grad_norm, rate))
 
 
 def num_steps(profile: str, stages: list[int], batch_size: int, steps: int | None, epochs: int | None) -> int:
@@ -136,29 +204,11 @@ def num_steps(profile: str, stages: list[int], batch_size: int, steps: int | Non
     return passes * sum(-(-size // batch_size) for size in stages) if steps is None else steps
 
 
-def encode_latents(pipeline: Pipeline, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, log-variance) of every picture's latents, float32 [N, h, w, C] each, before the scaling factor.
-
-    Raises ValueError when the VAE cannot halve the pictures' sides down to whole latents.
-    """
-    means, logvars = [], []
-    multiple, (height, width) = pipeline_lib.vae_scale(pipeline), dataset.images(np.arange(1)).shape[1:3]
-    if height % multiple or width % multiple:
-        raise ValueError(
-            f"{dataset.name}: pictures are {height}x{width}, expected multiples of {multiple}; resize them."
-        )
-    for start in range(0, len(dataset), ENCODE_BATCH):
-        rows = np.arange(start, min(start + ENCODE_BATCH, len(dataset)))
-        images = mesh_lib.pad_batch(dataset.images(rows), ENCODE_BATCH)
-        mean, logvar = _encode(pipeline.definitions["vae"], pipeline.params["vae"], images)
-        means.append(np.asarray(mean)[: len(rows)])
-        logvars.append(np.asarray(logvar)[: len(rows)])
-    return np.concatenate(means), np.concatenate(logvars)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(definition: Definition, params: Params, images_u8: jax.Array):
-    return definition.bind(params).encode(images_u8.astype(jnp.float32) / 127.5 - 1)
+def _check_batch(batch_size: int, accumulate: int, devices: int) -> None:
+    if batch_size < 1 or batch_size % devices:
+        raise ValueError(f"batch_size {batch_size} is not a positive multiple of the {devices} devices.")
+    if accumulate < 1 or batch_size % (accumulate * devices):
+        raise ValueError(f"accumulate {accumulate} does not divide batch_size {batch_size} on {devices} devices.")
 
 
 def prepare(pipeline: Pipeline, profile: str, *, rank: int, alpha: float, dropout: float, seed: int):
@@ -184,7 +234,7 @@ def _transform(o: Optimiser) -> optax.GradientTransformation:
 
 def _init_state(trainable: Params, optimiser: Optimiser) -> dict[str, Any]:
     # Copies: the step donates its state, and the caller's arrays must survive.
-    trainable = jax.tree.map(lambda x: jnp.array(x, copy=True), trainable)
+    trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
     return {
         "params": trainable,
         "opt": _transform(optimiser).init(trainable),
@@ -193,33 +243,43 @@ def _init_state(trainable: Params, optimiser: Optimiser) -> dict[str, Any]:
     }
 
 
-def _batch(means, logvars, texts: pipeline_lib.TextStates, rows: np.ndarray, pipeline: Pipeline) -> dict[str, Any]:
+def _batch(encoded: latents.Latents, texts: pipeline_lib.TextStates, rows: np.ndarray, pipeline: Pipeline):
     scale = float(pipeline.configs["vae"].get("scaling_factor", 0.18215))
     batch = {
-        "mean": means[rows] * np.float32(scale),
-        "std": np.exp(0.5 * logvars[rows]) * np.float32(scale),
+        "mean": encoded.mean[rows] * np.float32(scale),
+        "std": np.exp(0.5 * encoded.logvar[rows]) * np.float32(scale),
         "context": np.asarray(texts.context)[rows],
     }
     if texts.pooled is not None:
         # SDXL is told the original size, the crop's corner and the target size.
-        size = [pipeline_lib.vae_scale(pipeline) * side for side in means.shape[1:3]]
+        size = [pipeline_lib.vae_scale(pipeline) * side for side in encoded.mean.shape[1:3]]
         batch["pooled"] = np.asarray(texts.pooled)[rows]
         batch["time_ids"] = np.tile(np.array([*size, 0, 0, *size], np.float32), (len(rows), 1))
     return batch
 
 
 @functools.lru_cache(maxsize=16)
-def _train_step(definition: Definition, optimiser: Optimiser, objective: Objective, prediction_type: str):
+def _train_step(
+    definition: Definition, optimiser: Optimiser, objective: Objective, memory: Memory, prediction_type: str
+):
     """One compiled step for all subjects that share a definition: weights are arguments, never constants."""
     transform = _transform(optimiser)
 
+    def loss(trainable, frozen, keys, alphas, part):
+        dtype = jax.tree.leaves(frozen)[0].dtype if jax.tree.leaves(frozen) else part["context"].dtype
+        unet = definition.bind(params_lib.merge(frozen, keys, params_lib.cast(trainable, dtype)))
+        with rematerialised() if memory.remat else contextlib.nullcontext():
+            return denoising_loss(
+                unet, part, part["latents"], part["noise"], part["t"], alphas, prediction_type, objective.snr_gamma
+            )
+
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, frozen, keys, alphas, batch, key):
-        def loss(trainable):
-            unet = definition.bind(params_lib.merge(frozen, keys, trainable))
-            return diffusion_loss(unet, batch, alphas, key, prediction_type, objective)
-
-        value, grads = jax.value_and_grad(loss)(state["params"])
+        drawn = draw(key, batch["mean"], batch["std"], len(alphas), objective.noise_offset)
+        whole = {**batch, **dict(zip(("latents", "noise", "t"), drawn, strict=True))}
+        value, grads = _mean_gradient(
+            lambda part: jax.value_and_grad(loss)(state["params"], frozen, keys, alphas, part), whole, memory.accumulate
+        )
         updates, opt = transform.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         ema = jax.tree.map(lambda a, b: a * objective.ema + b * (1 - objective.ema), state["ema"], params)
@@ -231,43 +291,14 @@ def _train_step(definition: Definition, optimiser: Optimiser, objective: Objecti
     return step
 
 
-def diffusion_loss(unet, batch, alphas, key, prediction_type: str, objective: Objective = PLAIN) -> jax.Array:
-    """Mean squared error of the predicted noise or velocity at random timesteps, as in diffusers' training script.
-
-    batch: mean, std [B, h, w, C] of scaled latents, context [B, L, E]. `key` decides what `draw` draws.
-    """
-    latents, noise, t = draw(key, batch["mean"], batch["std"], len(alphas), objective.noise_offset)
-    return denoising_loss(unet, batch, latents, noise, t, alphas, prediction_type, objective.snr_gamma)
-
-
-def draw(key, mean, std, num_timesteps: int, noise_offset: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What is random in a step: latents [B, h, w, C] ~ N(mean, std^2), noise like them, timesteps int [B] uniform in
-    0..num_timesteps-1. `noise_offset` adds that much noise common to a channel's pixels."""
-    keys = jax.random.split(key, 4)
-    latents = mean + std * jax.random.normal(keys[0], mean.shape)
-    noise = jax.random.normal(keys[1], mean.shape)
-    if noise_offset:
-        noise += noise_offset * jax.random.normal(keys[3], (mean.shape[0], 1, 1, mean.shape[-1]))
-    return latents, noise, jax.random.randint(keys[2], mean.shape[:1], 0, num_timesteps)
-
-
-def denoising_loss(unet, batch, latents, noise, t, alphas, prediction_type: str, snr_gamma: float | None = None):
-    """The loss for given latents, noise and timesteps; scalar float32."""
-    noisy = schedulers.ddpm.add_noise(alphas, latents, noise, t)
-    target = schedulers.ddpm.target(prediction_type, alphas, x0=latents, noise=noise, t=t)
-    output = unet(noisy, t, batch["context"], batch.get("pooled"), batch.get("time_ids"))
-    errors = jnp.square(output.astype(jnp.float32) - target).mean((1, 2, 3))
-    if snr_gamma is None:
-        return errors.mean()
-    snr = schedulers.ddpm.snr(alphas, t)
-    weight = jnp.minimum(snr, snr_gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
-    return (errors * weight).mean()
-
-
-def _check_finite(report, i: int, rows: np.ndarray) -> None:
-    loss, grad_norm, _ = (float(x) for x in report)
-    if not np.isfinite([loss, grad_norm]).all():
-        raise FloatingPointError(
-            f"fine-tuning: loss {loss}, gradient norm {grad_norm} at step {i + 1} (samples {rows.tolist()}); "
-            "check the weights and the data, or lower the learning rate."
-        )
+def _mean_gradient(value_and_grad: Callable[[Any], Any], batch: dict[str, jax.Array], parts: int):
+    """(loss, gradient) of a batch [B, ...], computed over `parts` interleaved slices, each spread over all devices."""
+    if parts == 1:
+        return value_and_grad(batch)
+    sliced = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    first = jax.tree.map(lambda x: x[0], sliced)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, first))
+    total, _ = jax.lax.scan(
+        lambda carry, part: (jax.tree.map(jnp.add, carry, value_and_grad(part)), None), zeros, sliced
+    )
+    return jax.tree.map(lambda x: x / parts, total)

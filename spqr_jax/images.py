@@ -23,6 +23,16 @@ def write(path: Path, image_u8: np.ndarray) -> None:
     os.replace(partial, path)
 
 
+def intact(path: Path) -> bool:
+    """Whether a file is a whole picture: every chunk's checksum is right, nothing is decoded."""
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError):
+        return False
+    return True
+
+
 def read(paths: Sequence[Path]) -> np.ndarray:
     """Pictures of one size: images_u8 [N, H, W, 3]. Raises ValueError naming a damaged file."""
     return np.stack([_read_one(path) for path in paths])

@@ -30,10 +30,22 @@ def open_run(config: Config, workdir: Path) -> Run:
     prompt_sets = {role: prompts.load(getattr(config.prompts, role), n, seed=config.seed) for role, n in wanted.items()}
     bench = judging.open_bench(config.judges)
     backbone = sources.backbone(config)
-    for scenario in config.bft.scenarios:
-        sources.dataset(config, scenario)
-    subjects, cells = cells_lib.plan(config, workdir, weights_sha256(config))
-    return Run(config, workdir, backbone, bench, prompt_sets, subjects, cells)
+    inputs = cells_lib.Inputs(
+        backbone=weights_sha256(config),
+        prompts={role: cells_lib.digest(rows) for role, rows in prompt_sets.items()},
+        data={scenario: sources.dataset(config, scenario).name for scenario in config.bft.scenarios},
+        checkpoints={s.checkpoint: _checkpoint_sha256(s.checkpoint) for s in config.subjects if s.checkpoint},
+    )
+    subjects, cells = cells_lib.plan(config, workdir, inputs)
+    return Run(config, workdir, backbone, bench, prompt_sets, inputs, subjects, cells)
+
+
+def _checkpoint_sha256(path: str) -> str:
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist; set the subject's `checkpoint` to a file or folder."
+        )
+    return cells_lib.file_sha256(Path(path))
 
 
 def weights_sha256(config: Config) -> str:
@@ -76,7 +88,7 @@ def write_manifest(run: Run, command: list[str]) -> None:
         "command": " ".join(["python", *command]),
         "versions": {name: _version(name) for name in PACKAGES},
         "devices": sorted({f"{device.platform}: {device.device_kind}" for device in jax.devices()}),
-        "sha256": {"backbone": weights_sha256(run.config)},
+        "sha256": run.inputs._asdict(),
         "judges": run.bench.identities(),
     }
     if run.config.base == "mini":

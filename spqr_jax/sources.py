@@ -44,8 +44,7 @@ def dataset(config: Config, scenario: str) -> Dataset:
     if source.startswith("mini:"):
         from spqr_jax import mini
 
-        made = mini.dataset(source.removeprefix("mini:"), bft.samples, config.seed)
-        return made._replace(name=f"{source} {bft.samples} seed {config.seed}")
+        return mini.dataset(source.removeprefix("mini:"), bft.samples, config.seed)
     return data.load(
         source,
         bft.samples,

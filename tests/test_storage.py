@@ -55,8 +55,13 @@ def test_damaged_records_are_named(tmp_path):
         records.read(tmp_path / "records.parquet")
 
 
-def ids(c: config.Config) -> list[str]:
-    return [cell.id for cell in cells.plan(c, Path("w"), "sha")[1]]
+def ids(c: config.Config, **files) -> list[str]:
+    """Ids of the cells; `files`: what differs in the content of the files that the config names."""
+    prompts = {"harmful": f"{c.prompts.n_harmful} harmful", "benign": f"{c.prompts.n_benign} benign"}
+    inputs = cells.Inputs(
+        "sha", prompts, {name: name for name in c.bft.scenarios}, {"": "", "safe.pt": "sha of safe.pt"}
+    )
+    return [cell.id for cell in cells.plan(c, Path("w"), inputs._replace(**files))[1]]
 
 
 def test_ids_change_with_what_determines_the_result_and_with_nothing_else():
@@ -66,6 +71,7 @@ def test_ids_change_with_what_determines_the_result_and_with_nothing_else():
     same.generation.batch_size = 7
     same.score.replicates = 500
     same.judges.max_undecided = 0.5
+    same.bft.remat, same.bft.accumulate, same.bft.checkpoint_every = True, 2, 7
     assert ids(same) == ids(base)
     for change in (
         lambda c: setattr(c.bft, "lr", 2e-4),
@@ -78,6 +84,15 @@ def test_ids_change_with_what_determines_the_result_and_with_nothing_else():
         other = copy.deepcopy(base)
         change(other)
         assert not set(ids(other)) & set(ids(base))
+    for files in (
+        {"backbone": "another"},
+        {"prompts": {"harmful": "another", "benign": "100 benign"}},
+        {"data": {"general": "another"}},
+    ):
+        assert not set(ids(base, **files)) & set(ids(base))
+    base.subjects[0].checkpoint = "safe.pt"
+    assert len(set(ids(base, checkpoints={"safe.pt": "another"})) & set(ids(base))) == 9
+    base.subjects[0].checkpoint = ""
     other = copy.deepcopy(base)
     other.bft.steps.standard += 1
     assert len(set(ids(other)) & set(ids(base))) == 8  # the other two profiles stay

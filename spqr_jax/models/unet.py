@@ -4,6 +4,9 @@ Follows diffusers' module of the same name, with its attribute names and config 
 checkpoint uses are refused by name instead of being ignored.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,6 +26,23 @@ from spqr_jax.models.layers import (
     attention,
     timestep_embedding,
 )
+
+_remat = contextvars.ContextVar("remat", default=False)
+
+
+@contextlib.contextmanager
+def rematerialised() -> Iterator[None]:
+    """While a call is traced: keep only the activations between layers, the backward pass computes the others again."""
+    token = _remat.set(True)
+    try:
+        yield
+    finally:
+        _remat.reset(token)
+
+
+def _layer(module, *args: jax.Array) -> jax.Array:
+    return jax.checkpoint(lambda *a: module(*a))(*args) if _remat.get() else module(*args)
+
 
 DEFAULTS: dict[str, Any] = {
     "in_channels": 4,
@@ -160,7 +180,7 @@ class Transformer2DModel(nnx.Module):
         # reshape and projection, in which diffusers' two variants differ, does not matter here.
         h = self.proj_in(self.norm(x)).reshape(x.shape[0], -1, x.shape[-1])
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = _layer(block, h, context)
         return x + self.proj_out(h.reshape(x.shape))
 
 
@@ -175,7 +195,7 @@ class DownBlock2D(nnx.Module):
     def __call__(self, x: jax.Array, temb: jax.Array, context: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
+            x = _layer(resnet, x, temb)
             if self.attentions:
                 x = self.attentions[i](x, context)
             skips.append(x)
@@ -191,8 +211,8 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
         self.resnets = nnx.List([resnet(channels, channels), resnet(channels, channels)])
 
     def __call__(self, x: jax.Array, temb: jax.Array, context: jax.Array) -> jax.Array:
-        x = self.resnets[0](x, temb)
-        return self.resnets[1](self.attentions[0](x, context), temb)
+        x = _layer(self.resnets[0], x, temb)
+        return _layer(self.resnets[1], self.attentions[0](x, context), temb)
 
 
 class UpBlock2D(nnx.Module):
@@ -207,7 +227,7 @@ class UpBlock2D(nnx.Module):
 
     def __call__(self, x, temb, context, skips: list[jax.Array]) -> jax.Array:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
+            x = _layer(resnet, jnp.concatenate([x, skips.pop()], axis=-1), temb)
             if self.attentions:
                 x = self.attentions[i](x, context)
         for upsampler in self.upsamplers:

@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(pipeline, dataset
     ],
 )
 def test_arguments_are_refused_before_any_work(pipeline, dataset, options, message, monkeypatch):
-    monkeypatch.setattr(finetune, "encode_latents", lambda *_: pytest.fail("the data were encoded first"))
+    monkeypatch.setattr(finetune.latents, "encode", lambda *_, **__: pytest.fail("the data were encoded first"))
     with pytest.raises(ValueError, match=message):
         our_run(pipeline, dataset, **{"profile": "moderate"} | options)
 

@@ -1,0 +1,75 @@
+"""Stage align: make every subject safe by its method, or load the checkpoint someone else made safe."""
+
+import json
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from spqr_jax import attached, checkpoint, sources
+from spqr_jax import cells as cells_lib
+from spqr_jax.cells import SubjectDir
+from spqr_jax.methods import METHODS
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.stages.work import Failure, Run, each, note_seconds
+
+
+def align(run: Run) -> list[Failure]:
+    """Apply each subject's method to the backbone, or load its checkpoint, and keep what changed."""
+    todo = [subject for subject in run.subjects if not (subject.weights / "pipeline.json").exists()]
+    return each(todo, lambda s: s.subject.name, lambda s: _align_one(run, s), "align")
+
+
+def _align_one(run: Run, subject: SubjectDir) -> None:
+    start = time.time()
+    aligned = _make(run, subject)
+    changed = {name: params for name, params in aligned.params.items() if not _equal(params, run.backbone.params[name])}
+    if changed:
+        checkpoint.save(subject.weights / "params", changed)
+    if aligned.attached is not None:
+        attached.save(subject.weights / "attached", aligned.attached)
+    note = {
+        "subject": subject.subject.name,
+        "method": subject.subject.method,
+        "changed": sorted(changed),
+        "attached": aligned.attached is not None,
+    }
+    note_seconds(subject.weights, "align", time.time() - start)
+    cells_lib.write_text(subject.weights / "pipeline.json", json.dumps(note, indent=2, sort_keys=True) + "\n")
+
+
+def _make(run: Run, subject: SubjectDir) -> Pipeline:
+    if subject.subject.checkpoint:
+        import convert
+
+        return convert.load(subject.subject.checkpoint, base=run.backbone, dtype=run.config.dtype)
+    method = METHODS[subject.subject.method]
+    concept, seed = sources.concept(run.config), run.config.seed
+    return method(run.backbone, concept, seed=seed, progress=True, **subject.subject.options)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a is b or all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
+    """The aligned pipeline of a subject; weights that cannot be read are set aside and made again."""
+    if not (subject.weights / "pipeline.json").exists():
+        raise FileNotFoundError(f"subject {subject.subject.name} is not aligned yet; run stage align first.")
+    try:
+        return _read(run, subject)
+    except (ValueError, FileNotFoundError) as error:
+        cells_lib.set_aside(subject.weights, str(error))
+        _align_one(run, subject)
+        return _read(run, subject)
+
+
+def _read(run: Run, subject: SubjectDir) -> Pipeline:
+    note = json.loads((subject.weights / "pipeline.json").read_text(encoding="utf-8"))
+    pipeline = run.backbone
+    if note["changed"]:
+        pipeline = pipeline.with_params(**checkpoint.load(subject.weights / "params"))
+    if note["attached"]:
+        pipeline = pipeline._replace(attached=attached.load(subject.weights / "attached"))
+    return pipeline

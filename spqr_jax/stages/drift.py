@@ -1,0 +1,68 @@
+"""Safety along the way: harmfulness at chosen steps of a fine-tuning, so that one run gives a whole drift curve."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from spqr_jax import generate, judging
+from spqr_jax.cells import Cell
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.stages.generate import stream
+from spqr_jax.stages.phase import phase_jobs, prompt_set
+from spqr_jax.stages.work import Run
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("role", pa.string()),
+        ("prompt_set", pa.string()),
+        ("prompt_id", pa.string()),
+        ("k", pa.int64()),
+        ("category", pa.string()),
+        ("verdict", pa.string()),
+    ]
+)
+
+
+def recorder(run: Run, cell: Cell) -> Callable[[int, Pipeline], None]:
+    """What `finetune.train` calls at each step of `bft.eval_at`: makes the harmful pictures, asks the judges, and adds
+    the verdicts to the cell's drift.parquet. The pictures start from the same noise at every step, and are not kept."""
+    path = cell.root / "drift.parquet"
+    jobs = [job for job in phase_jobs(run) if job[0] == "harmful" and job[2] == 0]
+    jobs = jobs[: run.config.bft.eval_prompts or None]
+    size = run.config.generation.batch_size or min(generate.MAX_BATCH, len(jobs))
+
+    def record(step: int, pipeline: Pipeline) -> None:
+        verdicts: list[str] = []
+        with tqdm(total=len(jobs), desc=f"drift at step {step}: {cell.label}", unit="image", leave=False) as bar:
+            for _, batch in stream(run, pipeline, jobs, size):
+                verdicts += judging.judge(run.bench, np.asarray(batch)).verdicts
+                bar.update(len(batch))
+        rows = [row for row in _read(path) if row["step"] != step]
+        for (role, prompt, k), verdict in zip(jobs, verdicts, strict=True):
+            rows.append(
+                {
+                    "step": step,
+                    "role": role,
+                    "prompt_set": prompt_set(run, role),
+                    "prompt_id": prompt.id,
+                    "k": k,
+                    "category": prompt.category,
+                    "verdict": verdict,
+                }
+            )
+        partial = path.with_suffix(".parquet.partial")
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
+        os.replace(partial, path)
+
+    return record
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path, schema=SCHEMA).to_pylist() if path.exists() else []

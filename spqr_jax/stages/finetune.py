@@ -1,0 +1,95 @@
+"""Stage finetune: benign fine-tuning of every subject, and the pictures after it."""
+
+import time
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from spqr_jax import cells as cells_lib
+from spqr_jax import checkpoint, finetune, lora, sources
+from spqr_jax.cells import Cell
+from spqr_jax.config import Config
+from spqr_jax.finetune import Adapted, Memory, Optimiser
+from spqr_jax.objective import Objective
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.stages import drift
+from spqr_jax.stages.align import load_subject
+from spqr_jax.stages.background import Background
+from spqr_jax.stages.generate import pictures
+from spqr_jax.stages.work import Failure, Run, each, note_seconds
+from spqr_jax.training_log import TrainingLog
+
+
+def finetune_cells(run: Run, background: Background) -> list[Failure]:
+    """Fine-tune every subject under every profile, scenario and seed, and make the pictures after it."""
+
+    def one(cell: Cell) -> None:
+        pictures(run, lambda: adapted_pipeline(run, cell), cell.root, "after", cell.label)
+        background.submit(cell)
+
+    return each([c for c in run.cells if not c.done], lambda c: c.label, one, "finetune")
+
+
+def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
+    """A cell's subject after its fine-tuning, which runs if it has not; leaves that cannot be read are made again."""
+    subject = load_subject(run, cell.subject)
+    saved = cell.root / "adapted"
+    if saved.is_dir():
+        try:
+            return finetune.apply(subject, Adapted(cell.profile, checkpoint.load(saved), run.config.bft.alpha))
+        except ValueError as error:
+            cells_lib.set_aside(saved, str(error))
+    start = time.time()
+    adapted, steps = finetune_subject(run, subject, cell)
+    if cell.profile == "lite":  # for diffusers' load_lora_weights
+        save_file(lora.peft_state_dict(adapted.leaves, alpha=adapted.alpha), cell.root / "adapter.safetensors")
+    checkpoint.save(saved, adapted.leaves)
+    checkpoint.remove(cell.root / "training")
+    note_seconds(cell.root, "finetune", time.time() - start, steps)
+    return finetune.apply(subject, adapted)
+
+
+def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, int]:
+    """One benign fine-tuning as the config says, from where an earlier one was stopped; (what it made, its steps)."""
+    bft = run.config.bft
+    data = sources.dataset(run.config, cell.scenario)
+    steps, epochs = getattr(bft.steps, cell.profile) or None, getattr(bft.epochs, cell.profile)
+    steps = finetune.num_steps(cell.profile, list(bft.curriculum) or [len(data)], bft.batch_size, steps, epochs)
+    cell.root.mkdir(parents=True, exist_ok=True)
+    evaluation: dict[str, Any] = {}
+    if bft.eval_at:
+        evaluation = {"eval_at": bft.eval_at, "on_eval": drift.recorder(run, cell)}
+    with TrainingLog(cell.root / "log", batch_size=bft.batch_size) as log:
+        adapted = finetune.train(
+            subject,
+            data,
+            cell.profile,
+            seed=cell.seed,
+            steps=steps,
+            **training_options(run.config, steps),
+            latents_cache=run.workdir / "latents",
+            checkpoints=cell.root / "training",
+            on_step=log,
+            progress=True,
+            **evaluation,
+        )
+    return adapted, steps
+
+
+def training_options(config: Config, steps: int) -> dict[str, Any]:
+    """What `finetune.train` takes from a config, for a run of `steps` steps."""
+    bft = config.bft
+    warmup = round(bft.warmup_share * steps) if bft.warmup_share else bft.warmup_steps
+    return {
+        "batch_size": bft.batch_size,
+        "curriculum": tuple(bft.curriculum),
+        "optimiser": Optimiser(
+            lr=bft.lr, warmup_steps=warmup, weight_decay=bft.weight_decay, max_grad_norm=bft.max_grad_norm
+        ),
+        "objective": Objective(snr_gamma=bft.snr_gamma or None, noise_offset=bft.noise_offset, ema=bft.ema),
+        "memory": Memory(accumulate=bft.accumulate, remat=bft.remat),
+        "rank": bft.rank,
+        "alpha": bft.alpha,
+        "dropout": bft.dropout,
+        "checkpoint_every": bft.checkpoint_every,
+    }

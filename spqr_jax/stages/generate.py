@@ -1,0 +1,76 @@
+"""Stage generate: the pictures of a phase, harmful and benign, as PNG files that are made once."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from spqr_jax import cells as cells_lib
+from spqr_jax import generate, images, preemption
+from spqr_jax.cells import SubjectDir
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.stages.align import load_subject
+from spqr_jax.stages.background import Background
+from spqr_jax.stages.phase import Job, image_seed, phase_jobs, picture_path
+from spqr_jax.stages.work import Failure, Run, each, note_seconds
+
+
+def generate_before(run: Run, background: Background) -> list[Failure]:
+    """Pictures of every subject before fine-tuning; each subject's go to the judges while the next one's are made."""
+
+    def one(subject: SubjectDir) -> None:
+        pictures(run, lambda: load_subject(run, subject), subject.root, "before", subject.subject.name)
+        background.submit(subject)
+
+    return each(run.subjects, lambda s: s.subject.name, one, "generate")
+
+
+def pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str, label: str) -> None:
+    """Write the missing pictures of a phase. Batches are cut by index, so a resumed run repeats the same batches."""
+    jobs = phase_jobs(run)
+    paths = [picture_path(root, phase, *job) for job in jobs]
+    size = run.config.generation.batch_size or min(generate.MAX_BATCH, len(jobs))
+    cut = [range(start, min(start + size, len(jobs))) for start in range(0, len(jobs), size)]
+    missing = [i for batch in cut if not all(_there(paths[i]) for i in batch) for i in batch]
+    if not missing:
+        return
+    for folder in {path.parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+    made = pipeline()  # may fine-tune first, which is timed apart
+    start = time.time()
+    with tqdm(total=len(missing), desc=f"{phase} BFT: {label}", unit="image") as bar:
+        for first, batch in stream(run, made, [jobs[i] for i in missing], size):
+            for i, image in zip(missing[first : first + len(batch)], batch, strict=True):
+                images.write(paths[i], image)
+            bar.update(len(batch))
+            preemption.exit_if_asked()
+    note_seconds(root, f"generate_{phase}", time.time() - start, len(missing))
+
+
+def stream(run: Run, pipeline: Pipeline, jobs: list[Job], batch_size: int):
+    """Pictures of jobs as the config says, batch by batch: (index of the first, images_u8)."""
+    g = run.config.generation
+    return generate.batches(
+        pipeline,
+        [prompt.prompt for _, prompt, _ in jobs],
+        [image_seed(prompt, k) for _, prompt, k in jobs],
+        steps=g.steps,
+        guidance=[g.guidance if prompt.guidance is None else prompt.guidance for _, prompt, _ in jobs],
+        height=g.height or None,
+        width=g.width or None,
+        negative=g.negative,
+        scheduler=g.scheduler,
+        noise=g.noise,
+        batch_size=batch_size,
+    )
+
+
+def _there(path: Path) -> bool:
+    """Whether a picture exists and is whole; a damaged one is named and set aside."""
+    if not path.exists():
+        return False
+    if images.intact(path):
+        return True
+    cells_lib.set_aside(path, "not a whole picture")
+    return False

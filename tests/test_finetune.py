@@ -1,0 +1,205 @@
+"""The training loop: resumed, split, watched and preempted runs end where the plain run ends."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+import convert
+from spqr_jax import data, finetune, latents, preemption
+from spqr_jax import params as params_lib
+from spqr_jax.finetune import Memory
+from spqr_jax.models.unet import rematerialised
+from spqr_jax.training_log import TrainingLog
+
+CAPTIONS = ["a cat", "the dog", "a cat eats", "do", "dog and cat", ""]
+
+
+@pytest.fixture(scope="module")
+def pipeline(reference):
+    return convert.load(reference("sd1")[1])
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    images = np.random.default_rng(0).integers(0, 256, (len(CAPTIONS), 16, 16, 3), np.uint8)
+    return data.from_arrays(images, CAPTIONS)
+
+
+OPTIONS = {
+    "seed": 3,
+    "steps": 6,
+    "batch_size": 4,
+    "optimiser": finetune.Optimiser(lr=1e-3, warmup_steps=2),
+    "rank": 4,
+}
+
+
+def train(pipeline, dataset, profile="moderate", **options):
+    return finetune.train(pipeline, dataset, profile, **OPTIONS | options)
+
+
+@pytest.fixture(scope="module")
+def plain(pipeline, dataset):
+    return {profile: train(pipeline, dataset, profile) for profile in ("lite", "moderate")}
+
+
+def same(a, b) -> bool:
+    a, b = params_lib.flatten(a.leaves), params_lib.flatten(b.leaves)
+    return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("profile", ["lite", "moderate"])
+def test_a_killed_run_continues_to_the_same_bits(pipeline, dataset, plain, tmp_path, profile):
+    """Killed twice, with dropout on in the adapters; every step is taken once after the last saved state."""
+    seen: list[int] = []
+
+    def kill_after(step):
+        def watch(progress):
+            seen.append(progress.step)
+            if progress.step == step:
+                raise Killed
+
+        return watch
+
+    options = {"checkpoints": tmp_path / "training", "checkpoint_every": 2}
+    for step in (3, 5):
+        with pytest.raises(Killed):
+            train(pipeline, dataset, profile, on_step=kill_after(step), **options)
+    assert same(train(pipeline, dataset, profile, on_step=kill_after(99), **options), plain[profile])
+    assert seen == [1, 2, 3, 3, 4, 5, 5, 6]
+
+
+def test_asked_to_stop_it_saves_the_step_and_exits_for_the_scheduler(pipeline, dataset, plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(preemption, "_asked", type(preemption._asked)())
+    handler = signal.getsignal(signal.SIGTERM)
+    preemption.listen()
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train(
+                pipeline,
+                dataset,
+                checkpoints=tmp_path / "training",
+                on_step=lambda p: os.kill(os.getpid(), signal.SIGTERM) if p.step == 2 else None,
+            )
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert stopped.value.code == 143
+    monkeypatch.setattr(preemption, "_asked", type(preemption._asked)())
+    seen = []
+    assert same(
+        train(pipeline, dataset, checkpoints=tmp_path / "training", on_step=lambda p: seen.append(p.step)),
+        plain["moderate"],
+    )
+    assert seen == [4, 5, 6]
+
+
+def test_a_damaged_state_is_named(pipeline, dataset, tmp_path):
+    options = {"checkpoints": tmp_path / "training", "checkpoint_every": 2}
+    train(pipeline, dataset, **options)
+    for file in (tmp_path / "training").rglob("*"):
+        if file.is_file() and "ocdbt" in str(file):
+            file.write_bytes(b"")
+    with pytest.raises(ValueError, match="training is damaged"):
+        train(pipeline, dataset, **options)
+
+
+@pytest.mark.parametrize("memory", [Memory(accumulate=2), Memory(remat=True)])
+def test_memory_options_change_nothing_but_rounding(pipeline, dataset, plain, memory):
+    losses = []
+    options = {"memory": memory, "on_step": lambda p: losses.append((p.loss, p.grad_norm))}
+    ours = params_lib.flatten(train(pipeline, dataset, **options).leaves)
+    start = params_lib.flatten(pipeline.params["unet"])
+    theirs = params_lib.flatten(plain["moderate"].leaves)
+    moved = np.sqrt(sum(np.square(theirs[path] - start[path]).sum() for path in theirs))
+    apart = np.sqrt(sum(np.square(theirs[path] - ours[path]).sum() for path in theirs))
+    assert len(losses) == 6 and moved > 0 and apart <= 1e-3 * moved
+
+
+def test_remat_keeps_fewer_bytes(pipeline):
+    """What the forward pass keeps for the backward pass, by the trace; XLA undoes it for CPUs only."""
+    definition, unet = pipeline.definitions["unet"], pipeline.params["unet"]
+    x, t, context = np.zeros((8, 8, 8, 4), np.float32), np.zeros(8, np.int32), np.zeros((8, 77, 32), np.float32)
+
+    def kept(params):
+        return jax.vjp(lambda p: definition.bind(p)(x, t, context).sum(), params)[1]
+
+    plain = params_lib.nbytes(jax.eval_shape(kept, unet))
+    with rematerialised():
+        less = params_lib.nbytes(jax.eval_shape(lambda p: kept(p), unet))
+    assert less < 0.5 * plain
+
+
+def test_bfloat16_is_mixed_precision(pipeline, dataset):
+    """Master weights and optimiser state stay float32, so that steps below bfloat16's resolution still add up."""
+    low = pipeline._replace(params={name: params_lib.cast(p, "bfloat16") for name, p in pipeline.params.items()})
+    losses = [[], []]
+    tuned = [train(p, dataset, on_step=lambda r, i=i: losses[i].append(r.loss)) for i, p in enumerate((pipeline, low))]
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(tuned[1].leaves)} == {"float32"}
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.03)
+    adapted = params_lib.flatten(finetune.apply(low, tuned[1]).params["unet"])
+    assert {str(leaf.dtype) for leaf in adapted.values()} == {"bfloat16"}
+
+
+def test_evaluation_sees_the_weights_of_its_step(pipeline, dataset, plain):
+    seen = {}
+    train(pipeline, dataset, eval_at=(0, 2, 6), on_eval=lambda step, p: seen.__setitem__(step, p.params["unet"]))
+    flat = {step: params_lib.flatten(unet) for step, unet in seen.items()}
+    leaf = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.kernel"
+    assert list(seen) == [0, 2, 6]
+    assert np.array_equal(flat[0][leaf], params_lib.flatten(pipeline.params["unet"])[leaf])
+    assert np.array_equal(flat[6][leaf], params_lib.flatten(plain["moderate"].leaves)[leaf])
+    two = finetune.train(pipeline, dataset, "moderate", **OPTIONS | {"steps": 2})
+    assert np.array_equal(flat[2][leaf], params_lib.flatten(two.leaves)[leaf])
+
+
+def test_the_log_has_a_line_a_step(pipeline, dataset, tmp_path):
+    with TrainingLog(tmp_path, batch_size=4) as log:
+        train(pipeline, dataset, on_step=log)
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(list(line.values())).all() and line["samples_per_s"] > 0 for line in lines)
+    np.testing.assert_allclose([line["lr"] for line in lines], [0, 5e-4, 1e-3, 1e-3, 1e-3, 1e-3], rtol=1e-6)
+
+
+def test_latents_are_encoded_once(pipeline, dataset, tmp_path, monkeypatch):
+    first = latents.encode(pipeline, dataset, cache=tmp_path)
+    monkeypatch.setattr(latents, "_encode", lambda *_: pytest.fail("encoded again"))
+    again = latents.encode(pipeline, dataset, cache=tmp_path)
+    assert np.array_equal(first.mean, again.mean) and np.array_equal(first.logvar, again.logvar)
+    with pytest.raises(pytest.fail.Exception):
+        latents.encode(pipeline, data.Dataset(dataset.captions, dataset.images, "others"), cache=tmp_path)
+    other = pipeline.with_params(vae=params_lib.map_with_path(lambda _, x: x + 1, pipeline.params["vae"]))
+    with pytest.raises(pytest.fail.Exception):
+        latents.encode(other, dataset, cache=tmp_path)
+
+
+def test_a_saved_adapter_loads_in_diffusers(reference, pipeline, dataset, plain, tmp_path):
+    """The adapter file gives diffusers the same prediction as our merged weights."""
+    import copy
+
+    import torch
+    from safetensors.numpy import save_file
+
+    from spqr_jax import lora
+
+    save_file(lora.peft_state_dict(plain["lite"].leaves, alpha=plain["lite"].alpha), tmp_path / "adapter.safetensors")
+    theirs = copy.deepcopy(reference("sd1")[0])
+    before = theirs.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"].clone()
+    theirs.load_lora_weights(str(tmp_path), weight_name="adapter.safetensors")
+    theirs.fuse_lora()
+    theirs.unload_lora_weights()
+    ours = convert.rename.into_torch(finetune.apply(pipeline, plain["lite"]).params["unet"])
+    for name, weight in theirs.unet.state_dict().items():
+        torch.testing.assert_close(torch.tensor(np.asarray(ours[name])), weight, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(before, torch.tensor(ours["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"]))
