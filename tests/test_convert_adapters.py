@@ -12,6 +12,7 @@ peft = pytest.importorskip("peft")
 
 import convert
 from convert import adapters, rename
+from spqr_jax import lora
 from spqr_jax import params as params_lib
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -259,6 +260,21 @@ def test_alpha_in_the_header_that_diffusers_writes(reference, bases, tmp_path):
     }
     expected = fused(reference("sd1")[0], state | alphas)
     check(convert.load(tmp_path, base=base), base, expected, {"unet"})
+
+
+def test_our_own_export_comes_back(bases, tmp_path):
+    """Adapters written by `lora.peft_state_dict` merge to what `lora.merge` gives."""
+    base = bases("sd1")
+    _, params = lora.attach(base.definitions["unet"], base.params["unet"], rank=RANK, alpha=6.0, dropout=0.0)
+    rng = np.random.default_rng(4)
+    params = params_lib.map_with_path(
+        lambda path, leaf: rng.standard_normal(leaf.shape, np.float32) if path.endswith("lora_B.kernel") else leaf,
+        params,
+    )
+    save_file(lora.peft_state_dict(params, alpha=6.0), tmp_path / "x.safetensors")
+    ours = params_lib.flatten(convert.load(tmp_path / "x.safetensors", base=base).params["unet"])
+    for path, expected in params_lib.flatten(lora.merge(params, alpha=6.0)).items():
+        np.testing.assert_allclose(ours[path], expected, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_bfloat16_weights_stay_bfloat16(bases, reference, tmp_path):
