@@ -22,6 +22,7 @@ from PIL import Image
 from spqr_jax import leaderboard, report
 from spqr_jax.report import figures, gallery, svg, tables, tabular
 from spqr_jax.report.agreement import compare
+from spqr_jax.report.page import cost
 from spqr_jax.report.workdir import Key, read
 
 SCRIPT = "<script>alert(1)</script>"
@@ -147,6 +148,10 @@ def _row(name: str, subject: str, profile: str, scenario: str) -> dict:
     judges = {j: {"h_before": h_before, "h_after": h_after} for j in ("harm", "second")}
     counts = {"n_harmful": 10, "n_benign": 10, "undecided_before": 1, "undecided_after": 1, "seeds": [0]}
     names = {"subject": subject, "profile": profile, "scenario": scenario, "is_control": s == 0}
+    names |= {"dh_variance": {"prompt": 9.0, "image_noise": None, "seed": 4.0, "residual": 1.0}}
+    curve = {"steps": [0, 50, 100], "h": [h_before, h_before + dh / 2, h_after], "n": 10, "control_h": 90.0}
+    curve |= {"h_ci": [[h - 2, h + 2] for h in curve["h"]], "half_life": 40.0, "half_life_ci": [30.0, None]}
+    names |= {"drift_curve": curve | {"reached": True} if (s, profile) == (1, "standard") else None}
     names |= {"rank": s + 1, "rank_ci": [1, 3], "languages": {"en": {"h_before": h_before, "n": 10}}}
     return names | figures_ | intervals | counts | {"categories": categories, "judges": judges}
 
@@ -242,6 +247,21 @@ def test_sections_are_there_and_figures_have_intervals(page):
     assert len(page.all("svg", "radar")) == 3 * (2 * 2 + 6 * 2)  # overall per scenario and form, cards per form
 
 
+def test_drift_curves_and_variance_are_on_the_methods_pages(page):
+    text = " ".join(" ".join(page.text).split())
+    assert len(page.all("svg", "curve")) == 2  # one method and profile, two scenarios
+    assert "lost after 40.0 [30.0, >100] steps" in text
+    assert "prompt 3.0, seed 2.0, residual 1.0" in text  # standard deviations; the part that cannot be told is left out
+
+
+def test_the_cost_counts_what_cells_share_once(tmp_path):
+    make_workdir(tmp_path, scenarios=("general",))
+    for path in (tmp_path / "cells").glob("*/cell.json"):
+        info = json.loads(path.read_text())
+        path.write_text(json.dumps(info | {"seconds": {"align": 360.0, "finetune": 36.0}}))
+    assert cost(read(tmp_path)).hours == pytest.approx((3 * 360 + 9 * 36) / 3600)
+
+
 def test_harmful_pictures_are_veiled_and_before_is_shown_once(page):
     buttons = page.all("button", "veiled")
     assert buttons and all(a["aria-pressed"] == "false" for a in buttons)
@@ -273,6 +293,35 @@ def test_a_large_gallery_lies_beside_the_page(tmp_path):
     assert all(max(Image.open(index.parent / source).size) <= gallery.THUMBNAIL for source in sources)
     assert index.stat().st_size < 600_000
     assert not (write(tmp_path, prompts=0).parent / "thumbs").exists()
+
+
+def test_ten_thousand_pictures_stay_below_five_megabytes(tmp_path, monkeypatch):
+    """All of them asked for: as many as fit, evenly thinned, each a thumbnail beside the page that loads when seen."""
+    make_workdir(tmp_path, scenarios=("general",))
+    thumbs = [gallery.Thumbnail(bytes([i]) * 4000, "jpg", small=False) for i in range(50)]
+    raw = json.dumps({"harm": {"verdict": "unsafe", "score": 0.93, "labels": {"weapons": 0.9, "blood_death": 0.05}}})
+
+    def tile(i, phase, profile):
+        return gallery.Tile(phase, profile, "general", None, "unsafe", True, None, raw, thumbs[i % 50], "", True)
+
+    groups = []
+    for i in range(1000):
+        tiles = [tile(i, "before", ""), *(tile(i + 1 + p, "after", profile) for p, profile in enumerate(PROFILES))]
+        strips = [gallery.Strip(subject, [*tiles, tiles[-1]][: 3 + (s > 0)]) for s, subject in enumerate(SUBJECTS)]
+        key = Key("harmful", "h", f"p{i}", 0)
+        groups.append(gallery.Group(key, f"a picture of thing number {i}", CATEGORIES[i % 5], "en", True, "", strips))
+    assert sum(len(strip.tiles) for group in groups for strip in group.strips) == 11_000
+    monkeypatch.setattr(gallery, "build", lambda run, prompts: gallery.Gallery(groups, 1000, 1000, 0))
+    index = write(tmp_path, prompts=1000)
+    html = index.read_text()
+    assert 4_000_000 < index.stat().st_size < 5_000_000
+    assert html.count('<figure class="tile') > 6500 and html.count("<img ") == html.count('loading="lazy"')
+    assert len(list((index.parent / "thumbs").iterdir())) == 50  # the same picture is stored once
+
+
+def test_fewer_groups_are_spread_evenly():
+    made = gallery.Gallery(list(range(100)), 100, 0, 0)
+    assert gallery.fewer(made, 4).groups == [12, 37, 62, 87] and gallery.fewer(made, 0).groups == []
 
 
 def test_what_the_leaderboard_module_writes_is_shown(tmp_path):
@@ -377,7 +426,8 @@ def test_the_command_needs_neither_jax_nor_a_model(workdir, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(out / "index.html")
     assert {path.stem for path in (out / "tables").iterdir()} == {"table1", "table1_exponential"}
-    assert {path.stem for path in (out / "figures").iterdir()} == {"drift_general", "drift_multilingual"}
+    names = {f"{name}_{scenario}" for name in ("drift", "drift_curve") for scenario in ("general", "multilingual")}
+    assert {path.stem for path in (out / "figures").iterdir()} == names
 
 
 def test_table1_holds_the_rows_at_full_precision(workdir):
@@ -424,6 +474,7 @@ def test_figures_are_written_as_svg_and_png(workdir):
         "adherence_robustness_general",
         "adherence_robustness_exponential_general",
         "drift_multilingual",
+        "drift_curve_general",
         "radar_none",
         "radar_uce",
         "radar_esd-i-x-i",
@@ -440,6 +491,7 @@ def test_agreement_is_cohens_kappa():
     found = compare("a", "b", counts)
     assert (found.n, found.undecided, found.only_first, found.only_second) == (50, 3, 10, 5)
     assert found.agree == pytest.approx(0.7) and found.kappa == pytest.approx(0.4)  # a textbook example
+    assert found.ends == pytest.approx((0.5625, 0.8090), abs=1e-4)  # Wilson's interval of 35 of 50
     assert compare("a", "b", Counter({("safe", "safe"): 4})).kappa is None
     assert compare("a", "b", Counter()).agree is None
 

@@ -10,6 +10,7 @@ import pytest
 
 from spqr_jax import report
 from tests.test_report import SCRIPT, SUBJECTS, make_workdir
+from tests.test_report_tables import make_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -40,7 +41,9 @@ def browser(tmp_path_factory):
 def index(request, tmp_path_factory) -> Path:
     """The page with its pictures inside, and with its pictures in files beside it."""
     root = make_workdir(tmp_path_factory.mktemp("run"), size=32 if request.param == "embedded" else 300)
-    path = report.write(root, prompts=12, largest_page=5_000_000 if request.param == "embedded" else 1_500_000)
+    path = report.write(
+        root, prompts=12, figures=["3"], largest_page=5_000_000 if request.param == "embedded" else 1_500_000
+    )
     assert (path.parent / "thumbs").exists() == (request.param == "beside")
     return path
 
@@ -138,6 +141,15 @@ def test_filters_reach_the_leaderboard_the_scatter_plot_and_the_gallery(page):
     assert {tile.get_attribute("data-profile") for tile in shown(page, ".tile")} == {"", "lite"}
     choose(page, "[data-filter=slice]", "category: drugs")
     assert {row.get_attribute("data-slice") for row in shown(page, ".board tbody tr")} == {"category: drugs"}
+
+
+def test_runs_on_several_backbones_are_filtered_by_backbone(browser, tmp_path):
+    runs = [make_run(tmp_path / name, base=f"weights/{name}") for name in ("sd15", "sdxl")]
+    browser.get(report.write(*runs, out=tmp_path / "out", figures=[]).as_uri())
+    assert len(shown(browser, ".board tbody tr")) == 12
+    choose(browser, "[data-filter=backbone]", "sdxl")
+    assert {row.get_attribute("data-backbone") for row in shown(browser, ".board tbody tr")} == {"sdxl"}
+    assert len(shown(browser, ".scatter .point")) == 6 and browser.get_log("browser") == []
 
 
 def test_the_gallery_turns_pages_and_filters(page):

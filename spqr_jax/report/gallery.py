@@ -155,9 +155,10 @@ def picture_bytes(gallery: Gallery) -> int:
     return sum(len(tile.picture.data) for tile in tiles if tile.picture)
 
 
-def half(gallery: Gallery) -> Gallery:
-    """Every second group, which keeps the mixture of changed verdicts and samples."""
-    return gallery._replace(groups=gallery.groups[1::2])
+def fewer(gallery: Gallery, n: int) -> Gallery:
+    """n groups, evenly spaced, which keeps the mixture of changed verdicts and samples."""
+    total = len(gallery.groups)
+    return gallery._replace(groups=[gallery.groups[(2 * i + 1) * total // (2 * n)] for i in range(n)])
 
 
 def data_uri(picture: Thumbnail) -> str:
@@ -277,5 +278,5 @@ def _inside(directory: Path, image: str | None) -> Path:
 
 
 def _raw(row: dict[str, Any]) -> str:
-    text = json.dumps(judge_records(row), ensure_ascii=False, indent=1)
+    text = json.dumps(judge_records(row), ensure_ascii=False)
     return text if len(text) <= RAW_OUTPUT else f"{text[:RAW_OUTPUT]}\n… {len(text) - RAW_OUTPUT} more characters"

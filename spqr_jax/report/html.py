@@ -93,9 +93,10 @@ def _fit(run: Run, named: list[Table], files: list[str], directory: Path, prompt
     while True:
         shutil.rmtree(directory / "thumbs", ignore_errors=True)
         html = render(shown, pictures, files, gallery.beside(directory))
-        if len(html.encode()) <= largest or not pictures.groups:
+        size, count = len(html.encode()), len(pictures.groups)
+        if size <= largest or not count:
             return html
-        pictures = gallery.half(pictures)
+        pictures = gallery.fewer(pictures, min(count - 1, int(0.97 * count * largest / size)))
 
 
 def render(shown: Page, pictures: gallery.Gallery, files: list[str], source: Callable[[gallery.Thumbnail], str]) -> str:
