@@ -183,6 +183,13 @@ def test_classes(tmp_path):
     assert pairs(data.open_source(f"classes:{tmp_path}?template=%7Blabel%7D")) == [("Van Gogh", 1), ("Chinese Ink", 2)]
 
 
+def test_linked_folders_are_followed(tmp_path):
+    put(tmp_path / "disk" / "Ghibli" / "a.jpg", picture(1))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "styles").symlink_to(tmp_path / "disk")
+    assert pairs(data.open_source(f"artistic:{tmp_path / 'data'}")) == [("a picture in the style of Ghibli", 1)]
+
+
 CHEST = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,"
     "Height],OriginalImagePixelSpacing[x,y],\n"

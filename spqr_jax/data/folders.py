@@ -60,4 +60,4 @@ def open_artistic(path: Path, *, template: str = STYLE_TEMPLATE, label: str = ""
 def holds_classes(path: Path) -> bool:
     """Whether a folder holds folders of pictures, to any depth, and none of its own."""
     own = any(p.suffix.lower() in PICTURE_SUFFIXES for p in path.iterdir())
-    return not own and any(p.suffix.lower() in PICTURE_SUFFIXES for p in path.rglob("*"))
+    return not own and bool(pictures_under(path))

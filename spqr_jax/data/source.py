@@ -1,5 +1,6 @@
 """Captioned pictures as they lie on disk, before any is decoded: what every layout is read into."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -66,9 +67,12 @@ def mix(sources: Sequence[Source]) -> Source:
 
 
 def pictures_under(folder: Path) -> list[Path]:
-    """Every picture file of a folder and its subfolders, in the order of their paths; hidden files left out."""
+    """Every picture under a folder, linked subfolders too, in the order of their paths; hidden ones left out."""
     return sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+        Path(root, name)
+        for root, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
     )
 
 
