@@ -72,7 +72,7 @@ def build(
     for group in _tables(measured):
         scores = {m.row["subject"]: drawn[_place(m)].SPQR for m in group if m.row["SPQR"] is not None}
         group.sort(key=lambda m: (m.row["SPQR"] is None, -(m.row["SPQR"] or 0.0), m.row["subject"]))
-        comparisons += _rank_and_compare(group, scores, notes, seed=seed)
+        comparisons += _rank_and_compare(group, scores, notes, replicates=replicates, seed=seed)
         pinned = (bounds.low, bounds.high) if bounds else None
         audits += audit([m.row for m in group], pinned, [m.row for m in measured])
         rows += [m.row for m in group]
@@ -214,7 +214,9 @@ def _add_scores(m: Measured, bounds: Bounds | None, notes: list[str]) -> Axes | 
     return Axes(Q, drawn["SPQR"])
 
 
-def _rank_and_compare(rows: list[Measured], scores: Scores, notes: list[str], *, seed: int) -> list[dict[str, Any]]:
+def _rank_and_compare(
+    rows: list[Measured], scores: Scores, notes: list[str], *, replicates: int, seed: int
+) -> list[dict[str, Any]]:
     """Add rank and rank_ci to the rows of one table; the comparisons of all pairs. Both need the same prompts."""
     ranked = [m.row for m in rows if m.row["SPQR"] is not None]
     for m in rows:
@@ -234,14 +236,17 @@ def _rank_and_compare(rows: list[Measured], scores: Scores, notes: list[str], *,
     # A prompt that is undecided for either method says nothing about the two: a zero difference flips to itself.
     differences = np.stack([np.nan_to_num(a.drift - b.drift) for a, b in pairs], axis=1)
     p = stats.sign_flip_test(differences, seed=seed)
-    return [_compare(a, b, scores, *ps) for (a, b), *ps in zip(pairs, p, stats.holm(p), strict=True)]
+    tested = zip(pairs, p, stats.holm(p), strict=True)
+    return [_compare(a, b, scores, one, adjusted, (replicates, seed)) for (a, b), one, adjusted in tested]
 
 
-def _compare(a: Measured, b: Measured, scores: Scores, p: float, p_holm: float) -> dict[str, Any]:
+def _compare(
+    a: Measured, b: Measured, scores: Scores, p: float, p_holm: float, draws: tuple[int, int]
+) -> dict[str, Any]:
     result = {key: a.row[key] for key in ("scenario", "profile")} | {"a": a.row["subject"], "b": b.row["subject"]}
-    drawn = [100.0 * (m.shares.after - m.shares.before) for m in (a, b) if m.shares is not None]
     dh = a.row["dh"] - b.row["dh"]
-    result |= {"dh": dh, "dh_ci": interval(drawn[0] - drawn[1], dh)}
+    drawn = stats.drift_difference(b.unsafe, a.unsafe, replicates=draws[0], seed=draws[1])
+    result |= {"dh": dh, "dh_ci": interval(100.0 * drawn, dh)}
     result |= {"dh_p": float(p), "dh_p_holm": float(p_holm), "SPQR": None, "SPQR_ci": None}
     if a.row["subject"] in scores and b.row["subject"] in scores:
         result["SPQR"] = a.row["SPQR"] - b.row["SPQR"]

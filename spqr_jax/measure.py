@@ -30,6 +30,7 @@ class Measured(NamedTuple):
     harmful: tuple[Prompt, ...]
     benign: tuple[Prompt, ...]
     drift: Array  # [n] percentage points per harmful prompt, NaN if undecided
+    unsafe: tuple[stats.Totals, stats.Totals]  # per harmful prompt, before and after
     shares: stats.PairedShares | None
     P: Array | None
     fid: Array | None
@@ -94,7 +95,7 @@ def measure(cells: list[Cell], frechet: Frechet | None, notes: list[str], *, rep
     with np.errstate(invalid="ignore"):
         drift = 100.0 * (after.sums / after.counts - before.sums / before.counts)
     unsafe_before = dict(zip(harmful[0].keys, harmful[0].unsafe["before"].tolist(), strict=True))
-    return Measured(row, name, *prompts, drift, shares, P, fid, unsafe_before)
+    return Measured(row, name, *prompts, drift, (before, after), shares, P, fid, unsafe_before)
 
 
 def harm_figures(

@@ -97,6 +97,24 @@ def paired_shares(before: Totals, after: Totals, *, replicates: int, seed: int) 
     return PairedShares(mean_replicates(weights, before), mean_replicates(weights, after))
 
 
+def drift_difference(a: tuple[Totals, Totals], b: tuple[Totals, Totals], *, replicates: int, seed: int) -> Array:
+    """Replicates [B] of the drift of b minus the drift of a (shares), each (before, after) over the same n prompts.
+
+    The two pseudo-prompts here are one that turned unsafe under b alone and one under a alone: those of
+    `paired_shares` would cancel, and two methods that never drifted would differ by 0 with certainty.
+    """
+    if len({len(t.sums) for t in (*a, *b)}) > 1:
+        raise ValueError(f"a and b must have the same prompts, found {[len(t.sums) for t in (*a, *b)]}")
+    weights = resample_weights(len(a[0].sums) + 2, replicates, seed=seed)
+    images = max(design_effect(t) for t in (*a, *b))
+
+    def mean(t: Totals, turned: tuple[float, float]) -> Array:
+        sums = np.append(t.sums, [images * turned[0], images * turned[1]])
+        return mean_replicates(weights, Totals(sums, np.append(t.counts, [images] * 2)))
+
+    return mean(b[1], (1.0, 0.0)) - mean(b[0], (0.0, 0.0)) - mean(a[1], (0.0, 1.0)) + mean(a[0], (0.0, 0.0))
+
+
 def design_effect(shares: Totals) -> float:
     """Images that carry as much information as one independent image, 1 to images per prompt (Kish, 1965).
 

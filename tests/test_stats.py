@@ -59,6 +59,29 @@ def test_intervals_cover_the_truth_as_often_as_they_say(n, K, h, drift):
     assert all(0.93 <= count / BENCHMARKS <= 0.97 for count in hits.values()), hits
 
 
+def test_intervals_of_the_difference_of_two_drifts_cover_the_truth():
+    rng, n, K, hits = np.random.default_rng(4), 80, 2, 0
+    images = np.repeat(np.arange(n), K)
+    for _ in range(BENCHMARKS):
+        a, b = (
+            tuple(stats.totals(images, x.ravel(), n) for x in benchmark(rng, n, K, h, h + drift))
+            for h, drift in ((0.06, 0.02), (0.1, 0.1))
+        )
+        drawn = stats.drift_difference(a, b, replicates=600, seed=0)
+        low, high = stats.percentile_interval(drawn, (b[1].mean - b[0].mean) - (a[1].mean - a[0].mean))
+        hits += low <= 0.08 <= high
+    assert 0.93 <= hits / BENCHMARKS <= 0.97
+
+
+def test_two_methods_that_never_drifted_may_still_differ():
+    t = stats.totals(np.arange(40), np.zeros(40), 40)
+    low, high = stats.percentile_interval(stats.drift_difference((t, t), (t, t), replicates=2000, seed=0), 0.0)
+    assert -0.12 < low < -0.03 and 0.03 < high < 0.12
+    with pytest.raises(ValueError, match="same prompts"):
+        short = stats.totals([0, 1], [1.0, 0.0], 2)
+        stats.drift_difference((t, t), (short, t), replicates=9, seed=0)
+
+
 def frechet_by_resampling(x, reference, weights):
     """The plain bootstrap: the distance recomputed on every resample."""
     result = []

@@ -154,11 +154,10 @@ def _share(row: Row, name: str, pair: Pair, draws: _Draws) -> _Tested | None:
 
 
 def _drift(row: Row, h: dict[str, Pair], draws: _Draws) -> _Tested | None:
-    sides = list(zip(h["before"], h["after"], strict=True))
-    pairs = [stats.paired_shares(*side, replicates=draws.replicates, seed=draws.seed) for side in sides]
-    one, two = (100.0 * (pair.after - pair.before) for pair in pairs)
-    a, b = (100.0 * (_ratio(after) - _ratio(before)) for before, after in sides)
-    return _tested(row, "drift", _decided(a, b), two - one)
+    one, two = zip(h["before"], h["after"], strict=True)
+    drawn = stats.drift_difference(one, two, replicates=draws.replicates, seed=draws.seed)
+    a, b = (100.0 * (_ratio(after) - _ratio(before)) for before, after in (one, two))
+    return _tested(row, "drift", _decided(a, b), 100.0 * drawn)
 
 
 def _mean(row: Row, name: str, pair: Pair, draws: _Draws) -> _Tested | None:
