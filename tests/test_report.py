@@ -22,7 +22,7 @@ from PIL import Image
 from spqr_jax import leaderboard, report
 from spqr_jax.report import figures, gallery, svg, tables, tabular
 from spqr_jax.report.agreement import compare
-from spqr_jax.report.page import cost
+from spqr_jax.report.facts import cost
 from spqr_jax.report.workdir import Key, read
 
 SCRIPT = "<script>alert(1)</script>"

@@ -1,6 +1,5 @@
 """What the page says, from a Run: the leaderboard's cells, each method's charts, the judges, the cost."""
 
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -8,9 +7,10 @@ from markupsafe import Markup
 
 from spqr_jax.report import svg
 from spqr_jax.report.agreement import Agreement, agreement
+from spqr_jax.report.facts import Cost, cost, counts, judge_identities
 from spqr_jax.report.tables import half_life
 from spqr_jax.report.tabular import FORMS, Figure, Table, figure
-from spqr_jax.report.workdir import Run, images, unique
+from spqr_jax.report.workdir import Run, unique
 
 RADAR_COLOURS = {"S": "c0", "P": "c1", "Q": "c2", "R": "c3"}
 PROFILE_COLOURS = ("c5", "c4", "c3", "c2")
@@ -111,20 +111,12 @@ class Page(NamedTuple):
     methods: list[Method]
     judges: dict[str, list[dict[str, Any]]]
     measured: dict[str, Any]
-    cost: "Cost"
+    cost: Cost
     other: dict[str, Any]
-
-
-class Cost(NamedTuple):
-    stages: list[str]
-    cells: list[tuple[str, dict[str, Any], dict[str, float], float]]  # cell, rates, seconds by stage, hours
-    rates: list[str]
-    hours: float
 
 
 GROUPS = {"category": "categories", "prompt set": "prompt_sets", "language": "languages"}
 CATEGORY_COLUMNS = tuple(c for c in COLUMNS if c.key in ("S", "h_before", "h_after", "dh", "R"))
-SHARED = ("align", "generate_before", "judge_before")
 MANIFEST_SECTIONS = ("config", "versions", "devices", "command", "sha256", "judges", "mini")
 
 
@@ -157,40 +149,6 @@ def page(run: Run, tables: list[Table]) -> Page:
         cost=cost(run),
         other={key: value for key, value in run.manifest.items() if key not in MANIFEST_SECTIONS},
     )
-
-
-def counts(run: Run) -> dict[str, Any]:
-    """Images generated (before images once per subject) and how many are undecided, from the records."""
-    verdicts = [record["verdict"] for _, record in images(run)]
-    seeds = sorted({seed for row in run.rows for seed in row.get("seeds") or []})
-    return {"images": len(verdicts), "undecided": sum(v == "undecided" for v in verdicts), "seeds": seeds}
-
-
-def judge_identities(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Each judge's distinct identities over the cells; more than one means that cells were judged differently."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for cell in run.cells:
-        for name, identity in (cell.info.get("judges") or {}).items():
-            found.setdefault(name, {})[json.dumps(identity, sort_keys=True)] = identity
-    return {name: list(identities.values()) for name, identities in found.items()}
-
-
-def cost(run: Run) -> Cost:
-    """Rates and seconds by stage of every cell, and the device hours of all of them.
-
-    What the cells of one subject share (SHARED) is in every cell's file, and counted in the first of them here.
-    """
-    cells = []
-    seen: set[tuple[str, str, float]] = set()
-    for cell in run.cells:
-        seconds = {k: float(v) for k, v in (cell.info.get("seconds") or {}).items() if isinstance(v, int | float)}
-        shared = {(cell.subject, stage, value) for stage, value in seconds.items() if stage in SHARED}
-        seconds = {stage: v for stage, v in seconds.items() if (cell.subject, stage, v) not in seen}
-        seen |= shared
-        cells.append((cell.name, cell.info.get("rates") or {}, seconds, sum(seconds.values()) / 3600))
-    stages = unique([stage for _, _, seconds, _ in cells for stage in seconds])
-    rates = unique([name for _, rates, _, _ in cells for name in rates])
-    return Cost(stages, cells, rates, sum(hours for *_, hours in cells))
 
 
 def _slices(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,49 @@
+"""Facts about a run that are not scores: how many pictures, who judged them, what it cost."""
+
+import json
+from typing import Any, NamedTuple
+
+from spqr_jax.report.workdir import Run, images, unique
+
+SHARED = ("align", "generate_before", "judge_before")
+
+
+class Cost(NamedTuple):
+    stages: list[str]
+    cells: list[tuple[str, dict[str, Any], dict[str, float], float]]  # cell, rates, seconds by stage, hours
+    rates: list[str]
+    hours: float
+
+
+def counts(run: Run) -> dict[str, Any]:
+    """Images generated (before images once per subject) and how many are undecided, from the records."""
+    verdicts = [record["verdict"] for _, record in images(run)]
+    seeds = sorted({seed for row in run.rows for seed in row.get("seeds") or []})
+    return {"images": len(verdicts), "undecided": sum(v == "undecided" for v in verdicts), "seeds": seeds}
+
+
+def judge_identities(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Each judge's distinct identities over the cells; more than one means that cells were judged differently."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for cell in run.cells:
+        for name, identity in (cell.info.get("judges") or {}).items():
+            found.setdefault(name, {})[json.dumps(identity, sort_keys=True)] = identity
+    return {name: list(identities.values()) for name, identities in found.items()}
+
+
+def cost(run: Run) -> Cost:
+    """Rates and seconds by stage of every cell, and the device hours of all of them.
+
+    What the cells of one subject share (SHARED) is in every cell's file, and counted in the first of them here.
+    """
+    cells = []
+    seen: set[tuple[str, str, float]] = set()
+    for cell in run.cells:
+        seconds = {k: float(v) for k, v in (cell.info.get("seconds") or {}).items() if isinstance(v, int | float)}
+        shared = {(cell.subject, stage, value) for stage, value in seconds.items() if stage in SHARED}
+        seconds = {stage: v for stage, v in seconds.items() if (cell.subject, stage, v) not in seen}
+        seen |= shared
+        cells.append((cell.name, cell.info.get("rates") or {}, seconds, sum(seconds.values()) / 3600))
+    stages = unique([stage for _, _, seconds, _ in cells for stage in seconds])
+    rates = unique([name for _, rates, _, _ in cells for name in rates])
+    return Cost(stages, cells, rates, sum(hours for *_, hours in cells))
