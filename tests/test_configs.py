@@ -313,7 +313,6 @@ def test_every_experiment_of_the_paper_is_there():
     ]
 
 
-@pytest.mark.xfail(not set(paper.METHODS) <= set(METHODS), reason="methods not registered yet")
 def test_every_method_of_the_paper_is_known():
     assert set(paper.METHODS) <= set(METHODS)
     config_lib.check(parse("general.py"))
