@@ -9,6 +9,7 @@ The same command run again does only what is missing. Exit status: 0, 1 if a sub
 143 after SIGTERM, when the same command continues.
 """
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -20,35 +21,64 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file wit
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; default runs/<name of the config>")
 STAGES = flags.DEFINE_list("stages", None, "stages to run, default all: align,generate,finetune,judge,score,report")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "list every cell and what it still needs, then stop")
+DISTRIBUTED = flags.DEFINE_bool("distributed", None, "be one of several processes, as SLURM, a TPU pod or GKE says")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "address:port of the first process, where no cluster says it")
+PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "with --coordinator: number of processes")
+PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "with --coordinator: which of them this is, from 0")
+PROFILE_DIR = flags.DEFINE_string("profile_dir", None, "write a profile of the run here, for TensorBoard or XProf")
 flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; did you mean --config {argv[1]}?")
-    from spqr_jax import preemption, run, stages
+    join_processes()
+    from spqr_jax import hosts, preemption, run, stages
 
     start = time.time()
     config = CONFIG.value
     workdir = Path(WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
     chosen = stages.chosen(STAGES.value)
     if chosen <= {"score", "report"}:
-        run.finish(config, workdir, chosen)
+        if hosts.first():
+            run.finish(config, workdir, chosen)
         return
     state = run.open_run(config, workdir)
     if DRY_RUN.value:
         print(run.plan_table(state))
         return
-    run.write_manifest(state, sys.argv)
+    if hosts.first():
+        run.write_manifest(state, sys.argv)
     preemption.listen()
-    failures = stages.carry_out(state, chosen)
-    run.finish(config, workdir, chosen)
-    print(
-        f"{sum(cell.done for cell in state.cells)} of {len(state.cells)} cells complete, {time.time() - start:.0f} s."
-    )
+    with profiled():
+        failures = stages.carry_out(state, chosen)
+    if hosts.first():
+        run.finish(config, workdir, chosen)
+        done = sum(cell.done for cell in state.cells)
+        print(f"{done} of {len(state.cells)} cells complete, {time.time() - start:.0f} s.")
+    hosts.wait("finished")
     if failures:
         print("\nNot finished:\n" + "\n".join(f"  {f.what}: {f.error}" for f in failures), file=sys.stderr)
         sys.exit(1)
+
+
+def join_processes() -> None:
+    """Become one of several processes where the flags say so; refuse to be one of many alone."""
+    from spqr_jax import hosts
+
+    if DISTRIBUTED.value or COORDINATOR.value:
+        hosts.join(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
+    elif DISTRIBUTED.value is None and (name := hosts.launched_as_one_of_many()):
+        raise ValueError(
+            f"{name} says this is one of several processes: add --distributed, or --nodistributed to run alone."
+        )
+
+
+def profiled():
+    """A context that records what the devices do, if asked to."""
+    import jax
+
+    return jax.profiler.trace(PROFILE_DIR.value) if PROFILE_DIR.value else contextlib.nullcontext()
 
 
 def parse_flags(argv: list[str]) -> list[str]:

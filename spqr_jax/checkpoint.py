@@ -6,22 +6,31 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
+from spqr_jax import hosts
+from spqr_jax import mesh as mesh_lib
 from spqr_jax import params as params_lib
 
 
 def save(path: Path, tree: dict[str, Any]) -> None:
-    """Write nested dicts of arrays at `path`, replacing what is there. Raises OSError when the disk refuses."""
+    """Write nested dicts of arrays at `path`, replacing what is there; every process calls this, with the same tree.
+
+    Raises OSError when the disk refuses.
+    """
     path = path.absolute()
     partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if hosts.first():
+        shutil.rmtree(partial, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    hosts.wait(f"save {path}")
     # Flat names keep list positions ("0", "1") strings on the way back.
-    ocp.save(partial, {k: jax.numpy.asarray(v) for k, v in params_lib.flatten(tree).items()})
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
+    ocp.save(partial, mesh_lib.replicate(params_lib.flatten(tree), mesh_lib.make()))
+    if hosts.first():
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    hosts.wait(f"saved {path}")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -29,11 +38,14 @@ def load(path: Path) -> dict[str, Any]:
     path = path.absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist; expected a saved checkpoint.")
+    everywhere = NamedSharding(mesh_lib.make(), PartitionSpec())
     try:
-        flat = ocp.load(path)
+        stored = ocp.metadata(path).metadata
+        wanted = {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for key, x in stored.items()}
+        flat = mesh_lib.to_host(ocp.load(path, wanted))
     except Exception as error:  # Orbax raises many kinds for damaged files
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same command again.") from None
-    return params_lib.unflatten({key: np.asarray(value) for key, value in flat.items()})
+    return params_lib.unflatten(flat)
 
 
 def remove(path: Path) -> None:

@@ -185,7 +185,7 @@ def _report(last: tuple[Any, int, np.ndarray] | None, on_step: Callable[[Progres
     if last is None:
         return
     report, i, rows = last
-    loss, grad_norm, rate = (float(x) for x in report)
+    loss, grad_norm, rate = (float(x) for x in mesh_lib.to_host(report))
     if not np.isfinite([loss, grad_norm]).all():
         raise FloatingPointError(
             f"fine-tuning: loss {loss}, gradient norm {grad_norm} at step {i + 1} (samples {rows.tolist()}); "

@@ -154,8 +154,9 @@ def batches(
         if start + batch < count:
             pending = launch(start + batch)
         real = min(batch, count - start)
-        _check_finite(np.asarray(finite)[:, :real], prompts[start : start + real])
-        yield start, np.asarray(images)[:real]
+        images, finite = mesh_lib.to_host((images, finite))
+        _check_finite(finite[:, :real], prompts[start : start + real])
+        yield start, images[:real]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

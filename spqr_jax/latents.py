@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spqr_jax import hosts
 from spqr_jax import mesh as mesh_lib
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
@@ -46,7 +47,7 @@ def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -
         means.append(np.asarray(mean, np.float32)[: len(rows)])
         logvars.append(np.asarray(logvar, np.float32)[: len(rows)])
     made = Latents(np.concatenate(means), np.concatenate(logvars))
-    if file is not None:
+    if file is not None and hosts.first():
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial.npz")
         np.savez(partial, **made._asdict())

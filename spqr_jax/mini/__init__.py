@@ -38,7 +38,7 @@ def dataset(scenario: str, n: int, seed: int) -> "Dataset":
 
     examples = world.bft_dataset(scenario, n, seed)
     images = emoji.render([example.picture for example in examples])
-    return data.from_arrays(images, [example.caption for example in examples], name=f"mini:{scenario} ({n}, seed {seed})")
+    return data.from_arrays(images, [example.caption for example in examples], name=f"mini:{scenario} {n} {seed}")
 
 
 def reference_images(n: int, seed: int = 0) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spqr_jax import attached, checkpoint, sources
+from spqr_jax import attached, checkpoint, hosts, sources
 from spqr_jax import cells as cells_lib
 from spqr_jax.cells import SubjectDir
 from spqr_jax.methods import METHODS
@@ -17,13 +17,14 @@ from spqr_jax.stages.work import Failure, Run, each, note_seconds
 
 def align(run: Run) -> list[Failure]:
     """Apply each subject's method to the backbone, or load its checkpoint, and keep what changed."""
-    todo = [subject for subject in run.subjects if not (subject.weights / "pipeline.json").exists()]
+    missing = hosts.agreed(np.array([not (s.weights / "pipeline.json").exists() for s in run.subjects]))
+    todo = [subject for subject, absent in zip(run.subjects, missing, strict=True) if absent]
     return each(todo, lambda s: s.subject.name, lambda s: _align_one(run, s), "align")
 
 
 def _align_one(run: Run, subject: SubjectDir) -> None:
     start = time.time()
-    aligned = _make(run, subject)
+    aligned = _make(run, subject)  # by every process: what a method samples runs on the devices of all
     changed = {name: params for name, params in aligned.params.items() if not _equal(params, run.backbone.params[name])}
     if changed:
         checkpoint.save(subject.weights / "params", changed)
@@ -35,8 +36,10 @@ def _align_one(run: Run, subject: SubjectDir) -> None:
         "changed": sorted(changed),
         "attached": aligned.attached is not None,
     }
-    note_seconds(subject.weights, "align", time.time() - start)
-    cells_lib.write_text(subject.weights / "pipeline.json", json.dumps(note, indent=2, sort_keys=True) + "\n")
+    if hosts.first():
+        note_seconds(subject.weights, "align", time.time() - start)
+        cells_lib.write_text(subject.weights / "pipeline.json", json.dumps(note, indent=2, sort_keys=True) + "\n")
+    hosts.wait(f"aligned {subject.id}")
 
 
 def _make(run: Run, subject: SubjectDir) -> Pipeline:
@@ -60,7 +63,8 @@ def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
     try:
         return _read(run, subject)
     except (ValueError, FileNotFoundError) as error:
-        cells_lib.set_aside(subject.weights, str(error))
+        if hosts.first():
+            cells_lib.set_aside(subject.weights, str(error))
         _align_one(run, subject)
         return _read(run, subject)
 

@@ -29,12 +29,12 @@ class Background:
 
     def submit(self, item: SubjectDir | Cell) -> None:
         """A subject or cell whose pictures are all on disk."""
-        if self._worker is not None:
+        if self._worker is not None and judge.shared_out(self._run, [item]):
             self._queue.put(item)
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
-            if preemption.asked():
+            if preemption.asked_here():
                 continue  # left to the next run
             try:
                 judge.judge_one(self._run, item)

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from spqr_jax import generate, judging
+from spqr_jax import generate, hosts, judging
 from spqr_jax.cells import Cell
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.stages.generate import stream
@@ -40,10 +39,17 @@ def recorder(run: Run, cell: Cell) -> Callable[[int, Pipeline], None]:
 
     def record(step: int, pipeline: Pipeline) -> None:
         verdicts: list[str] = []
-        with tqdm(total=len(jobs), desc=f"drift at step {step}: {cell.label}", unit="image", leave=False) as bar:
-            for _, batch in stream(run, pipeline, jobs, size):
-                verdicts += judging.judge(run.bench, np.asarray(batch)).verdicts
-                bar.update(len(batch))
+        for _, batch in tqdm(
+            stream(run, pipeline, jobs, size),
+            desc=f"drift at step {step}: {cell.label}",
+            unit="batch",
+            leave=False,
+            disable=not hosts.first(),
+        ):
+            if hosts.first():
+                verdicts += judging.judge(run.bench, batch).verdicts
+        if not hosts.first():
+            return
         rows = [row for row in _read(path) if row["step"] != step]
         for (role, prompt, k), verdict in zip(jobs, verdicts, strict=True):
             rows.append(

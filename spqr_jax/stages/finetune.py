@@ -3,10 +3,11 @@
 import time
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import save_file
 
 from spqr_jax import cells as cells_lib
-from spqr_jax import checkpoint, finetune, lora, sources
+from spqr_jax import checkpoint, finetune, hosts, lora, sources
 from spqr_jax.cells import Cell
 from spqr_jax.config import Config
 from spqr_jax.finetune import Adapted, Memory, Optimiser
@@ -27,25 +28,29 @@ def finetune_cells(run: Run, background: Background) -> list[Failure]:
         pictures(run, lambda: adapted_pipeline(run, cell), cell.root, "after", cell.label)
         background.submit(cell)
 
-    return each([c for c in run.cells if not c.done], lambda c: c.label, one, "finetune")
+    done = hosts.agreed(np.array([cell.done for cell in run.cells]))
+    return each([c for c, d in zip(run.cells, done, strict=True) if not d], lambda c: c.label, one, "finetune")
 
 
 def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
     """A cell's subject after its fine-tuning, which runs if it has not; leaves that cannot be read are made again."""
     subject = load_subject(run, cell.subject)
     saved = cell.root / "adapted"
-    if saved.is_dir():
+    if hosts.agreed(np.array(saved.is_dir())):
         try:
             return finetune.apply(subject, Adapted(cell.profile, checkpoint.load(saved), run.config.bft.alpha))
         except ValueError as error:
-            cells_lib.set_aside(saved, str(error))
+            if hosts.first():
+                cells_lib.set_aside(saved, str(error))
     start = time.time()
     adapted, steps = finetune_subject(run, subject, cell)
-    if cell.profile == "lite":  # for diffusers' load_lora_weights
-        save_file(lora.peft_state_dict(adapted.leaves, alpha=adapted.alpha), cell.root / "adapter.safetensors")
     checkpoint.save(saved, adapted.leaves)
-    checkpoint.remove(cell.root / "training")
-    note_seconds(cell.root, "finetune", time.time() - start, steps)
+    if hosts.first():
+        if cell.profile == "lite":  # for diffusers' load_lora_weights
+            save_file(lora.peft_state_dict(adapted.leaves, alpha=adapted.alpha), cell.root / "adapter.safetensors")
+        checkpoint.remove(cell.root / "training")
+        note_seconds(cell.root, "finetune", time.time() - start, steps)
+    hosts.wait(f"adapted {cell.id}")
     return finetune.apply(subject, adapted)
 
 
@@ -58,7 +63,7 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
     cell.root.mkdir(parents=True, exist_ok=True)
     evaluation: dict[str, Any] = {}
     if bft.eval_at:
-        evaluation = {"eval_at": bft.eval_at, "on_eval": drift.recorder(run, cell)}
+        evaluation = {"eval_at": (0, *bft.eval_at), "on_eval": drift.recorder(run, cell)}
     with TrainingLog(cell.root / "log", batch_size=bft.batch_size) as log:
         adapted = finetune.train(
             subject,
@@ -69,8 +74,8 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
             **training_options(run.config, steps),
             latents_cache=run.workdir / "latents",
             checkpoints=cell.root / "training",
-            on_step=log,
-            progress=True,
+            on_step=log if hosts.first() else None,
+            progress=hosts.first(),
             **evaluation,
         )
     return adapted, steps

@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from spqr_jax import cells as cells_lib
-from spqr_jax import generate, images, preemption
+from spqr_jax import generate, hosts, images, preemption
 from spqr_jax.cells import SubjectDir
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.stages.align import load_subject
@@ -31,21 +32,30 @@ def pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str,
     jobs = phase_jobs(run)
     paths = [picture_path(root, phase, *job) for job in jobs]
     size = run.config.generation.batch_size or min(generate.MAX_BATCH, len(jobs))
-    cut = [range(start, min(start + size, len(jobs))) for start in range(0, len(jobs), size)]
-    missing = [i for batch in cut if not all(_there(paths[i]) for i in batch) for i in batch]
+    missing = _missing(paths, size)
     if not missing:
         return
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
     made = pipeline()  # may fine-tune first, which is timed apart
     start = time.time()
-    with tqdm(total=len(missing), desc=f"{phase} BFT: {label}", unit="image") as bar:
+    with tqdm(total=len(missing), desc=f"{phase} BFT: {label}", unit="image", disable=not hosts.first()) as bar:
         for first, batch in stream(run, made, [jobs[i] for i in missing], size):
             for i, image in zip(missing[first : first + len(batch)], batch, strict=True):
-                images.write(paths[i], image)
+                if hosts.mine(i):
+                    images.write(paths[i], image)
             bar.update(len(batch))
             preemption.exit_if_asked()
-    note_seconds(root, f"generate_{phase}", time.time() - start, len(missing))
+    hosts.wait(f"pictures {phase} {root.name}")
+    if hosts.first():
+        note_seconds(root, f"generate_{phase}", time.time() - start, len(missing))
+
+
+def _missing(paths: list[Path], size: int) -> list[int]:
+    """Rows of every batch of `size` that lacks a picture, as the first process sees the disk."""
+    there = hosts.agreed(np.array([_there(path) if hosts.first() else True for path in paths]))
+    batches = [range(start, min(start + size, len(paths))) for start in range(0, len(paths), size)]
+    return [i for batch in batches if not all(there[i] for i in batch) for i in batch]
 
 
 def stream(run: Run, pipeline: Pipeline, jobs: list[Job], batch_size: int):

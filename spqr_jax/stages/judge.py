@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spqr_jax import cells as cells_lib
-from spqr_jax import finetune, images, judging, preemption, records, sources
+from spqr_jax import finetune, hosts, images, judging, preemption, records, sources
 from spqr_jax import params as params_lib
 from spqr_jax.cells import ROLES, Cell, SubjectDir
 from spqr_jax.config import Config
@@ -25,9 +25,18 @@ JUDGE_CHUNK = 256
 
 def judge(run: Run) -> list[Failure]:
     """Ask the judges about every picture that they have not seen."""
-    _reference_features(run)
-    failures = each(run.subjects, lambda s: s.subject.name, lambda s: judge_one(run, s), "judge")
-    return failures + each(run.cells, lambda c: c.label, lambda c: judge_one(run, c), "judge")
+    if hosts.first():
+        _reference_features(run)
+    failures = each(shared_out(run, run.subjects), lambda s: s.subject.name, lambda s: judge_one(run, s), "judge")
+    failures += each(shared_out(run, run.cells), lambda c: c.label, lambda c: judge_one(run, c), "judge")
+    hosts.wait("judged")
+    return failures
+
+
+def shared_out(run: Run, items: Iterable[Any]) -> list[Any]:
+    """The subjects or cells that this process judges; a subject's cells go with it, since they share its records."""
+    owned = {subject.id for i, subject in enumerate(run.subjects) if hosts.mine(i)}
+    return [item for item in items if (item.subject.id if isinstance(item, Cell) else item.id) in owned]
 
 
 def judge_one(run: Run, item: SubjectDir | Cell) -> None:
@@ -77,7 +86,7 @@ def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
     if missing:
         raise FileNotFoundError(f"{len(missing)} pictures are missing (first: {missing[0]}); run stage generate first.")
     for first in tqdm(range(0, len(jobs), JUDGE_CHUNK), desc=f"judge {phase}: {label}", unit="batch", leave=False):
-        preemption.exit_if_asked()
+        preemption.exit_if_asked_here()
         chunk = jobs[first : first + JUDGE_CHUNK]
         pictures = images.read([picture_path(root, phase, *job) for job in chunk])
         answers = judging.judge(run.bench, pictures)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from absl import logging
 
 from spqr_jax import cells as cells_lib
@@ -38,18 +39,21 @@ class Failure(NamedTuple):
 
 
 def each(items: Iterable[Any], label: Callable[[Any], str], work: Callable[[Any], None], stage: str) -> list[Failure]:
-    """Do `work` for every item; what fails is logged and listed, and the rest goes on. A full disk stops all."""
+    """Do `work` for every item; what fails is logged and listed, and the rest goes on. A full disk stops all,
+    and so does any failure among several processes, which cannot go on without each other."""
     failures = []
     for item in items:
-        preemption.exit_if_asked()
+        preemption.exit_if_asked_here()
         try:
             work(item)
         except OSError as error:
-            if error.errno in DISK_ERRORS:
+            if error.errno in DISK_ERRORS or jax.process_count() > 1:
                 raise
             failures.append(Failure(f"{stage}: {label(item)}", str(error)))
         except Exception as error:
             logging.debug("traceback", exc_info=True)
+            if jax.process_count() > 1:
+                raise  # the other processes may be waiting for this one: all end, and the same command continues
             failures.append(Failure(f"{stage}: {label(item)}", f"{type(error).__name__}: {error}"))
         else:
             continue

@@ -1,0 +1,54 @@
+"""Several processes as one program: joining them, what each writes, and decisions that all must share.
+
+Every process runs the same stages in the same order over one mesh of all devices. The first decides what is missing and
+writes what is small; pictures and verdicts are shared out. The work directory is one that all processes see.
+"""
+
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# A process that falls silent for this long is dead: the others end too, and the same command continues.
+HEARTBEAT_SECONDS = 30
+
+
+def join(address: str | None = None, count: int | None = None, index: int | None = None) -> None:
+    """Become one of several processes, before JAX touches a device.
+
+    Without arguments, the cluster says who is who (TPU pods, SLURM, GKE, Open MPI). Raises RuntimeError when the others
+    do not come, ValueError when the cluster does not say.
+    """
+    jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+
+
+def launched_as_one_of_many() -> str:
+    """The environment variable that says so, or "": N silent runs of the same work are never what was meant."""
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+        if int(os.environ.get(name) or 1) > 1:
+            return name
+    return "TPU_WORKER_HOSTNAMES" if "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") else ""
+
+
+def first() -> bool:
+    """Whether this process decides and writes what is written once."""
+    return jax.process_index() == 0
+
+
+def mine(index: int) -> bool:
+    """Whether item `index` of a list that is shared out is this process's."""
+    return index % jax.process_count() == jax.process_index()
+
+
+def agreed(values: np.ndarray) -> np.ndarray:
+    """The first process's values (bool or number, the same shape everywhere), on every process."""
+    if jax.process_count() == 1:
+        return values
+    return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+def wait(what: str) -> None:
+    """Until every process is here, so that what one wrote may be read by all."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
