@@ -1,0 +1,134 @@
+"""Scissorhands (Wu & Harandi, ECCV 2024): re-initialise the weights most connected to the concept, then repair."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spqr_jax import objective
+from spqr_jax import params as params_lib
+from spqr_jax.methods import element_mask, forget_sets, learning, relabelling
+from spqr_jax.methods.concept import Concept
+from spqr_jax.methods.erasediff import NUDITY_PROMPTS, inner
+from spqr_jax.methods.relabelling import Task, Weighted
+from spqr_jax.params import Params
+from spqr_jax.pipeline import Pipeline
+
+# CompVis' output_blocks.4 and .7: self-attention in the middle of the second and third up blocks.
+RESET = re.compile(r"^up_blocks\.[12]\.attentions\.1\..*\.attn1\.")
+
+
+class Projection(NamedTuple):
+    """retain + v * forget, v = max(margin, -<forget, retain> / (||forget||^2 + 1e-3)): GEM's projection with one
+    memory, so that a step on the retain loss also forgets."""
+
+    margin: float = 0.5
+
+    def __call__(self, forget: Params, retain: Params) -> Params:
+        v = jnp.maximum(self.margin, -inner(forget, retain) / (inner(forget, forget) + 1e-3))
+        return jax.tree.map(lambda f, r: r + v.astype(r.dtype) * f, forget, retain)
+
+
+def align(
+    pipeline: Pipeline,
+    concept: Concept,
+    *,
+    seed: int = 0,
+    images: int = 400,
+    batch_size: int = 16,
+    steps: int = 100,
+    lr: float = 1e-5,
+    sparsity: float = 0.995,
+    prune_batches: int = 10,
+    repair: str = "projection",
+    forget_weight: float = 0.1,
+    reset: re.Pattern = RESET,
+    prompts: Mapping[str, str] | None = None,
+    sampling_steps: int = 100,
+    sampling_guidance: float = 7.5,
+    progress: bool = False,
+) -> Pipeline:
+    """Trim by connection sensitivity (SNIP), then repair on benign pictures without undoing the forgetting.
+
+    Sensitivity: |w| * sum over `prune_batches` of |gradient of the denoising loss on the concept's pictures|. Of all
+    UNet weights the share 1 - `sparsity` with the largest is chosen, but only those whose path matches `reset` are
+    drawn anew, Kaiming-uniform (biases zero), as in the authors' code. Then Adam trains every UNet weight.
+
+    repair: "projection" (paper): the gradient of the retain loss, projected against that of the forget loss; "sum"
+    (the authors' Stable Diffusion script, which never calls its projection): retain + `forget_weight` * forget. Losses
+    as in `relabelling`; prompts as in `erasediff`. The released weights are of about 100 steps; the script's use of
+    the same first batch throughout is not copied. Raises ValueError for SDXL, for fewer `images` than a batch, and for
+    a UNet without the layers to reset.
+    """
+    if repair not in ("projection", "sum"):
+        raise ValueError(f'Scissorhands: repair must be "projection" or "sum", found {repair!r}.')
+    learning.check_at_least("Scissorhands", prune_batches=(prune_batches, 1))
+    unet = pipeline.params["unet"]
+    if not any(reset.search(path) for path in params_lib.flatten(unet)):
+        raise ValueError(f"Scissorhands: no UNet weight matches {reset.pattern!r}; pass `reset` for this backbone.")
+    data = relabelling.task(
+        "Scissorhands",
+        pipeline,
+        concept,
+        images=images,
+        batch_size=batch_size,
+        seed=seed,
+        prompts=prompts or (NUDITY_PROMPTS if concept.name == "nudity" else None),
+        sampling_steps=sampling_steps,
+        sampling_guidance=sampling_guidance,
+    )
+    chosen = element_mask.top(sensitivity(pipeline, data, prune_batches, batch_size, seed), 1 - sparsity)
+    return relabelling.fit(
+        "Scissorhands",
+        pipeline,
+        reinitialised(unet, chosen, reset, seed),
+        relabelling.everything(unet),
+        data,
+        Projection() if repair == "projection" else Weighted(forget_weight, 1.0),
+        lr=lr,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def sensitivity(pipeline: Pipeline, data: Task, batches: int, batch_size: int, seed: int) -> Params:
+    """|w| * sum over batches of |gradient of the denoising loss on the pictures to forget|, like the UNet."""
+    alphas, base = learning.signal_powers(pipeline), jax.random.key(seed + 1)
+    order = forget_sets.rows(data.forget, batch_size, batches, seed + 1)
+    inputs = ((alphas, data.forget.batch(rows), jax.random.fold_in(base, i)) for i, rows in enumerate(order))
+    static = (pipeline.definitions["unet"], learning.prediction_type(pipeline))
+    unet = learning.on_device(pipeline.params["unet"])
+    total = element_mask.accumulated(denoising, static, unet, inputs, absolute=True)
+    return jax.tree.map(lambda w, g: jnp.abs(w) * g, unet, total)
+
+
+def denoising(static: Any, params: Params, alphas, batch, key) -> jax.Array:
+    """The ordinary loss on pictures under their captions."""
+    definition, prediction_type = static
+    drawn = objective.draw(key, batch["mean"], batch["std"], len(alphas))
+    return objective.denoising_loss(definition.bind(params), batch, *drawn, alphas, prediction_type)
+
+
+def reinitialised(unet: Params, chosen: Params, reset: re.Pattern, seed: int) -> Params:
+    """The UNet with the chosen elements of the leaves that `reset` names drawn anew: kernels [in, out] from
+    U(-b, b), b = sqrt(6 / in) (Kaiming for ReLU), biases zero."""
+    mask = params_lib.flatten(chosen)
+    rng = np.random.default_rng(seed)
+
+    def leaf(path: str, value):
+        value = np.asarray(value)
+        if not reset.search(path):
+            return value
+        fresh = np.zeros_like(value)
+        if path.endswith(".kernel"):
+            bound = math.sqrt(6 / value.shape[0])
+            fresh = rng.uniform(-bound, bound, value.shape).astype(value.dtype)
+        return np.where(mask[path], fresh, value)
+
+    return params_lib.map_with_path(leaf, unet)
