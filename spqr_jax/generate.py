@@ -21,18 +21,20 @@ from spqr_jax.pipeline import Pipeline
 LATENTS_PER_BATCH = 16 * 64 * 64
 MAX_BATCH = 64
 
+Array = jax.Array | np.ndarray
+
 
 class Conditioning(NamedTuple):
     """What one batch is denoised under. Leaves [B, ...]; pooled and time_ids are None but for SDXL, unsafe (the text
     guided away from) but for Safe Latent Diffusion."""
 
-    context: jax.Array  # [B, L, E]
-    negative: jax.Array  # [B, L, E]
-    guidance: jax.Array  # [B]
-    pooled: jax.Array | None = None
-    negative_pooled: jax.Array | None = None
-    time_ids: jax.Array | None = None
-    unsafe: jax.Array | None = None  # [B, L, E]
+    context: Array  # [B, L, E]
+    negative: Array  # [B, L, E]
+    guidance: Array  # [B]
+    pooled: Array | None = None
+    negative_pooled: Array | None = None
+    time_ids: Array | None = None
+    unsafe: Array | None = None  # [B, L, E]
 
 
 def generate(
@@ -140,7 +142,7 @@ def batches(
         float(pipeline.configs["vae"].get("scaling_factor", 0.18215)),
         guided,
     )
-    strength = Strength(*(np.float32(value) for value in sld.strength)) if sld else None
+    strength = jax.tree.map(np.float32, sld.strength) if sld else None
 
     def launch(start: int):
         rows = slice(start, min(start + batch, count))
@@ -184,7 +186,8 @@ def _sample(
         return (latents, state, momentum), jnp.isfinite(latents).all((1, 2, 3))
 
     latents = noise.astype(jnp.float32) * tables.init_noise_sigma
-    carry = (latents, tables.init_state(latents), None if strength is None else jnp.zeros_like(latents))
+    momentum = None if strength is None else jnp.zeros_like(latents)
+    carry: tuple[Any, ...] = (latents, tables.init_state(latents), momentum)
     (latents, *_), finite = jax.lax.scan(body, carry, jnp.arange(len(tables.timesteps)))
     pixels = definitions[1].bind(params["vae"]).decode(latents / scaling).astype(jnp.float32)
     finite = jnp.concatenate([finite, jnp.isfinite(pixels).all((1, 2, 3))[None]])
@@ -224,6 +227,7 @@ def safe_prediction(
 ) -> tuple[jax.Array, jax.Array]:
     """(output, new momentum) at evaluation i under Safe Latent Diffusion: negative + guidance * (positive - negative -
     gamma), float32. Pictures whose guidance is 1 keep their plain prediction, as in diffusers."""
+    assert condition.unsafe is not None
     contexts = jnp.concatenate([condition.negative, condition.context, condition.unsafe])
     steps = jnp.broadcast_to(t, (len(contexts),))
     output = unet(jnp.concatenate([latents] * 3), steps, contexts).astype(jnp.float32)

@@ -172,4 +172,8 @@ def test_refusals(pipeline, reference):
         sld.align(xl, concept)
     with pytest.raises(ValueError, match="detach it to sample SDXL"):
         generate(xl._replace(attached=Attached(SLD())), ["a"], [0], steps=1, scheduler="ddim")
+    with pytest.raises(
+        ValueError, match=r"the 40 texts of concept 'cat' take .* tokens, the text encoder reads 77; set"
+    ):
+        sld.align(pipeline, concept._replace(erase=("cat",) * 40))
     assert sld.align(pipeline, concept).attached.guidance.concept == "an image showing cat, dog"

@@ -35,7 +35,7 @@ def cross_attention(unet: Any, latents: jax.Array, t: jax.Array, *condition: Any
     """
     maps: list[jax.Array] = []
     for block in [m for _, m in nnx.iter_modules(unet) if isinstance(m, BasicTransformerBlock)]:
-        block.attn2 = Observed(block.attn2, maps.append)
+        block.attn2 = Observed(block.attn2, maps.append)  # type: ignore[assignment]
     unet(latents, t, *condition)
     return maps
 

@@ -37,9 +37,9 @@ class Texts(NamedTuple):
     """What the UNet is told: context [J, L, E]; SDXL also pooled [J, P] and time_ids [J, 6], else None. The last of the
     J rows is no text."""
 
-    context: np.ndarray
-    pooled: np.ndarray | None = None
-    time_ids: np.ndarray | None = None
+    context: Any
+    pooled: Any = None
+    time_ids: Any = None
 
     def rows(self, index: np.ndarray) -> "Texts":
         return Texts(*(None if field is None else field[index] for field in self))

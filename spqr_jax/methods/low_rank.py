@@ -1,6 +1,7 @@
 """Low-rank changes of UNet kernels, kept apart from the weights that they change."""
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -14,14 +15,15 @@ from spqr_jax.params import Params
 class LowRank(NamedTuple):
     """One kernel's change, down @ up: down [..., in, r] (leading axes as a 1x1 convolution's kernel), up [r, out]."""
 
-    down: jax.Array
-    up: jax.Array
+    down: jax.Array | np.ndarray
+    up: jax.Array | np.ndarray
 
 
 Adapter = dict[str, LowRank]  # kernel path -> factors; a pytree
 
 
-class Added(NamedTuple):
+@dataclass(frozen=True)
+class Added:
     """(unet, adapter) -> the UNet's weights with `scale` times the adapter added; may be traced."""
 
     scale: float = 1.0

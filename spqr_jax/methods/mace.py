@@ -295,7 +295,7 @@ def masks_from_attention(pipeline: Pipeline, mean: np.ndarray, context: np.ndarr
     noise = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
     alphas = learning.signal_powers(pipeline)
     t = np.full(len(mean), len(alphas) // 4, np.int32)
-    noisy = schedulers.ddpm.add_noise(alphas, mean, noise, t)
+    noisy = schedulers.ddpm.add_noise(alphas, jnp.asarray(mean), jnp.asarray(noise), jnp.asarray(t))
     maps = _maps(pipeline.definitions["unet"], pipeline.params["unet"], noisy, t, np.repeat(context, len(mean), 0))
     seen, size = 0.0, mean.shape[1]
     for layer in maps:

@@ -26,7 +26,8 @@ def align(
 
     The guidance is the authors' (and diffusers' StableDiffusionPipelineSafe): the warm-up counts evaluations of the
     UNet, momentum builds up during it, and pictures without classifier-free guidance are not guided. Raises ValueError
-    for SDXL, an unknown preset, or a scale of 1 and below, which turns the authors' guidance off.
+    for SDXL, an unknown preset, a scale of 1 and below, which turns the authors' guidance off, and a concept whose
+    texts do not fit the text encoder together.
     """
     del seed, progress
     concept = checked(concept, pipeline.tokenizers["tokenizer"])
@@ -41,7 +42,19 @@ def align(
     if numbers.scale <= 1:
         raise ValueError(f"SLD scale must be above 1 (at 1 and below guidance is off), found {numbers.scale}.")
     if text is None:
-        published = concept.name in ("nudity", "nsfw")
-        text = UNSAFE if published else f"an image showing {', '.join(concept.erase)}"
+        text = UNSAFE if concept.name in ("nudity", "nsfw") else _showing(pipeline, concept)
     attached = pipeline.attached or Attached()
     return pipeline._replace(attached=attached._replace(guidance=SLD(text, numbers)))
+
+
+def _showing(pipeline: Pipeline, concept: Concept) -> str:
+    """All texts of the concept in one prompt, none of them cut off."""
+    text = f"an image showing {', '.join(concept.erase)}"
+    length = pipeline.configs["text_encoder"]["max_position_embeddings"]
+    needed = len(pipeline.tokenizers["tokenizer"](text).input_ids)
+    if needed > length:
+        raise ValueError(
+            f"SLD: the {len(concept.erase)} texts of concept {concept.name!r} take {needed} tokens, the text encoder "
+            f"reads {length}; set `text` to what pictures are to be guided away from."
+        )
+    return text

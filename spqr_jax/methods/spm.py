@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +38,8 @@ class Membrane(NamedTuple):
     scale: float = 1.0
 
 
-class Restarts(NamedTuple):
+@dataclass(frozen=True)
+class Restarts:
     """Learning rate by step: linear warm-up, then `cycles` half cosines down to zero (transformers' hard restarts)."""
 
     lr: float
@@ -138,7 +140,7 @@ def random_anchors(rng: np.random.Generator, target: np.ndarray, count: int) -> 
 
     Each is Gaussian, kept with probability 1 - cos(anchor, target), and scaled to U(0.8, 1.2) of the target's norm.
     """
-    norm, anchors = np.linalg.norm(target), []
+    norm, anchors = np.linalg.norm(target), list[np.ndarray]()
     while len(anchors) < count:
         drawn = rng.standard_normal(target.shape)
         drawn /= np.linalg.norm(drawn)
@@ -203,9 +205,11 @@ def transported(pipeline: Pipeline, membranes: Sequence[Membrane], prompt: str, 
         scales = {m.scale for m in membranes}
         if len(scales) > 1:
             raise ValueError(f'SPM scaling "code" sums membranes of one alpha / rank, found {sorted(scales)}.')
+        pairs = list(zip(membranes, gammas, strict=True))
         mixed = {
             path: LowRank(
-                *(sum(g * m.adapter[path][k] for m, g in zip(membranes, gammas, strict=True)) for k in (0, 1))
+                np.sum([g * m.adapter[path].down for m, g in pairs], axis=0),
+                np.sum([g * m.adapter[path].up for m, g in pairs], axis=0),
             )
             for path in membranes[0].adapter
         }
