@@ -2,7 +2,22 @@
 
 from collections.abc import Callable
 
-from spqr_jax.methods import esd, none, rece, sld, uce
+from spqr_jax.methods import (
+    advunlearn,
+    erasediff,
+    esd,
+    fmn,
+    mace,
+    modular_lora,
+    none,
+    rece,
+    salun,
+    scissorhands,
+    sld,
+    spm,
+    stereo,
+    uce,
+)
 from spqr_jax.methods.concept import Concept
 from spqr_jax.pipeline import Pipeline
 
@@ -13,6 +28,15 @@ METHODS: dict[str, Callable[..., Pipeline]] = {
     "rece": rece.align,
     "esd": esd.align,
     "sld": sld.align,
+    "modular_lora": modular_lora.align,
+    "mace": mace.align,
+    "spm": spm.align,
+    "fmn": fmn.align,
+    "salun": salun.align,
+    "erasediff": erasediff.align,
+    "scissorhands": scissorhands.align,
+    "stereo": stereo.align,
+    "advunlearn": advunlearn.align,
 }
 
 __all__ = ["METHODS", "Concept"]
