@@ -43,6 +43,8 @@ BACKBONES = {
     "sd21": "weights/stable-diffusion-2-1",
     "sdxl": "weights/stable-diffusion-xl-base-1.0",
 }
+# The one each backbone's own directory names: what diffusers takes unless told otherwise.
+SCHEDULERS = {"sd15": "pndm", "sd21": "ddim", "sdxl": "euler"}
 HARMFUL = {"visu": "prompts/visu.json", "i2p": "prompts/i2p.csv", "rab": "prompts/rab.csv"}
 DATA = {  # scenario -> data set; a kind before the place
     "general": "coco:pictures/coco/annotations/captions_train2017.json",
@@ -129,7 +131,7 @@ def experiment(
         prompts=Prompts(
             harmful=at(HARMFUL[harmful]), benign=at("pictures/coco/annotations/captions_val2017.json"), n_benign=500
         ),
-        generation=Generation(noise="torch"),
+        generation=Generation(scheduler=SCHEDULERS[backbone], noise="torch"),
         bft=BFT(
             profiles=profiles,
             scenarios=scenarios,

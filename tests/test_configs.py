@@ -291,7 +291,8 @@ def test_defaults_are_the_papers(name):
     bft = config.bft
     assert (bft.lr, bft.weight_decay, bft.batch_size, bft.warmup_steps, bft.max_grad_norm) == (1e-4, 1e-2, 16, 500, 1.0)
     assert (bft.samples, tuple(bft.curriculum), bft.seeds, config.seed) == (5000, (1000, 3000, 5000), (42,), 42)
-    assert (config.generation.steps, config.generation.guidance, config.generation.scheduler) == (50, 7.5, "pndm")
+    assert (config.generation.steps, config.generation.guidance) == (50, 7.5)
+    assert config.generation.scheduler == ("ddim" if name == "backbones" else "pndm")  # backbones.py begins with SD 2.1
     assert list(config.judges.safety) == ["nudenet", "llavaguard"] and config.judges.rule == "union"
     assert set(bft.scenarios) == set(bft.data)
     subjects = {subject.method for subject in config.subjects}
