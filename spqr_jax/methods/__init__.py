@@ -11,6 +11,8 @@ from spqr_jax.methods import (
     modular_lora,
     none,
     rece,
+    resalign,
+    safety_dpo,
     salun,
     scissorhands,
     sld,
@@ -37,6 +39,8 @@ METHODS: dict[str, Callable[..., Pipeline]] = {
     "scissorhands": scissorhands.align,
     "stereo": stereo.align,
     "advunlearn": advunlearn.align,
+    "resalign": resalign.align,
+    "safety_dpo": safety_dpo.align,
 }
 
 __all__ = ["METHODS", "Concept"]

@@ -82,7 +82,7 @@ def fit(
     at a loss or gradient that is not finite.
     """
     update, state = compiled(gradient, static, adam), transform(adam).init(params)
-    report = None
+    report: tuple[Any, Any] | None = None
     for i in tqdm(range(steps), desc=name, unit="step", disable=not progress):
         given = inputs(i, params)
         if report:  # one step behind, so that the host prepares the next step while the device works

@@ -5,7 +5,7 @@ predicts under a benign caption c', the latter without gradient. Retain loss: th
 the benign captions. The methods differ in how the two gradients are combined.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +22,8 @@ from spqr_jax.methods.learning import Adam
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
-# (gradient of the forget loss, of the retain loss) -> the step's gradient.
-Combine = Callable[[Params, Params], Params]
+# A hashable callable: (gradient of the forget loss, of the retain loss) -> the step's gradient.
+Combine = Any
 
 
 class Weighted(NamedTuple):
