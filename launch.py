@@ -21,6 +21,9 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file wit
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; default runs/<name of the config>")
 STAGES = flags.DEFINE_list("stages", None, "stages to run, default all: align,generate,finetune,judge,score,report")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "list every cell and what it still needs, then stop")
+SUBJECTS = flags.DEFINE_list("subjects", None, "names of the subjects to work on, default all")
+EXECUTOR = flags.DEFINE_string("executor", None, "submit one job a subject instead: slurm, or local")
+EXECUTOR_OPTIONS = flags.DEFINE_list("executor_options", [], "e.g. partition=gpu,gpus_per_node=1,timeout_min=600")
 DISTRIBUTED = flags.DEFINE_bool("distributed", None, "be one of several processes, as SLURM, a TPU pod or GKE says")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "address:port of the first process, where no cluster says it")
 PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "with --coordinator: number of processes")
@@ -39,11 +42,14 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     workdir = Path(WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
     chosen = stages.chosen(STAGES.value)
+    if EXECUTOR.value:
+        submit(config, workdir, EXECUTOR.value)
+        return
     if chosen <= {"score", "report"}:
         if hosts.first():
             run.finish(config, workdir, chosen)
         return
-    state = run.open_run(config, workdir)
+    state = run.only(run.open_run(config, workdir), SUBJECTS.value)
     if DRY_RUN.value:
         print(run.plan_table(state))
         return
@@ -60,6 +66,26 @@ def main(argv: list[str]) -> None:
     if failures:
         print("\nNot finished:\n" + "\n".join(f"  {f.what}: {f.error}" for f in failures), file=sys.stderr)
         sys.exit(1)
+
+
+def submit(config, workdir: Path, executor: str) -> None:
+    """Hand the run to a cluster; the local one is waited for."""
+    from spqr_jax import executors
+
+    own = ("--executor", "--workdir")
+    passed, skip = [], False
+    for argument in sys.argv[1:]:
+        if not skip and not argument.startswith(own):
+            passed.append(argument)
+        skip = not skip and argument.startswith(own) and "=" not in argument
+    jobs = executors.submit(executor, config, workdir, passed, EXECUTOR_OPTIONS.value)
+    print(
+        f"Submitted {len(jobs) - 1} jobs, one a subject, and {jobs[-1].job_id} for the report; logs in {workdir}/jobs."
+    )
+    if executor == "local":
+        failed = [job.job_id for job in jobs if job.exception() or job.result()]
+        if failed:
+            sys.exit(f"Not finished: jobs {', '.join(failed)}; see their logs in {workdir}/jobs.")
 
 
 def join_processes() -> None:

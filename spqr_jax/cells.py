@@ -117,7 +117,7 @@ def _slug(name: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()

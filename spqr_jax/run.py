@@ -40,6 +40,18 @@ def open_run(config: Config, workdir: Path) -> Run:
     return Run(config, workdir, backbone, bench, prompt_sets, inputs, subjects, cells)
 
 
+def only(run: Run, names: list[str] | None) -> Run:
+    """The run with these subjects alone, all when None. Raises ValueError for a name that the config does not have."""
+    if names is None:
+        return run
+    known = [s.subject.name for s in run.subjects]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--subjects: {name!r} is none of the config's; expected some of {', '.join(known)}.")
+    subjects = [s for s in run.subjects if s.subject.name in names]
+    return run._replace(subjects=subjects, cells=[c for c in run.cells if c.subject in subjects])
+
+
 def _checkpoint_sha256(path: str) -> str:
     if not Path(path).exists():
         raise FileNotFoundError(

@@ -8,7 +8,7 @@ CHECKS = (
     ["ruff", "check", *SOURCES],
     ["ruff", "format", "--check", *SOURCES],
     ["mypy", "spqr_jax", "judges", "convert", "configs", "launch.py"],
-    ["pytest", "-n", "2", "-m", "not slow", *sys.argv[1:]],
+    ["pytest", "-n", "2", "--dist", "loadscope", "-m", "not slow", *sys.argv[1:]],
 )
 
 for check in CHECKS:

@@ -209,6 +209,6 @@ def trained_size(pipeline: Pipeline, profile: str, config: Config) -> dict[str, 
 
 
 def _save_npz(path: Path, **arrays: np.ndarray) -> None:
-    partial = path.with_suffix(".partial.npz")
+    partial = path.with_suffix(f".{os.getpid()}.partial.npz")  # jobs of one sweep may write the same reference
     np.savez(partial, allow_pickle=False, **arrays)
     os.replace(partial, path)
