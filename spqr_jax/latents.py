@@ -18,7 +18,8 @@ from spqr_jax.data import Dataset
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
-ENCODE_BATCH = 64
+# Pictures encoded at once: as many as 4 of 512x512 have pixels (encoding holds about 2 KiB a pixel), at most 64.
+ENCODE_PIXELS, ENCODE_BATCH = 4 * 512 * 512, 64
 
 
 class Latents(NamedTuple):
@@ -40,9 +41,10 @@ def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -
         stored = np.load(file)
         return Latents(stored["mean"], stored["logvar"])
     means, logvars = [], []
-    for start in range(0, len(dataset), ENCODE_BATCH):
-        rows = np.arange(start, min(start + ENCODE_BATCH, len(dataset)))
-        images = mesh_lib.pad_batch(dataset.images(rows), ENCODE_BATCH)
+    batch = max(1, min(ENCODE_BATCH, ENCODE_PIXELS // (size[0] * size[1]), len(dataset)))
+    for start in range(0, len(dataset), batch):
+        rows = np.arange(start, min(start + batch, len(dataset)))
+        images = mesh_lib.pad_batch(dataset.images(rows), batch)
         mean, logvar = _encode(pipeline.definitions["vae"], pipeline.params["vae"], images)
         means.append(np.asarray(mean, np.float32)[: len(rows)])
         logvars.append(np.asarray(logvar, np.float32)[: len(rows)])

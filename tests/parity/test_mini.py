@@ -9,6 +9,7 @@ import jax
 
 import convert
 from spqr_jax import generate, mini
+from tests.parity import compared
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -22,28 +23,11 @@ def both():
     return theirs, convert.load(mini.model_path())
 
 
-def relative_error(ours, theirs) -> float:
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
 def test_every_part_to_1e5(both):
-    theirs, ours = both
-    rng = np.random.default_rng(0)
-    latents = rng.standard_normal((2, 16, 8, 8)).astype(np.float32)
-    t = np.array([3, 801])
-    ids = theirs.tokenizer(
-        ["a noto emoji of fox on a pink background", ""], padding="max_length", return_tensors="np"
-    ).input_ids
-    part = {name: ours.definitions[name].bind(ours.params[name]) for name in ours.params}
-    nchw, nhwc = (0, 3, 1, 2), (0, 2, 3, 1)
-    with torch.no_grad(), jax.default_matmul_precision("highest"):
-        context = theirs.text_encoder(torch.tensor(ids)).last_hidden_state
-        assert relative_error(part["text_encoder"](ids).last_hidden_state, context) <= 1e-5
-        noise = theirs.unet(torch.tensor(latents), torch.tensor(t), context).sample
-        assert relative_error(part["unet"](latents.transpose(nhwc), t, context.numpy()).transpose(nchw), noise) <= 1e-5
-        pixels = theirs.vae.decode(torch.tensor(latents)).sample
-        assert relative_error(part["vae"].decode(latents.transpose(nhwc)).transpose(nchw), pixels) <= 1e-5
+    with jax.default_matmul_precision("highest"):
+        rows = compared.unet(*both, "emoji world") + compared.vae(*both, "emoji world")
+        rows += compared.text_encoders(*both, "emoji world", ["a noto emoji of fox on a pink background", ""])
+    assert not [row for row in rows if not row.error <= row.limit]
 
 
 def test_the_same_picture(both):

@@ -1,76 +1,84 @@
-"""Whole models against diffusers and transformers on PyTorch, same random weights, float32."""
+"""Blocks and whole models against diffusers and transformers on PyTorch, same random weights, float32."""
 
 import jax
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import convert
 from spqr_jax import params as params_lib
+from tests.parity import blocks, compared
 
 jax.config.update("jax_default_matmul_precision", "highest")
 KINDS = ["sd1", "sd2", "sdxl"]
+PROMPTS = ["a cat", "nude", ""]
 
 
-def relative_error(ours, theirs) -> float:
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+def check(rows: list[compared.Compared]) -> None:
+    assert rows and not [row for row in rows if not row.error <= row.limit]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_unet(reference, kind):
-    torch_pipe, directory = reference(kind)
-    pipeline = convert.load(directory)
-    rng = np.random.default_rng(0)
-    latents = rng.standard_normal((2, 4, 8, 8)).astype(np.float32)
-    context = rng.standard_normal((2, 77, 32)).astype(np.float32)
-    timesteps = np.array([3, 801])
-    extra, theirs_extra = (), {}
-    if kind == "sdxl":
-        embeds, ids = rng.standard_normal((2, 24)).astype(np.float32), np.tile([64, 64, 0, 0, 64, 64], (2, 1))
-        extra = (embeds, ids)
-        theirs_extra = {"text_embeds": torch.tensor(embeds), "time_ids": torch.tensor(ids)}
-    with torch.no_grad():
-        theirs = torch_pipe.unet(
-            torch.tensor(latents), torch.tensor(timesteps), torch.tensor(context), added_cond_kwargs=theirs_extra
-        ).sample
-    model = pipeline.definitions["unet"].bind(pipeline.params["unet"])
-    ours = jax.jit(lambda x: model(x, timesteps, context, *extra))(latents.transpose(0, 2, 3, 1))
-    assert relative_error(np.asarray(ours).transpose(0, 3, 1, 2), theirs) <= 1e-5
+@pytest.fixture(scope="module")
+def pipelines(reference):
+    """kind -> (diffusers pipeline, ours)."""
+    return {kind: (reference(kind)[0], convert.load(reference(kind)[1])) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_encoders(reference, kind):
-    torch_pipe, directory = reference(kind)
-    pipeline = convert.load(directory)
-    ids = torch_pipe.tokenizer(["a cat", "nude", ""], padding="max_length", return_tensors="np").input_ids
-    for component in ("text_encoder", "text_encoder_2"):
-        if component not in pipeline.params:
-            continue
-        with torch.no_grad():
-            theirs = getattr(torch_pipe, component)(torch.tensor(ids), output_hidden_states=True)
-        ours = pipeline.definitions[component].bind(pipeline.params[component])(ids)
-        assert relative_error(ours.last_hidden_state, theirs.last_hidden_state) <= 1e-5
-        assert relative_error(ours.hidden_states[-2], theirs.hidden_states[-2]) <= 1e-5
-        if component == "text_encoder_2":
-            assert relative_error(ours.text_embeds, theirs.text_embeds) <= 1e-5
-        else:
-            assert relative_error(ours.pooled, theirs.pooler_output) <= 1e-5
+def test_blocks_of_the_unet(pipelines, kind):
+    rows = blocks.of_unet(*pipelines[kind], kind)
+    check(rows)
+    assert {row.block for row in rows} >= blocks.UNET_BLOCKS
 
 
-def test_vae(reference):
-    torch_pipe, directory = reference("sd1")
-    pipeline = convert.load(directory)
-    vae = pipeline.definitions["vae"].bind(pipeline.params["vae"])
-    images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 16)).astype(np.float32)
-    with torch.no_grad():
-        theirs = torch_pipe.vae.encode(torch.tensor(images)).latent_dist
-        decoded = torch_pipe.vae.decode(theirs.mean).sample
-    mean, logvar = vae.encode(images.transpose(0, 2, 3, 1))
-    assert relative_error(np.asarray(mean).transpose(0, 3, 1, 2), theirs.mean) <= 1e-5
-    assert relative_error(np.asarray(logvar).transpose(0, 3, 1, 2), theirs.logvar) <= 1e-5
-    assert relative_error(np.asarray(vae.decode(mean)).transpose(0, 3, 1, 2), decoded) <= 1e-5
+@pytest.mark.parametrize("kind", KINDS)
+def test_unet(pipelines, kind):
+    check(compared.unet(*pipelines[kind], kind))
+
+
+def test_unet_of_latents_that_do_not_halve_evenly(pipelines):
+    check(compared.unet(*pipelines["sd1"], "sd1", side=(9, 7)))
+
+
+def test_blocks_of_the_vae(pipelines):
+    rows = blocks.of_vae(*pipelines["sd1"], "sd1")
+    check(rows)
+    assert {row.block for row in rows} >= blocks.VAE_BLOCKS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_the_text_encoders(pipelines, kind):
+    rows = blocks.of_text_encoders(*pipelines[kind], kind, PROMPTS)
+    check(rows)
+    assert {row.block for row in rows} >= blocks.TEXT_BLOCKS
+
+
+def test_a_block_that_is_wrong_is_found(pipelines):
+    """One weight of one resnet, one part in a thousand: the blocks that hold it fail, the others do not."""
+    pipe, pipeline = pipelines["sd1"]
+    path = "mid_block.resnets.1.conv1.kernel"
+    unet = params_lib.map_with_path(lambda p, leaf: leaf * 1.001 if p == path else leaf, pipeline.params["unet"])
+    rows = blocks.of_unet(pipe, pipeline.with_params(unet=unet), "sd1")
+    wrong = {row.block for row in rows if row.error > row.limit}
+    assert wrong == {"Conv2d", "ResnetBlock2D", "UNetMidBlock2DCrossAttn"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_encoders(pipelines, kind):
+    check(compared.text_encoders(*pipelines[kind], kind, PROMPTS))
+
+
+def test_vae(pipelines):
+    check(compared.vae(*pipelines["sd1"], "sd1"))
+
+
+def test_formulations_of_convolution_and_attention():
+    check(compared.formulations())
+
+
+@pytest.mark.slow
+def test_the_whole_unet_of_sd15():
+    check(compared.sd15_unet())
 
 
 @pytest.mark.parametrize("kind", KINDS)
