@@ -10,12 +10,16 @@ The same command run again does only what is missing. Exit status: 0, 1 if a sub
 """
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+# diffusers and transformers are used without PyTorch, deliberately.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file with get_config(), e.g. configs/mini.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; default runs/<name of the config>")

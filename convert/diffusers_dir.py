@@ -72,8 +72,13 @@ def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
     """Write a directory that diffusers' StableDiffusionPipeline (or XL) loads with identical output.
 
     It is written whole beside its place first: a run that breaks off leaves nothing half-written. What is there under
-    the same names is replaced.
+    the same names is replaced. Raises ValueError for a pipeline with something attached.
     """
+    if pipeline.attached is not None:
+        raise ValueError(
+            f"{pipeline.name}: what is attached to the pipeline has no place in a diffusers directory; add its delta "
+            "to the UNet (spqr_jax.attached.add), and leave its guidance to the sampler."
+        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:

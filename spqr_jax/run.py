@@ -29,12 +29,13 @@ def open_run(config: Config, workdir: Path) -> Run:
     wanted = {"harmful": config.prompts.n_harmful, "benign": config.prompts.n_benign}
     prompt_sets = {role: prompts.load(getattr(config.prompts, role), n, seed=config.seed) for role, n in wanted.items()}
     bench = judging.open_bench(config.judges)
+    checkpoints = {s.checkpoint: sources.weights_path(s.checkpoint) for s in config.subjects if s.checkpoint}
     backbone = sources.backbone(config)
     inputs = cells_lib.Inputs(
-        backbone=weights_sha256(config),
+        backbone=cells_lib.file_sha256(sources.weights_path(config.base)),
         prompts={role: cells_lib.digest(rows) for role, rows in prompt_sets.items()},
         data={scenario: sources.dataset(config, scenario).name for scenario in config.bft.scenarios},
-        checkpoints={s.checkpoint: _checkpoint_sha256(s.checkpoint) for s in config.subjects if s.checkpoint},
+        checkpoints={source: cells_lib.file_sha256(path) for source, path in checkpoints.items()},
     )
     subjects, cells = cells_lib.plan(config, workdir, inputs)
     return Run(config, workdir, backbone, bench, prompt_sets, inputs, subjects, cells)
@@ -50,23 +51,6 @@ def only(run: Run, names: list[str] | None) -> Run:
             raise ValueError(f"--subjects: {name!r} is none of the config's; expected some of {', '.join(known)}.")
     subjects = [s for s in run.subjects if s.subject.name in names]
     return run._replace(subjects=subjects, cells=[c for c in run.cells if c.subject in subjects])
-
-
-def _checkpoint_sha256(path: str) -> str:
-    if not Path(path).exists():
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist; set the subject's `checkpoint` to a file or folder."
-        )
-    return cells_lib.file_sha256(Path(path))
-
-
-def weights_sha256(config: Config) -> str:
-    """What the backbone's files hash to."""
-    if config.base == "mini":
-        from spqr_jax import mini
-
-        return cells_lib.file_sha256(mini.model_path())
-    return cells_lib.file_sha256(Path(config.base))
 
 
 def check_workdir(workdir: Path) -> None:

@@ -1,5 +1,6 @@
 """What the names in a config stand for: backbones, concepts, data sets and reference pictures, shipped or yours."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,15 +15,26 @@ from spqr_jax.methods.concept import PRESETS, Concept
 from spqr_jax.pipeline import Pipeline
 
 
+def weights_path(source: str) -> Path:
+    """Where weights lie that a config names: "mini", "hub:owner/name", or a path. Raises FileNotFoundError."""
+    if source == "mini":
+        from spqr_jax import mini
+
+        return mini.model_path()
+    if source.startswith("hub:"):
+        from convert import hub
+
+        return hub.fetch(source)
+    if not Path(source).exists():
+        raise FileNotFoundError(f"weights {source} do not exist; set config.base, or the subject's checkpoint.")
+    return Path(source)
+
+
 def backbone(config: Config) -> Pipeline:
     """The unaligned pipeline every subject starts from."""
     import convert
 
-    if config.base == "mini":
-        from spqr_jax import mini
-
-        return convert.load(mini.model_path(), dtype=config.dtype)
-    return convert.load(config.base, dtype=config.dtype)
+    return convert.load(weights_path(config.base), dtype=config.dtype)
 
 
 def concept(config: Config) -> Concept:
@@ -61,16 +73,7 @@ def backbone_side(config: Config) -> int:
 
     Raises ValueError for a backbone that is no diffusers directory, local or on the hub.
     """
-    if config.base == "mini":
-        from spqr_jax import mini
-
-        folder = mini.model_path()
-    elif config.base.startswith("hub:"):
-        from convert import hub
-
-        folder = hub.fetch(config.base)
-    else:
-        folder = Path(config.base)
+    folder = weights_path(config.base)
     try:
         latents = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
         blocks = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["block_out_channels"]
@@ -80,6 +83,16 @@ def backbone_side(config: Config) -> int:
             "bft.resolution, and generation.height and .width."
         ) from None
     return int(latents) * 2 ** (len(blocks) - 1)
+
+
+def reference_identity(config: Config) -> str:
+    """Changes when the reference pictures do: their names and sizes in bytes, their number, and the size in pixels."""
+    source, n = config.judges.reference, config.judges.n_reference
+    if source == "mini:reference":
+        return f"{source} {n}"
+    files = [(path.name, path.stat().st_size) for path in source_lib.pictures_under(Path(source))[:n]]
+    side = config.generation.height or backbone_side(config)
+    return f"{n} pictures of {side}, {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
 
 
 def reference_images(config: Config) -> np.ndarray:

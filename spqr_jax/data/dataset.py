@@ -1,12 +1,13 @@
 """Captioned pictures ready for training."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 
-class Dataset(NamedTuple):
+@dataclass(frozen=True)
+class Dataset:
     """N captioned pictures.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Pictures to forget and to retain, made by the base model itself and kept as latents."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from spqr_jax.methods.learning import check_at_least
 from spqr_jax.pipeline import Pipeline
 
 
-class Pictures(NamedTuple):
+@dataclass(frozen=True)
+class Pictures:
     """N captioned pictures as latent distributions.
 
     Attributes:

@@ -69,7 +69,7 @@ def _asked(run: Run) -> dict[str, Any]:
 
 def _reference_features(run: Run) -> None:
     path = run.workdir / "reference_features.npz"
-    identity = json.dumps([run.bench.features.identity, run.config.judges.reference, run.config.judges.n_reference])
+    identity = json.dumps([run.bench.features.identity, sources.reference_identity(run.config)])
     if path.exists() and str(np.load(path)["identity"]) == identity:
         return
     features = _features(run.bench, sources.reference_images(run.config))
