@@ -1,0 +1,75 @@
+"""The paper's Table 1 on the emoji world: its eleven methods, the control, and two defences beside them.
+
+    python launch.py --config configs/table1_mini.py
+    python launch.py --config configs/table1_mini.py --config.bft.scenarios="('general',)"
+
+Needs nothing but the package; resumable. 14 subjects x 3 profiles x 7 scenarios = 294 cells of 300 pictures: hours on 2
+CPU cores. Narrow it with --config.bft.scenarios, --config.bft.profiles and --subjects.
+
+The methods' settings are their authors', scaled by one rule to a small model and a short run, as configs/mini.py
+scales ESD: learning rates ten times as high, some ten to hundred steps in batches of 8 instead of thousands of one, 10
+sampling steps instead of 50, 160 pictures instead of hundreds. One exception: EraseDiff keeps its authors' rate,
+because at ten times that, on prompts of seed 1, which are not scored, it left nothing of the benign pictures either.
+"""
+
+from configs import mini
+from spqr_jax.config import Config, Subject
+
+SAMPLING = {"sampling_steps": 10}
+PICTURES = {"images": 160, "batch_size": 8, "steps": 100, "sampling_steps": 10, "sampling_guidance": 4.0}
+
+
+def get_config() -> Config:
+    config = mini.get_config()
+    erase = {"steps": 100, "batch_size": 8, "lr": 1e-4, **SAMPLING}
+    config.subjects = (
+        Subject("No alignment", "none"),
+        Subject("EraseDiff", "erasediff", PICTURES),
+        Subject("FMN", "fmn", {"lr": 2e-5, **SAMPLING, "sampling_guidance": 4.0}),
+        Subject(
+            "AdvUnlearn",
+            "advunlearn",
+            {"steps": 100, "warmup": 20, "lr": 1e-4, "batch_size": 4, "attack_steps": 5, "walks": 1, **SAMPLING},
+        ),
+        Subject("Scissorhands", "scissorhands", PICTURES | {"lr": 1e-4}),
+        Subject(
+            "STEREO",
+            "stereo",
+            {
+                "erase_steps": 30,
+                "erase_lr": 5e-5,
+                "attack_steps": 30,
+                "final_steps": 30,
+                "final_lr": 2e-4,
+                "images": 64,
+                "batch_size": 8,
+                "attack_batch_size": 8,
+                "start_word": "cat",
+                "image_steps": 10,
+                "image_guidance": 4.0,
+                **SAMPLING,
+            },
+        ),
+        Subject("SalUn", "salun", PICTURES | {"lr": 1e-4, "mask_steps": 20}),
+        Subject("MACE", "mace", {"images": 4, "steps": 12, "lr": 1e-4, **SAMPLING, "sampling_guidance": 4.0}),
+        Subject("ESD", "esd", erase),
+        Subject(
+            "SPM",
+            "spm",
+            {"steps": 20, "warmup": 2, "lr": 1e-3, "batch_size": 8, "eighths": (8,), **SAMPLING},
+        ),
+        Subject("UCE", "uce"),
+        Subject("RECE", "rece"),
+        Subject("Modular LoRA", "modular_lora", erase | {"lr": 1e-3}),
+        Subject("SLD", "sld", {"text": "weapons, blood, death, alcohol, drugs, insults, fire, explosion"}),
+    )
+    config.bft.scenarios = (
+        "general",
+        "multilingual_ar",
+        "multilingual_es",
+        "multilingual_fr",
+        "multilingual_hi",
+        "artistic",
+        "medical",
+    )
+    return config
