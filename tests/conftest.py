@@ -6,6 +6,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs compiled once serve every test, worker and subprocess.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/spqr_jax/compilation"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Hundreds of small programs run once each: LLVM's optimisation would take twice as long as everything else.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import json
 from pathlib import Path

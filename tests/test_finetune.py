@@ -114,7 +114,7 @@ def test_a_damaged_state_is_named(pipeline, dataset, tmp_path):
         train(pipeline, dataset, **options)
 
 
-@pytest.mark.parametrize("memory", [Memory(accumulate=2), Memory(remat=True)])
+@pytest.mark.parametrize("memory", [Memory(accumulate=2), pytest.param(Memory(remat=True), marks=pytest.mark.slow)])
 def test_memory_options_change_nothing_but_rounding(pipeline, dataset, plain, memory):
     losses = []
     options = {"memory": memory, "on_step": lambda p: losses.append((p.loss, p.grad_norm))}

@@ -129,7 +129,7 @@ def test_esd_loss_and_gradient_equal_pytorch(pipeline, reference):
     assert np.abs(ours - reference_gradient).max() <= 1e-4 * np.abs(reference_gradient).max()
 
 
-@pytest.mark.parametrize("method", ["esd-x", "esd-u"])
+@pytest.mark.parametrize("method", ["esd-x", pytest.param("esd-u", marks=pytest.mark.slow)])
 def test_esd_trains_exactly_its_parameters(pipeline, method):
     aligned = esd.align(pipeline, CONCEPT, method=method, steps=2, sampling_steps=4, batch_size=2, lr=1e-3)
     mask = FLAT(esd.trained(pipeline.params["unet"], method))

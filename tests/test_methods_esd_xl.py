@@ -36,6 +36,7 @@ def test_texts_are_told_as_in_sampling(pipeline, reference):
     assert not forced.context[-1].any() and not forced.pooled[-1].any() and forced.context[0].any()
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_equal_pytorch(pipeline, reference):
     unet = learning.on_device(pipeline.params["unet"])
     train, _ = params_lib.partition(unet, esd.trained(unet, "esd-x"))
@@ -67,6 +68,7 @@ def test_loss_and_gradient_equal_pytorch(pipeline, reference):
     assert np.abs(FLAT(gradient)[f"{NAME}.kernel"] - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_it_trains_exactly_cross_attention(pipeline):
     aligned = esd.align(pipeline, CONCEPT, method="esd-x", steps=1, sampling_steps=2)
     before, after = FLAT(pipeline.params["unet"]), FLAT(aligned.params["unet"])
