@@ -140,6 +140,7 @@ def test_remat_keeps_fewer_bytes(pipeline):
     assert less < 0.5 * plain
 
 
+@pytest.mark.slow
 def test_bfloat16_is_mixed_precision(pipeline, dataset):
     """Master weights and optimiser state stay float32, so that steps below bfloat16's resolution still add up."""
     low = pipeline._replace(params={name: params_lib.cast(p, "bfloat16") for name, p in pipeline.params.items()})

@@ -129,7 +129,8 @@ def test_esd_loss_and_gradient_equal_pytorch(pipeline, reference):
     assert np.abs(ours - reference_gradient).max() <= 1e-4 * np.abs(reference_gradient).max()
 
 
-@pytest.mark.parametrize("method", ["esd-x", pytest.param("esd-u", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["esd-x", "esd-u"])
 def test_esd_trains_exactly_its_parameters(pipeline, method):
     aligned = esd.align(pipeline, CONCEPT, method=method, steps=2, sampling_steps=4, batch_size=2, lr=1e-3)
     mask = FLAT(esd.trained(pipeline.params["unet"], method))
@@ -139,7 +140,7 @@ def test_esd_trains_exactly_its_parameters(pipeline, method):
     assert not any(mask[path] for path in mask if path.startswith(("time_embedding", "conv_out"))) or method == "esd-x"
 
 
-@pytest.mark.parametrize("name", ["none", "uce", "rece", "esd", "sld"])
+@pytest.mark.parametrize("name", ["none", "uce", "rece", pytest.param("esd", marks=pytest.mark.slow), "sld"])
 def test_the_same_seed_gives_the_same_weights(pipeline, name):
     """Methods with files of their own are tested there."""
     options = {"steps": 1, "sampling_steps": 4, "batch_size": 2, "lr": 1e-3} if name == "esd" else {}

@@ -83,14 +83,14 @@ def chosen(params, profile: str):
     return params_lib.partition(params, profiles.mask(params, profile))[0]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["SD1.5", "SD2.1", pytest.param("SDXL", marks=pytest.mark.slow)])
 def test_standard_is_the_whole_unet(name):
     _, params = ours(name)
     assert shapes(chosen(params, "standard")) == torch_shapes(theirs(name).named_parameters())
     assert params_lib.count(params) == COUNTS[name]["standard"]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["SD1.5", "SD2.1", pytest.param("SDXL", marks=pytest.mark.slow)])
 def test_moderate_is_cross_attention_without_its_queries(name):
     _, params = ours(name)
     expected = {

@@ -28,6 +28,7 @@ def write_base(folder, sample_size=8, levels=2):
 def test_the_side_is_the_backbones(tmp_path):
     assert sources.backbone_side(Config(base=write_base(tmp_path / "base", 64, 4))) == 512
     assert sources.backbone_side(Config(base="mini")) == 32
+    (tmp_path / "one.ckpt").touch()
     with pytest.raises(ValueError, match=r"base=.*one.ckpt does not say its size .* set bft.resolution"):
         sources.backbone_side(Config(base=str(tmp_path / "one.ckpt")))
 

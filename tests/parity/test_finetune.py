@@ -170,9 +170,9 @@ def check_frozen(pipeline, tuned, profile: str) -> None:
     assert all(tuned.params[name] is pipeline.params[name] for name in pipeline.params if name != "unet")
 
 
-CASES = [("lite", "epsilon"), ("moderate", "v_prediction"), ("standard", "epsilon")]
-REST = [("lite", "v_prediction"), ("moderate", "epsilon"), ("standard", "v_prediction")]
-CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in REST]
+# One whole comparison runs always; the rest of the grid with `-m slow`, since each compiles a program of its own.
+CASES = [(profile, prediction) for profile in profiles.PROFILES for prediction in ("epsilon", "v_prediction")]
+CASES = [case if case == ("standard", "epsilon") else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 
 
 @pytest.mark.parametrize(("profile", "prediction_type"), CASES)
@@ -211,6 +211,7 @@ def test_frozen_leaves_have_no_optimiser_state(pipeline, profile):
     assert sum(leaf.size for leaf in stored) == 2 * params_lib.count(trainable)
 
 
+@pytest.mark.slow
 def test_the_first_step_of_a_warm_up_moves_nothing(pipeline, dataset):
     """As with diffusers' constant_with_warmup: the rate starts at zero."""
     tuned, (only,) = our_run(pipeline, dataset, "moderate", steps=1)
@@ -264,6 +265,7 @@ def test_noise_offset_is_common_to_a_channels_pixels():
     assert np.ptp(added, axis=(1, 2)).max() < 1e-6 and added[:, 0, 0].std() == pytest.approx(0.1, rel=0.05)
 
 
+@pytest.mark.slow
 def test_ema_follows_the_weights(pipeline, dataset):
     """The average of every step's weights, starting from the first: e <- 0.5 e + 0.5 w."""
     optimiser, objective = OPTIMISERS["moderate"]._replace(warmup_steps=0), finetune.Objective(ema=0.5)
