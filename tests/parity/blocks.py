@@ -14,7 +14,7 @@ import torch
 
 from spqr_jax.pipeline import Pipeline
 from tests.parity import compared
-from tests.parity.compared import BLOCK, Compared, bound, relative_error
+from tests.parity.compared import Compared, bound, relative_error
 
 
 class Call(NamedTuple):
@@ -61,7 +61,7 @@ def blocks(model: torch.nn.Module, ours: Any, config: str, run: Callable[[], Any
             found = _arrays(REPLAY[call.kind](module, _Arguments(call)))
             assert len(found) == len(theirs), f"{path}: {len(theirs)} outputs, ours gives {len(found)}"
             errors.setdefault(call.kind, []).extend(map(relative_error, found, theirs))
-    return [Compared(kind, config, max(found), BLOCK, len(found)) for kind, found in errors.items()]
+    return [Compared(kind, config, max(found), cases=len(found)) for kind, found in errors.items()]
 
 
 def of_unet(pipe: Any, pipeline: Pipeline, config: str) -> list[Compared]:
@@ -82,8 +82,7 @@ def of_text_encoders(pipe: Any, pipeline: Pipeline, config: str, prompts: list[s
     for component in ("text_encoder", "text_encoder_2"):
         if component in pipeline.params:
             model = getattr(pipe, component)
-            which = config if component == "text_encoder" else f"{config}, second encoder"
-            rows += blocks(model, bound(pipeline, component), which, lambda model=model: model(ids))
+            rows += blocks(model, bound(pipeline, component), config, lambda model=model: model(ids))
     return rows
 
 

@@ -14,13 +14,14 @@ BLOCK, FULL_UNET = 1e-5, 5e-5
 
 
 class Compared(NamedTuple):
-    """One line of the table: the largest error of `cases` outputs, and what it may be."""
+    """One entry of the table: the largest error of `cases` outputs, what it may be, the smallest that can be seen."""
 
     block: str
     config: str
     error: float
     limit: float = BLOCK
     cases: int = 1
+    resolution: float = 0.0
 
 
 def relative_error(ours: Any, theirs: Any) -> float:
@@ -82,7 +83,7 @@ def unet(pipe: Any, pipeline: Pipeline, config: str, side: tuple[int, int] | Non
     inputs = unet_inputs(dict(pipe.unet.config), side=side)
     ours = our_unet(bound(pipeline, "unet"), inputs)
     size = "" if side is None else f", {side[0]}x{side[1]} latents"
-    return [Compared("UNet2DConditionModel", config + size, relative_error(ours, torch_unet(pipe.unet, inputs)))]
+    return [Compared(f"UNet2DConditionModel{size}", config, relative_error(ours, torch_unet(pipe.unet, inputs)))]
 
 
 def text_encoders(pipe: Any, pipeline: Pipeline, config: str, prompts: list[str]) -> list[Compared]:

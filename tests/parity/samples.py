@@ -70,8 +70,8 @@ def sample(pipe: Any, directory: Path, kind: str, scheduler: str) -> list[Compar
     assert theirs.std() > 0.02, "the reference is a flat picture and proves nothing"
     ours = generate(load(directory), PROMPTS, [0, 0], steps=STEPS, scheduler=scheduler, latents=noise(2))
     beyond, regraded = apart(ours, theirs)
-    name = f"{STEPS}-step sample, {SCHEDULERS[scheduler]}"
+    name, steps = f"sample, {SCHEDULERS[scheduler]}", f"{STEPS} steps"
     return [
-        Compared(f"{name}, largest", kind, beyond, PIXELS, theirs.size),
-        Compared(f"{name}, mean", kind, regraded / 255, REGRADED / 255, theirs.size),
+        Compared(f"{name}: largest, {steps}", kind, beyond, PIXELS, theirs.size),
+        Compared(f"{name}: mean, {steps}", kind, regraded / 255, REGRADED / 255, theirs.size, 1 / theirs.size / 255),
     ]

@@ -8,73 +8,86 @@ Diffusion 1.5's whole UNet (8 GiB of memory). Exit status 1 if a row is over its
 
 import argparse
 import importlib.metadata
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+from tests import conftest  # before JAX: it names the backend and the compilation cache
 
+# isort: split
 import diffusers
 import jax
 import torch
 
 import convert
 from spqr_jax import mini
-from tests import conftest
 from tests.parity import blocks, compared, samples
 from tests.parity.compared import Compared
 
 KINDS = {"sd1": "tiny SD1", "sd2": "tiny SD2", "sdxl": "tiny SDXL"}
 PROMPTS = ["a cat", "nude", ""]
+PARTS = ("UNet", "VAE", "text encoder", "whole model", "whole sample")
 MARKER = "<!-- Written by python -m tests.parity.table; edit above. -->\n"
 PACKAGES = ("jax", "flax", "torch", "diffusers", "transformers")
 
 
-def comparisons(full: bool) -> Iterator[list[Compared]]:
-    """All rows, a model at a time."""
-    yield compared.formulations()
+def comparisons(full: bool) -> Iterator[tuple[str, list[Compared]]]:
+    """(part, rows), a model at a time."""
+    yield "", compared.formulations()
     for kind, name in KINDS.items():
         with tempfile.TemporaryDirectory() as folder:
             pipe = conftest.torch_pipeline(kind)
             pipe.save_pretrained(folder)
             pair = pipe, convert.load(folder)
-            yield blocks.of_unet(*pair, name)
-            if kind == "sd1":  # the others' VAE has the same layers
-                yield blocks.of_vae(*pair, name)
-                yield compared.unet(*pair, name, side=(9, 7))
-            yield blocks.of_text_encoders(*pair, name, PROMPTS)
-            yield compared.unet(*pair, name) + compared.vae(*pair, name)
-            yield compared.text_encoders(*pair, name, PROMPTS)
+            yield from parts(*pair, name, PROMPTS)
+            if kind == "sd1":
+                yield "whole model", compared.unet(*pair, name, side=(9, 7))
             for scheduler in samples.SCHEDULERS:
-                yield samples.sample(pipe, Path(folder), name, scheduler)
-    yield emoji_world()
-    if full:
-        yield compared.sd15_unet()
-
-
-def emoji_world() -> list[Compared]:
-    """The shipped model, trained weights, read by both from the same directory."""
-    path = mini.model_path()
+                yield "whole sample", samples.sample(pipe, Path(folder), name, scheduler)
+    path = mini.model_path()  # trained weights, read by both from the same directory
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(path, local_files_only=True, torch_dtype=torch.float32)
-    pair, name = (pipe, convert.load(path)), "emoji world"
-    return (
-        blocks.of_unet(*pair, name)
-        + compared.unet(*pair, name)
-        + compared.vae(*pair, name)
-        + compared.text_encoders(*pair, name, [p.prompt for p in mini.prompts("benign", 4, 0)])
-    )
+    yield from parts(pipe, convert.load(path), "emoji world", [p.prompt for p in mini.prompts("benign", 4, 0)])
+    if full:
+        yield "whole model", compared.sd15_unet()
 
 
-def markdown(rows: list[Compared]) -> str:
-    """One line a block and config, in the order compared."""
-    lines = ["| block | config | cases | error | limit |", "|---|---|---|---|---|"]
-    lines += [f"| {r.block} | {r.config} | {r.cases} | {r.error:.1e} | {r.limit:.0e} |" for r in rows]
+def parts(pipe, pipeline, name: str, prompts: list[str]) -> Iterator[tuple[str, list[Compared]]]:
+    """Blocks and whole models of one pipeline."""
+    yield "UNet", blocks.of_unet(pipe, pipeline, name)
+    if name not in ("tiny SD2", "tiny SDXL"):  # whose VAE is SD1's
+        yield "VAE", blocks.of_vae(pipe, pipeline, name)
+    yield "text encoder", blocks.of_text_encoders(pipe, pipeline, name, prompts)
+    yield "whole model", compared.unet(pipe, pipeline, name) + compared.vae(pipe, pipeline, name)
+    yield "whole model", compared.text_encoders(pipe, pipeline, name, prompts)
+
+
+def markdown(found: list[tuple[str, Compared]]) -> str:
+    """Blocks by config, then what has a config of its own. An entry: the largest error, and of how many outputs."""
+    columns = [*KINDS.values(), "emoji world"]
+    entries: dict[tuple[str, str, float], dict[str, list[Compared]]] = {}
+    alone = []
+    for part, row in found:
+        if row.config in columns:
+            entries.setdefault((part, row.block, row.limit), {}).setdefault(row.config, []).append(row)
+        else:
+            alone.append(f"| {row.block} | {row.config} | {_shown([row])} | {row.limit:.0e} |")
+    lines = [f"| part | block | limit | {' | '.join(columns)} |", "|---" * (3 + len(columns)) + "|"]
+    for part, block, limit in sorted(entries, key=lambda key: PARTS.index(key[0])):
+        shown = [_shown(entries[part, block, limit].get(column, [])) for column in columns]
+        lines.append(f"| {part} | {block} | {limit:.0e} | {' | '.join(shown)} |")
+    lines += ["", "| | shape or config | error | limit |", "|---|---|---|---|", *alone]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    over = sum(not row.error <= row.limit for row in rows)
-    return "\n".join(
-        [*lines, "", f"{len(rows)} rows, {over} over their limit; {versions}, {jax.default_backend()}.", ""]
-    )
+    over = sum(not row.error <= row.limit for _, row in found)
+    summary = f"{len(found)} comparisons, {over} over their limit; {versions}, {jax.default_backend()}."
+    return "\n".join([*lines, "", summary, ""])
+
+
+def _shown(rows: list[Compared]) -> str:
+    if not rows:
+        return ""
+    worst = max(rows, key=lambda row: row.error)
+    error = f"below {worst.resolution:.0e}" if worst.error < worst.resolution else f"{worst.error:.1e}"
+    return f"{error} ({sum(row.cases for row in rows)})"
 
 
 def main() -> None:
@@ -82,16 +95,14 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also Stable Diffusion 1.5's whole UNet")
     parser.add_argument("--out", type=Path, default=Path("docs/parity.md"), help="page to write the table into")
     flags = parser.parse_args()
-    rows: list[Compared] = []
     with jax.default_matmul_precision("highest"):
-        for more in comparisons(flags.full):
-            rows += more
-    table = markdown(rows)
+        found = [(part, row) for part, rows in comparisons(flags.full) for row in rows]
+    table = markdown(found)
     print(table)
     if flags.out.exists():
         above = flags.out.read_text(encoding="utf-8").partition(MARKER)[0]
         flags.out.write_text(above + MARKER + "\n" + table, encoding="utf-8")
-    raise SystemExit(any(not row.error <= row.limit for row in rows))
+    raise SystemExit(any(not row.error <= row.limit for _, row in found))
 
 
 if __name__ == "__main__":
