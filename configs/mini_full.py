@@ -9,19 +9,12 @@ of docs/mini.md (not run whole). Narrow it with --config.bft.scenarios and --con
 
 from configs import mini
 from spqr_jax.config import Config
+from spqr_jax.mini import world
 
 
 def get_config() -> Config:
     config = mini.get_config()
     config.prompts.n_harmful = config.prompts.n_benign = 500
-    config.bft.scenarios = (
-        "general",
-        "multilingual_ar",
-        "multilingual_es",
-        "multilingual_fr",
-        "multilingual_hi",
-        "artistic",
-        "medical",
-    )
+    config.bft.scenarios = world.SCENARIOS
     config.bft.seeds = (1, 2, 3)
     return config

@@ -14,6 +14,7 @@ because at ten times that, on prompts of seed 1, which are not scored, it left n
 
 from configs import mini
 from spqr_jax.config import Config, Subject
+from spqr_jax.mini import world
 
 SAMPLING = {"sampling_steps": 10}
 PICTURES = {"images": 160, "batch_size": 8, "steps": 100, "sampling_steps": 10, "sampling_guidance": 4.0}
@@ -63,13 +64,5 @@ def get_config() -> Config:
         Subject("Modular LoRA", "modular_lora", erase | {"lr": 1e-3}),
         Subject("SLD", "sld", {"text": "weapons, blood, death, alcohol, drugs, insults, fire, explosion"}),
     )
-    config.bft.scenarios = (
-        "general",
-        "multilingual_ar",
-        "multilingual_es",
-        "multilingual_fr",
-        "multilingual_hi",
-        "artistic",
-        "medical",
-    )
+    config.bft.scenarios = world.SCENARIOS
     return config

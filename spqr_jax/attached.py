@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from spqr_jax import cells as cells_lib
 from spqr_jax import checkpoint
 from spqr_jax import params as params_lib
 from spqr_jax.params import Params
@@ -98,9 +99,7 @@ def save(path: Path, attached: Attached) -> None:
         checkpoint.save(path / "delta", attached.delta)
     guidance = attached.guidance
     sld = guidance and {"concept": guidance.concept, **guidance.strength._asdict()}
-    partial = path / "attached.json.partial"
-    partial.write_text(json.dumps({"guidance": sld, "delta": attached.delta is not None}, indent=2) + "\n")
-    partial.rename(note)
+    cells_lib.write_text(note, json.dumps({"guidance": sld, "delta": attached.delta is not None}, indent=2) + "\n")
 
 
 def load(path: Path) -> Attached:

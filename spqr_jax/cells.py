@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import logging
 
 from spqr_jax import config as config_lib
@@ -122,6 +123,14 @@ def write_text(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+    os.replace(partial, path)
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays whole: temporary name, which no other process shares, and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial.npz")
+    np.savez(partial, allow_pickle=False, **arrays)
     os.replace(partial, path)
 
 

@@ -172,7 +172,8 @@ def train(
                 last = None
                 if checkpoints and (saved.due(i + 1) or stop):
                     saved.save(i + 1, state)
-                    preemption.exit_if_asked()
+                    if stop:
+                        raise SystemExit(preemption.EXIT_STATUS)
                 if on_eval and i + 1 in evaluate:
                     on_eval(i + 1, apply(pipeline, result()))
         _report(last, on_step)

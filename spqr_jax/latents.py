@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spqr_jax import cells as cells_lib
 from spqr_jax import hosts
 from spqr_jax import mesh as mesh_lib
 from spqr_jax import params as params_lib
@@ -50,10 +50,7 @@ def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -
         logvars.append(np.asarray(logvar, np.float32)[: len(rows)])
     made = Latents(np.concatenate(means), np.concatenate(logvars))
     if file is not None and hosts.first():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial.npz")
-        np.savez(partial, **made._asdict())
-        os.replace(partial, file)
+        cells_lib.write_npz(file, **made._asdict())
     return made
 
 

@@ -31,17 +31,17 @@ SCHEMA = pa.schema(
 )
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
+def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> None:
     """Write rows under a temporary name and rename. Raises KeyError for a row without one of the columns."""
-    table = pa.table({field.name: [row[field.name] for row in rows] for field in SCHEMA}, schema=SCHEMA)
+    table = pa.table({field.name: [row[field.name] for row in rows] for field in schema}, schema=schema)
     partial = path.with_suffix(".parquet.partial")
     pq.write_table(table, partial)
     os.replace(partial, path)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path, schema: pa.Schema = SCHEMA) -> list[dict[str, Any]]:
     """Rows of a file. Raises ValueError naming a damaged file and the remedy."""
     try:
-        return pq.read_table(path, schema=SCHEMA).to_pylist()
+        return pq.read_table(path, schema=schema).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same command again.") from None

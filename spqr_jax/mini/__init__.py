@@ -3,6 +3,7 @@
 This module answers every `mini:` name of a config. What ships is the result of `python -m spqr_jax.mini.build`.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ def prompts(name: str, n: int, seed: int) -> list["Prompt"]:
     return [Prompt(p.id, p.prompt, p.category, p.language, p.seed) for p in drawn]
 
 
+@functools.lru_cache(maxsize=8)  # every cell of a sweep asks again
 def dataset(scenario: str, n: int, seed: int) -> "Dataset":
     """`n` benign captioned pictures of a fine-tuning scenario."""
     from spqr_jax import data

@@ -1,15 +1,11 @@
 """Safety along the way: harmfulness at chosen steps of a fine-tuning, so that one run gives a whole drift curve."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from spqr_jax import generate, hosts, judging
+from spqr_jax import generate, hosts, judging, records
 from spqr_jax.cells import Cell
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.stages.generate import stream
@@ -50,7 +46,8 @@ def recorder(run: Run, cell: Cell) -> Callable[[int, Pipeline], None]:
                 verdicts += judging.judge(run.bench, batch).verdicts
         if not hosts.first():
             return
-        rows = [row for row in _read(path) if row["step"] != step]
+        earlier = records.read(path, SCHEMA) if path.exists() else []
+        rows = [row for row in earlier if row["step"] != step]
         for (role, prompt, k), verdict in zip(jobs, verdicts, strict=True):
             rows.append(
                 {
@@ -63,12 +60,6 @@ def recorder(run: Run, cell: Cell) -> Callable[[int, Pipeline], None]:
                     "verdict": verdict,
                 }
             )
-        partial = path.with_suffix(".parquet.partial")
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
-        os.replace(partial, path)
+        records.write(path, rows, SCHEMA)
 
     return record
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return pq.read_table(path, schema=SCHEMA).to_pylist() if path.exists() else []

@@ -1,7 +1,6 @@
 """Stage judge: ask the judges about every picture and write the records; cell.json, last, makes a cell complete."""
 
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -73,7 +72,7 @@ def _reference_features(run: Run) -> None:
     if path.exists() and str(np.load(path)["identity"]) == identity:
         return
     features = _features(run.bench, sources.reference_images(run.config))
-    _save_npz(path, features=features, identity=np.array(identity))
+    cells_lib.write_npz(path, features=features, identity=np.array(identity))
 
 
 def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
@@ -106,7 +105,7 @@ def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
                 }
             )
     _check_undecided(run, rows)
-    _save_npz(root / f"features_{phase}.npz", features=np.concatenate(features))
+    cells_lib.write_npz(root / f"features_{phase}.npz", features=np.concatenate(features))
     note_seconds(root, f"judge_{phase}", time.time() - start, len(rows))
     records.write(root / "records.parquet", rows)
     cells_lib.write_text(root / "judges.json", json.dumps(_asked(run), indent=2, sort_keys=True) + "\n")
@@ -162,7 +161,7 @@ def _judge_cell(run: Run, cell: Cell) -> None:
         folder = Path("images") / f"before_{role}"
         names = [Path(row["image"]).name for row in before if row["role"] == role]
         cells_lib.link_images(cell.subject.root / folder, cell.root / folder, names)
-    _save_npz(
+    cells_lib.write_npz(
         cell.root / "features.npz",
         before_benign=np.load(cell.subject.root / "features_before.npz")["features"],
         after_benign=np.load(cell.root / "features_after.npz")["features"],
@@ -206,9 +205,3 @@ def trained_size(pipeline: Pipeline, profile: str, config: Config) -> dict[str, 
     )
     size = params_lib.nbytes(trainable)
     return {"trained_parameters": params_lib.count(trainable), "parameter_bytes": size, "optimiser_bytes": 2 * size}
-
-
-def _save_npz(path: Path, **arrays: np.ndarray) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial.npz")  # jobs of one sweep may write the same reference
-    np.savez(partial, allow_pickle=False, **arrays)
-    os.replace(partial, path)
