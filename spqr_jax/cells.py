@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,12 +63,14 @@ class Inputs(NamedTuple):
         prompts: role -> hash of the chosen rows.
         data: scenario -> the data set's name, which identifies its content.
         checkpoints: path in the config -> sha256.
+        pictures: data source in a method's options -> hash of its content.
     """
 
     backbone: str
     prompts: dict[str, str]
     data: dict[str, str]
     checkpoints: dict[str, str]
+    pictures: Mapping[str, str] = {}
 
 
 # Fields of config.bft that name cells, or say how a step is computed and not what.
@@ -108,7 +110,8 @@ def _cell(
 
 def _without_name(subject: Subject, inputs: Inputs) -> dict[str, Any]:
     checkpoint = inputs.checkpoints[subject.checkpoint] if subject.checkpoint else ""
-    return {"method": subject.method, "options": subject.options, "checkpoint": checkpoint}
+    options = {k: inputs.pictures.get(v, v) if isinstance(v, str) else v for k, v in subject.options.items()}
+    return {"method": subject.method, "options": options, "checkpoint": checkpoint}
 
 
 def _slug(name: str) -> str:

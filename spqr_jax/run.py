@@ -25,6 +25,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     check_workdir(workdir)
     enable_compilation_cache(workdir)
     from spqr_jax import judging, prompts, sources
+    from spqr_jax.methods import forget_sets
 
     wanted = {"harmful": config.prompts.n_harmful, "benign": config.prompts.n_benign}
     prompt_sets = {role: prompts.load(getattr(config.prompts, role), n, seed=config.seed) for role, n in wanted.items()}
@@ -36,6 +37,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         prompts={role: cells_lib.digest(rows) for role, rows in prompt_sets.items()},
         data={scenario: sources.dataset(config, scenario).name for scenario in config.bft.scenarios},
         checkpoints={source: cells_lib.file_sha256(path) for source, path in checkpoints.items()},
+        pictures=forget_sets.identities(config.subjects),
     )
     subjects, cells = cells_lib.plan(config, workdir, inputs)
     return Run(config, workdir, backbone, bench, prompt_sets, inputs, subjects, cells)

@@ -45,7 +45,7 @@ def _open_one(text: str) -> Source:
     path = Path(place).expanduser()
     pattern = any(c in place for c in "*[")
     if not place or not (pattern or path.exists()):
-        raise FileNotFoundError(f"data {text!r}: {path} does not exist; set bft.data to where your pictures are.")
+        raise FileNotFoundError(f"data {text!r}: {path} does not exist; name where your pictures are.")
     kind = kind or recognise(path)
     known = list(inspect.signature(KINDS[kind]).parameters)[1:]
     for option in options:

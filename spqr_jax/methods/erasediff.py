@@ -45,6 +45,8 @@ def align(
     multiplier: float | None = None,
     eta: float = 0.5,
     prompts: Mapping[str, str] | None = None,
+    pictures: str = "",
+    retain_pictures: str = "",
     sampling_steps: int = 100,
     sampling_guidance: float = 7.5,
     progress: bool = False,
@@ -58,7 +60,8 @@ def align(
     multiplier: a fixed lambda instead, as in the authors' script (1.0 there; theirs also leaves the trace of K = 2
     inner steps in Adam's shared moments, and uses the same 16 pictures throughout: neither is copied). eta is not
     published; 0.5 is BOME's. prompts: prompt -> caption of the pictures to forget; default `NUDITY_PROMPTS`, the
-    authors', for the concept "nudity", else the concept's prompts. `steps`: "160 is enough" (authors). Their number of
+    authors', for the concept "nudity", else the concept's prompts. pictures, retain_pictures: your own, as
+    `relabelling.task` takes them. `steps`: "160 is enough" (authors). Their number of
     pictures is not stated, and they sample with LMS, here DDIM. Raises ValueError for SDXL and for fewer `images` than
     a batch.
     """
@@ -71,6 +74,8 @@ def align(
         batch_size=batch_size,
         seed=seed,
         prompts=prompts,
+        pictures=pictures,
+        retain_pictures=retain_pictures,
         sampling_steps=sampling_steps,
         sampling_guidance=sampling_guidance,
     )

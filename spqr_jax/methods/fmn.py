@@ -32,6 +32,7 @@ def align(
     pooler: bool = True,
     inversion_steps: int = 0,
     inversion_lr: float = 1e-3,
+    pictures: str = "",
     sampling_steps: int = 50,
     sampling_guidance: float = 7.5,
     progress: bool = False,
@@ -40,6 +41,7 @@ def align(
 
     Args:
         images: pictures of each text, made by the base model from the concept's first template ("a photo of {}").
+        pictures: a data source used instead (`forget_sets.read`); its captions say which text a picture shows.
         train: "full", the whole UNet, or "xattn", every attn2 parameter; the text encoder is frozen.
         pooler: watch the end-of-text tokens too, which in SD1.x include all padding and then outweigh the concept's.
         inversion_steps: 0, or (the authors: 500) first learn a word for each text's pictures by textual inversion, and
@@ -57,21 +59,21 @@ def align(
     prompts = [full.templates[0].format(text) for text in full.erase]
     named = zip(prompts, full.erase, strict=True)
     watched = np.stack([attention_maps.positions(pipeline, prompt, text, end=pooler) for prompt, text in named])
-    pictures = forget_sets.make(
+    shown = forget_sets.make(
         pipeline,
         prompts,
         images * len(prompts),
         seed=seed,
+        given=pictures,
+        texts=full.erase,
         name="FMN",
         steps=sampling_steps,
         guidance=sampling_guidance,
     )
     if inversion_steps:
         adam = Adam(inversion_lr, weight_decay=0.01)
-        pictures, watched = _inverted(
-            pipeline, pictures, full.templates[0], adam, inversion_steps, seed, pooler, progress
-        )
-    tuned = _resteer(f"FMN {full.name}", pipeline, pictures, watched, train, lr, steps, seed, progress)
+        shown, watched = _inverted(pipeline, shown, full.templates[0], adam, inversion_steps, seed, pooler, progress)
+    tuned = _resteer(f"FMN {full.name}", pipeline, shown, watched, train, lr, steps, seed, progress)
     return pipeline.with_params(unet=tuned)
 
 

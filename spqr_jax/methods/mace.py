@@ -17,7 +17,7 @@ import numpy as np
 
 from spqr_jax import data, latents, schedulers
 from spqr_jax import generate as generate_lib
-from spqr_jax.methods import attention_maps, closed_form, learning, low_rank
+from spqr_jax.methods import attention_maps, closed_form, forget_sets, learning, low_rank
 from spqr_jax.methods.closed_form import KEY_VALUE, Edit
 from spqr_jax.methods.concept import NUDITY, Concept, completed
 from spqr_jax.methods.learning import Adam
@@ -66,6 +66,7 @@ def align(
     prior_scale: float = 7e-7,
     fuse_prior_scale: float = 7e-7,
     importance: bool = False,
+    pictures: str = "",
     sampling_steps: int = 30,
     sampling_guidance: float = 7.5,
     progress: bool = False,
@@ -82,6 +83,8 @@ def align(
         prior_scale, fuse_prior_scale: weight of a prior caption in stages 1 and 3, counted as if the captions given
             (the concept's retain set) were COCO's 617 thousand. (With few concepts the authors' code multiplies the
             prior of stage 1 by this weight twice, so that it vanishes.)
+        pictures: a data source used instead of pictures made by the base model; its captions say which text a picture
+            shows (`forget_sets.read`), `images` of each.
         importance: draw timesteps between 200 and 400 most, as the authors do for objects and people, not for nudity.
 
     Defaults are the authors' for nudity: 30 prompts a text, 8 pictures, 120 steps of AdamW with decay 0.01, gradients
@@ -97,6 +100,7 @@ def align(
         concept, mapping = concept._replace(erase=NUDITY_TEXTS, prompts=()), NUDITY_MAPPING
     full = completed(concept._replace(templates=concept.templates or TEMPLATES), pipeline, "retain")
     mapping = full.target if mapping is None else mapping
+    own = _given(pipeline, full, pictures, images, seed)
     prior = prior_gram(pipeline, full.retain)
     smooth = ridge * np.eye(len(prior))
     original = closed_form.key_value_matrices(pipeline.params["unet"])
@@ -106,11 +110,11 @@ def align(
         for path, k in original.items()
     }
     started = closed_form.with_kernels(pipeline, refined)
-    adapters = []
+    adapters, sampling = [], (sampling_steps, sampling_guidance)
     for number, text in enumerate(full.erase):
-        example = _example(
-            pipeline, text, full.templates, images, masks, (seed, number), sampling_steps, sampling_guidance
-        )
+        prompt = full.templates[0].format(text)  # the authors' "a photo of the {}", or near enough
+        shown = own[number] if own else _made(pipeline, prompt, images, (seed, number), *sampling)
+        example = _example(pipeline, text, full.templates, shown, masks)
         adapter = low_rank.create(
             started.params["unet"], KEY_VALUE, rank=rank, seed=seed + number, normal=True, name="MACE"
         )
@@ -254,22 +258,28 @@ def timestep_odds(count: int) -> np.ndarray:
     return weight / weight.sum()
 
 
-def _example(
-    pipeline: Pipeline,
-    text: str,
-    templates: Sequence[str],
-    images: int,
-    masks: str | Segmenter,
-    seed: tuple[int, int],
-    steps: int,
-    guidance: float,
-) -> Example:
-    prompts = [template.format(text) for template in templates]
-    # The authors' prompt is "a photo of the {}", the first frame of ours is near enough.
+def _made(
+    pipeline: Pipeline, prompt: str, images: int, seed: tuple[int, int], steps: int, guidance: float
+) -> np.ndarray:
+    """images_u8 of one prompt."""
     number = int(np.random.default_rng(seed).integers(2**32))
-    pictures = generate_lib.generate(
-        pipeline, [prompts[0]] * images, number, steps=steps, guidance=guidance, scheduler="dpmpp"
-    )
+    return generate_lib.generate(pipeline, [prompt] * images, number, steps=steps, guidance=guidance, scheduler="dpmpp")
+
+
+def _given(pipeline: Pipeline, concept: Concept, place: str, images: int, seed: int) -> list[np.ndarray]:
+    """images_u8 of a user's pictures of every text in turn; nothing where no place is named."""
+    if not place:
+        return []
+    count = images * len(concept.erase)
+    dataset, shows = forget_sets.read(pipeline, place, count, texts=concept.erase, seed=seed, name="MACE: pictures")
+    return [dataset.images(np.flatnonzero(shows == number)) for number in range(len(concept.erase))]
+
+
+def _example(
+    pipeline: Pipeline, text: str, templates: Sequence[str], pictures: np.ndarray, masks: str | Segmenter
+) -> Example:
+    """Pictures of a text, images_u8 [N, H, W, 3], with where they show it, under every frame with the text."""
+    prompts, images = [template.format(text) for template in templates], len(pictures)
     encoded = latents.encode(pipeline, data.from_arrays(pictures, [text] * images, "MACE"))
     scale = np.float32(pipeline.configs["vae"].get("scaling_factor", 0.18215))
     mean, std = encoded.mean * scale, np.exp(0.5 * encoded.logvar) * scale

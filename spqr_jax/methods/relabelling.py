@@ -66,13 +66,17 @@ def task(
     batch_size: int,
     seed: int,
     prompts: Mapping[str, str] | None = None,
+    pictures: str = "",
+    retain_pictures: str = "",
     sampling_steps: int,
     sampling_guidance: float,
 ) -> Task:
     """`images` pictures to forget, as many to retain, made by the base model.
 
     prompts: prompt -> caption of the pictures to forget (default: the concept's prompts, captioned by themselves).
-    Raises ValueError, before any work, for SDXL, for texts without tokens, and for fewer pictures than a batch holds.
+    pictures, retain_pictures: data sources used instead, under their own captions (`forget_sets.read`); the pictures of
+    the i-th of the captions to forget are relabelled to replacement i (modulo their number). Raises ValueError, before
+    any work, for SDXL, for texts without tokens, and for fewer pictures than a batch holds.
     """
     learning.check_backbone(name, pipeline)
     learning.check_at_least(name, batch_size=(batch_size, 1))
@@ -86,8 +90,9 @@ def task(
     }
     # Different seeds: pictures to forget and to retain must not share their noise.
     forget = forget_sets.make(
-        pipeline, list(prompts), images, seed=2 * seed, captions=list(prompts.values()), **options
+        pipeline, list(prompts), images, seed=2 * seed, captions=list(prompts.values()), given=pictures, **options
     )
+    options |= {"given": retain_pictures, "option": "retain_pictures"}
     retain = forget_sets.make(pipeline, full.replacements, images, seed=2 * seed + 1, **options)
     return Task(forget, np.asarray(pipeline_lib.encode_prompts(pipeline, list(full.replacements)).context), retain)
 

@@ -66,6 +66,8 @@ def align(
     sampled: int = 3,
     neumann: int = 5,
     gamma: float = 1.0,
+    pictures: str = "",
+    retain_pictures: str = "",
     sampling_steps: int = 50,
     sampling_guidance: float = 7.5,
     progress: bool = False,
@@ -79,8 +81,9 @@ def align(
     Moreau envelope's (`hypergradient`), averaged over `sampled` of the `tunings` a step.
 
     Defaults are the paper's for SD1.4 (its script's differ). Ours: pictures made by the base model instead of the
-    published set, so no DreamBooth-with-prior configuration among the tunings; Adam's moments start anew in every
-    simulated fine-tuning (the code carries them over). Raises ValueError for SDXL and for fewer `images` than a batch.
+    published set (or your own: data sources `pictures` and `retain_pictures`), so no DreamBooth-with-prior
+    configuration among the tunings; Adam's moments start anew in every simulated fine-tuning (the code carries them
+    over). Raises ValueError for SDXL and for fewer `images` than a batch.
     """
     learning.check_backbone("ResAlign", pipeline)
     learning.check_at_least(
@@ -89,7 +92,8 @@ def align(
     full = completed(concept, pipeline, "retain")
     options: dict[str, Any] = {"name": "ResAlign", "steps": sampling_steps, "guidance": sampling_guidance}
     options["least"] = max(batch_size, retain_batch_size)
-    harmful = forget_sets.make(pipeline, full.prompts, images, seed=2 * seed, **options)
+    harmful = forget_sets.make(pipeline, full.prompts, images, seed=2 * seed, given=pictures, **options)
+    options |= {"given": retain_pictures, "option": "retain_pictures"}
     benign = forget_sets.make(pipeline, full.retain, images, seed=2 * seed + 1, **options)
     static, params, rest = adapted(pipeline, rank, seed)
     alphas = learning.signal_powers(pipeline)

@@ -41,6 +41,8 @@ def align(
     beta: float = 5000.0,
     rank: int = 4,
     empty_share: float = 0.2,
+    pictures: str = "",
+    retain_pictures: str = "",
     sampling_steps: int = 50,
     sampling_guidance: float = 7.5,
     progress: bool = False,
@@ -54,17 +56,23 @@ def align(
 
     Defaults are the authors' (rate 1e-5 times batch 4 times 4 accumulated, one device) but for the data: they use 23.7k
     pairs of CoProV2 in seven categories, with one expert a category merged by activation (their merging code is not
-    public); here one expert learns pairs the base model makes of the concept's prompts. Raises ValueError for fewer
-    `images` than a batch.
+    public); here one expert learns pairs the base model makes of the concept's prompts, or yours: pictures,
+    retain_pictures are data sources of unsafe and safe ones, row n of both a pair under an unsafe caption
+    (`forget_sets.pairs`). Raises ValueError for fewer `images` than a batch.
     """
     learning.check_at_least("SafetyDPO", batch_size=(batch_size, 1), beta=(beta, 0))
+    if bool(pictures) != bool(retain_pictures):
+        raise ValueError("SafetyDPO: pictures and retain_pictures are two sides of pairs; name both or neither.")
     full = completed(concept, pipeline, "replacements")
     options: dict[str, Any] = {"seed": seed, "least": batch_size, "name": "SafetyDPO"}
-    options |= {"steps": sampling_steps, "guidance": sampling_guidance}
-    benign = [full.replacements[i % len(full.replacements)] for i in range(len(full.prompts))]
-    unsafe = forget_sets.make(pipeline, full.prompts, images, **options)
-    safe = forget_sets.make(pipeline, benign, images, **options)  # the same seed: picture n shares n's noise
-    texts = pipeline_lib.encode_prompts(pipeline, [*full.prompts, ""])
+    if pictures:
+        unsafe, safe = forget_sets.pairs(pipeline, pictures, retain_pictures, images, **options)
+    else:
+        options |= {"steps": sampling_steps, "guidance": sampling_guidance}
+        benign = [full.replacements[i % len(full.replacements)] for i in range(len(full.prompts))]
+        unsafe = forget_sets.make(pipeline, full.prompts, images, **options)
+        safe = forget_sets.make(pipeline, benign, images, **options)  # the same seed: picture n shares n's noise
+    texts = pipeline_lib.encode_prompts(pipeline, [*unsafe.captions, ""])
     definition, train, rest = adapted(pipeline, rank, seed)
     alphas, base = learning.signal_powers(pipeline), jax.random.key(seed)
     order = list(forget_sets.rows(unsafe, batch_size, steps, seed))

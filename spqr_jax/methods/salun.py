@@ -30,6 +30,8 @@ def align(
     share: float = 0.5,
     mask_steps: int = 100,
     mask_guidance: float = 7.5,
+    pictures: str = "",
+    retain_pictures: str = "",
     sampling_steps: int = 50,
     sampling_guidance: float = 7.5,
     progress: bool = False,
@@ -42,7 +44,8 @@ def align(
     (1 + w) eps(x_t, c) - w eps(x_t, ""), w = `mask_guidance`, as in the authors' code (0: the plain prediction).
 
     Defaults are the authors' for nudity: 800 pictures to forget and 800 to retain, one epoch of each in batches of 8.
-    train: "full" or "xattn" (attn2 alone), the two that the authors have. The mask acts on gradients and updates, so
+    pictures, retain_pictures: your own, as `relabelling.task` takes them. train: "full" or "xattn" (attn2 alone), the
+    two that the authors have. The mask acts on gradients and updates, so
     what it leaves out stays bit-identical. Unlike the code, which reads its pictures in order, every epoch here is a
     new permutation. Raises ValueError for SDXL and for fewer `images` than a batch.
     """
@@ -56,6 +59,8 @@ def align(
         images=images,
         batch_size=batch_size,
         seed=seed,
+        pictures=pictures,
+        retain_pictures=retain_pictures,
         sampling_steps=sampling_steps,
         sampling_guidance=sampling_guidance,
     )

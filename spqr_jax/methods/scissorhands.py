@@ -48,6 +48,8 @@ def align(
     forget_weight: float = 0.1,
     reset: re.Pattern = RESET,
     prompts: Mapping[str, str] | None = None,
+    pictures: str = "",
+    retain_pictures: str = "",
     sampling_steps: int = 100,
     sampling_guidance: float = 7.5,
     progress: bool = False,
@@ -60,9 +62,9 @@ def align(
 
     repair: "projection" (paper): the gradient of the retain loss, projected against that of the forget loss; "sum"
     (the authors' Stable Diffusion script, which never calls its projection): retain + `forget_weight` * forget. Losses
-    as in `relabelling`; prompts as in `erasediff`. The released weights are of about 100 steps; the script's use of
-    the same first batch throughout is not copied. Raises ValueError for SDXL, for fewer `images` than a batch, and for
-    a UNet without the layers to reset.
+    as in `relabelling`; prompts and pictures as in `erasediff`. The released weights are of about 100 steps; the
+    script's use of the same first batch throughout is not copied. Raises ValueError for SDXL, for fewer `images` than
+    a batch, and for a UNet without the layers to reset.
     """
     if repair not in ("projection", "sum"):
         raise ValueError(f'Scissorhands: repair must be "projection" or "sum", found {repair!r}.')
@@ -78,6 +80,8 @@ def align(
         batch_size=batch_size,
         seed=seed,
         prompts=prompts or (NUDITY_PROMPTS if concept.name == "nudity" else None),
+        pictures=pictures,
+        retain_pictures=retain_pictures,
         sampling_steps=sampling_steps,
         sampling_guidance=sampling_guidance,
     )

@@ -59,6 +59,7 @@ def align(
     attack_batch_size: int = 1,
     weight_decay: float = 0.01,
     start_word: str = "person",
+    pictures: str = "",
     sampling_steps: int = 50,
     sampling_guidance: float = 3.0,
     image_steps: int = 50,
@@ -76,7 +77,8 @@ def align(
 
     Defaults are the authors' for nudity (README: two rounds, two words; the script's own defaults are four). Several
     texts in `erase` get a word each, learned together on their own pictures, and every sample draws one of the texts.
-    Pictures are encoded once, so they are not flipped at random as in the code. Deployed with the original text
+    Pictures are encoded once, so they are not flipped at random as in the code; `pictures` names a data source used
+    instead, whose captions say which text a picture shows (`forget_sets.read`). Deployed with the original text
     encoder. Raises ValueError for SDXL, a concept without anchors, and fewer `images` than a round's batch.
     """
     learning.check_backbone("STEREO", pipeline)
@@ -88,6 +90,8 @@ def align(
         full.prompts,
         images,
         seed=seed,
+        given=pictures,
+        texts=full.erase,
         least=rounds * attack_batch_size,
         name="STEREO",
         steps=image_steps,
