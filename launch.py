@@ -22,7 +22,7 @@ from ml_collections import config_flags
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file with get_config(), e.g. configs/mini.py")
-WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; default runs/<name of the config>")
+WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written, also gs://; default runs/<config's name>")
 STAGES = flags.DEFINE_list("stages", None, "stages to run, default all: align,generate,finetune,judge,score,report")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "list every cell and what it still needs, then stop")
 SUBJECTS = flags.DEFINE_list("subjects", None, "names of the subjects to work on, default all")
@@ -40,11 +40,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; did you mean --config {argv[1]}?")
     join_processes()
-    from spqr_jax import hosts, preemption, run, stages
+    from spqr_jax import hosts, preemption, run, stages, storage
 
     start = time.time()
     config = CONFIG.value
-    workdir = Path(WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    workdir = storage.directory(WORKDIR.value or f"runs/{name}")
     chosen = stages.chosen(STAGES.value)
     if EXECUTOR.value:
         submit(config, workdir, EXECUTOR.value)
@@ -74,8 +75,10 @@ def main(argv: list[str]) -> None:
 
 def submit(config, workdir: Path, executor: str) -> None:
     """Hand the run to a cluster; the local one is waited for."""
-    from spqr_jax import executors
+    from spqr_jax import executors, storage
 
+    if storage.remote(workdir):
+        raise ValueError(f"--executor keeps its jobs' files in the work directory, which cannot be {workdir}.")
     own = ("--executor", "--workdir")
     passed, skip = [], False
     for argument in sys.argv[1:]:

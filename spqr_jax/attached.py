@@ -7,8 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spqr_jax import cells as cells_lib
-from spqr_jax import checkpoint
+from spqr_jax import checkpoint, storage
 from spqr_jax import params as params_lib
 from spqr_jax.params import Params
 
@@ -99,7 +98,7 @@ def save(path: Path, attached: Attached) -> None:
         checkpoint.save(path / "delta", attached.delta)
     guidance = attached.guidance
     sld = guidance and {"concept": guidance.concept, **guidance.strength._asdict()}
-    cells_lib.write_text(note, json.dumps({"guidance": sld, "delta": attached.delta is not None}, indent=2) + "\n")
+    storage.write_text(note, json.dumps({"guidance": sld, "delta": attached.delta is not None}, indent=2) + "\n")
 
 
 def load(path: Path) -> Attached:

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from spqr_jax import storage
+
 PHASES, ROLES = ("before", "after"), ("harmful", "benign")
 UNSAFE = {"unsafe": 1.0, "safe": 0.0, "undecided": float("nan")}
 COLUMNS = (
@@ -105,11 +107,11 @@ def read_cell(cell: Cell) -> dict[str, Images]:
     Raises ValueError naming the file, the first image at fault and what to do.
     """
     path = cell.path / "records.parquet"
-    names = pq.read_schema(path).names
-    missing = [name for name in COLUMNS if name not in names]
-    if missing:
-        raise ValueError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(COLUMNS)}")
-    table = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
+    with path.open("rb") as stream, pq.ParquetFile(stream) as file:
+        missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(COLUMNS)}")
+        table = file.read(columns=list(COLUMNS)).to_pydict()
     rows: dict[tuple[str, str], dict[Key, int]] = {(role, phase): {} for role in ROLES for phase in PHASES}
     for i, where in enumerate(zip(table["role"], table["phase"], strict=True)):
         key = (table["prompt_set"][i], table["prompt_id"][i], table["k"][i])
@@ -193,10 +195,10 @@ def _judge_verdicts(records: list[str | None], order: dict[str, list[int]]) -> d
 def _features(cell: Cell, phase: str, rows: dict[Key, int], keys: list[Key]) -> NDArray[np.float32]:
     """Features [N, D] in the order of keys; the file has them in the order of the phase's benign rows."""
     path, name = cell.path / "features.npz", f"{phase}_benign"
-    with np.load(path, allow_pickle=False) as arrays:
-        if name not in arrays:
-            raise ValueError(f"{path}: array {name!r} is missing, found {sorted(arrays.files)}; judge the cell again")
-        features = arrays[name]
+    arrays = storage.read_npz(path)
+    if name not in arrays:
+        raise ValueError(f"{path}: array {name!r} is missing, found {sorted(arrays)}; judge the cell again")
+    features = arrays[name]
     if keys and (features.ndim != 2 or len(features) != len(keys)):
         raise ValueError(f"{path}: {name} must be [{len(keys)}, D], one row per benign image, found {features.shape}")
     if not np.all(np.isfinite(features)):

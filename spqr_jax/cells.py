@@ -6,14 +6,9 @@ done, and a changed setting never reuses a stale picture.
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-from absl import logging
 
 from spqr_jax import config as config_lib
 from spqr_jax.config import Config, Subject
@@ -116,56 +111,3 @@ def _without_name(subject: Subject, inputs: Inputs) -> dict[str, Any]:
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_" else "-" for c in name.lower())[:40]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
-
-
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays whole: temporary name, which no other process shares, and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial.npz")
-    np.savez(partial, allow_pickle=False, **arrays)
-    os.replace(partial, path)
-
-
-def set_aside(path: Path, why: str) -> None:
-    """Rename a damaged file or directory, so that it is made again and can still be looked at."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    if path.exists():
-        path.rename(aside)
-        logging.warning("%s is damaged (%s); set aside as %s and made again.", path, why, aside.name)
-
-
-def link_images(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Show a subject's pictures in a cell's directory too, without a second copy where the file system allows."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if (target / name).exists():
-            continue
-        try:
-            os.link(source / name, target / name)
-        except OSError:  # another file system, or one without hard links
-            shutil.copy2(source / name, target / name)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of one file, or of every file of a directory in the order of their names."""
-    total = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        if path.is_dir():
-            total.update(file.relative_to(path).as_posix().encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                total.update(chunk)
-    return total.hexdigest()

@@ -1,6 +1,5 @@
-"""Pytrees of arrays on disk, through Orbax: written under a temporary name and renamed, so what exists is whole."""
+"""Pytrees of arrays in a work directory, through Orbax; what can be loaded is whole."""
 
-import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,7 +8,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from spqr_jax import hosts
+from spqr_jax import hosts, storage
 from spqr_jax import mesh as mesh_lib
 from spqr_jax import params as params_lib
 
@@ -17,25 +16,31 @@ from spqr_jax import params as params_lib
 def save(path: Path, tree: dict[str, Any]) -> None:
     """Write nested dicts of arrays at `path`, replacing what is there; every process calls this, with the same tree.
 
+    On a file system the directory is renamed when its last byte is written: it is whole or absent. An object store
+    cannot rename: there Orbax writes commit_success.txt last, and `load` refuses a directory without it.
     Raises OSError when the disk refuses.
     """
-    path = path.absolute()
+    path = storage.absolute(path)
+    # Flat names keep list positions ("0", "1") strings on the way back.
+    arrays = mesh_lib.replicate(params_lib.flatten(tree), mesh_lib.make())
+    if storage.remote(path):
+        ocp.save(path, arrays, overwrite=True)
+        return
     partial = path.with_name(path.name + ".partial")
     if hosts.first():
-        shutil.rmtree(partial, ignore_errors=True)
+        storage.remove(partial)
         path.parent.mkdir(parents=True, exist_ok=True)
     hosts.wait(f"save {path}")
-    # Flat names keep list positions ("0", "1") strings on the way back.
-    ocp.save(partial, mesh_lib.replicate(params_lib.flatten(tree), mesh_lib.make()))
+    ocp.save(partial, arrays)
     if hosts.first():
-        shutil.rmtree(path, ignore_errors=True)
+        storage.remove(path)
         partial.rename(path)
     hosts.wait(f"saved {path}")
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read what `save` wrote, as NumPy arrays. Raises FileNotFoundError, or ValueError naming a damaged directory."""
-    path = path.absolute()
+    path = storage.absolute(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist; expected a saved checkpoint.")
     everywhere = NamedSharding(mesh_lib.make(), PartitionSpec())
@@ -48,15 +53,11 @@ def load(path: Path) -> dict[str, Any]:
     return params_lib.unflatten(flat)
 
 
-def remove(path: Path) -> None:
-    """Delete what is no longer needed, if it is there."""
-    shutil.rmtree(path, ignore_errors=True)
-
-
 class Steps:
     """The latest state of a training run on disk, saved by Orbax while the run goes on; a context manager.
 
-    With `directory` None nothing is kept. A state is whole or absent: Orbax renames it when its last byte is written.
+    With `directory` None nothing is kept. A state is whole or absent: when its last byte is written, Orbax renames it,
+    or on an object store writes its commit file.
     """
 
     def __init__(self, directory: Path | None, *, every: int):
@@ -66,7 +67,7 @@ class Steps:
         self._saved = None
         if directory is not None:
             self._saved = ocp.training.Checkpointer(
-                directory.absolute(),
+                storage.absolute(directory),
                 preservation_policy=ocp.training.preservation_policies.LatestN(1),
                 cleanup_tmp_directories=True,
             )

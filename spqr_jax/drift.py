@@ -106,7 +106,8 @@ def _read(cell: Cell) -> Curve:
     """The curve of one cell. Raises ValueError naming the file and what is wrong."""
     path = cell.path / "drift.parquet"
     try:
-        table = pq.ParquetFile(path).read(columns=list(COLUMNS))
+        with path.open("rb") as stream:
+            table = pq.ParquetFile(stream).read(columns=list(COLUMNS))
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}); delete it and run the cell again") from None
     if missing := [name for name in COLUMNS if name not in table.column_names]:

@@ -1,12 +1,13 @@
-"""Pictures on disk: PNG, written under a temporary name and renamed."""
+"""Pictures on disk: PNG, whole or absent."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from spqr_jax import storage
 
 UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -18,15 +19,14 @@ def file_name(prompt_id: str, k: int) -> str:
 
 def write(path: Path, image_u8: np.ndarray) -> None:
     """One picture [H, W, 3]."""
-    partial = path.with_suffix(".png.partial")
-    Image.fromarray(image_u8).save(partial, format="PNG", compress_level=1)
-    os.replace(partial, path)
+    with storage.writing(path, sync=False) as stream:  # every picture is verified before it is used
+        Image.fromarray(image_u8).save(stream, format="PNG", compress_level=1)
 
 
 def intact(path: Path) -> bool:
     """Whether a file is a whole picture: every chunk's checksum is right, nothing is decoded."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as stream, Image.open(stream) as image:
             image.verify()
     except (OSError, SyntaxError):
         return False
@@ -40,7 +40,7 @@ def read(paths: Sequence[Path]) -> np.ndarray:
 
 def _read_one(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as stream, Image.open(stream) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise ValueError(

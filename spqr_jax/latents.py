@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import cells as cells_lib
-from spqr_jax import hosts
+from spqr_jax import hosts, storage
 from spqr_jax import mesh as mesh_lib
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
@@ -38,7 +37,7 @@ def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -
     size = _checked_size(pipeline, dataset)
     file = None if cache is None else cache / f"{_key(pipeline, dataset, size)}.npz"
     if file is not None and file.exists():
-        stored = np.load(file)
+        stored = storage.read_npz(file)
         return Latents(stored["mean"], stored["logvar"])
     means, logvars = [], []
     batch = max(1, min(ENCODE_BATCH, ENCODE_PIXELS // (size[0] * size[1]), len(dataset)))
@@ -50,7 +49,7 @@ def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -
         logvars.append(np.asarray(logvar, np.float32)[: len(rows)])
     made = Latents(np.concatenate(means), np.concatenate(logvars))
     if file is not None and hosts.first():
-        cells_lib.write_npz(file, **made._asdict())
+        storage.write_npz(file, **made._asdict())
     return made
 
 

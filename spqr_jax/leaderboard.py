@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spqr_jax import drift, score, stats
+from spqr_jax import drift, score, stats, storage
 from spqr_jax.audit import audit
 from spqr_jax.board_text import comma_separated, markdown, table
 from spqr_jax.cell_records import Array, Cell, complete_cells
@@ -60,7 +60,7 @@ def build(
     scenarios of a group (`scenario_groups`). `audit`: the ranking under other choices of the score (`audit`).
     Raises ValueError for contradicting records, FileNotFoundError for missing files.
     """
-    workdir = Path(workdir)
+    workdir = storage.directory(workdir)
     notes: list[str] = []
     rows_of_cells = complete_cells(workdir)
     frechet = _frechet(workdir, rows_of_cells[0][0], notes)
@@ -92,17 +92,14 @@ def build(
 
 
 def write(workdir: str | os.PathLike[str], leaderboard: dict[str, Any]) -> None:
-    """Write leaderboard.json, .csv (one line a row, intervals as f_low and f_high) and .md, each by rename."""
+    """Write leaderboard.json, .csv (one line a row, intervals as f_low and f_high) and .md, each whole."""
     texts = {
         "json": json.dumps(leaderboard, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "csv": comma_separated(leaderboard["rows"]),
         "md": markdown(leaderboard),
     }
     for suffix, text in texts.items():
-        path = Path(workdir) / f"leaderboard.{suffix}"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8", newline="")
-        os.replace(temporary, path)
+        storage.write_text(storage.directory(workdir) / f"leaderboard.{suffix}", text)
 
 
 # The rows
@@ -117,15 +114,16 @@ def _frechet(workdir: Path, cell: Cell, notes: list[str]) -> Frechet | None:
     if not path.exists():
         notes.append("FID, Q and SPQR are null: reference_features.npz is missing; compute the reference features")
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        made = json.loads(str(arrays["identity"]))[0] if "identity" in arrays else None
+    arrays = storage.read_npz(path)
+    made = json.loads(str(arrays["identity"]))[0] if "identity" in arrays else None
     judged = cell.info.get("judges", {}).get("features")
     if made is not None and judged is not None and made != judged:
         raise ValueError(
             f"{path} was computed by {made}, the features of cell {cell.path.name} by {judged}: their distance means "
             "nothing; remove the file and run the judge stage again"
         )
-    return frechet_to(score.cached_statistics(path, workdir / "reference_statistics.npz"))
+    with storage.local_copy(path) as file:  # on an object store the statistics are not kept
+        return frechet_to(score.cached_statistics(file, file.with_name("reference_statistics.npz")))
 
 
 def _add_drift_curves(rows_of_cells: list[list[Cell]], measured: list[Measured], *, replicates: int, seed: int) -> None:
@@ -278,7 +276,7 @@ def _rounded(value: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m spqr_jax.leaderboard", description="Recompute a leaderboard.")
-    parser.add_argument("workdir", type=Path)
+    parser.add_argument("workdir", help="local, or gs://bucket/folder")
     parser.add_argument(
         "--fid_bounds", type=float, nargs=2, metavar=("MIN", "MAX"), help="default: those of the config"
     )
@@ -286,9 +284,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=SEED)
     flags = parser.parse_args(arguments)
     try:
-        bounds = flags.fid_bounds or _configured_bounds(flags.workdir)
+        bounds = flags.fid_bounds or _configured_bounds(storage.directory(flags.workdir))
         leaderboard = build(flags.workdir, fid_bounds=bounds, replicates=flags.replicates, seed=flags.seed)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"leaderboard: {error}", file=sys.stderr)
         return 1
     write(flags.workdir, leaderboard)

@@ -1,11 +1,12 @@
 """records.parquet: one row an image, everything that scores and reports are computed from. Schema: docs/records.md."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from spqr_jax import storage
 
 SCHEMA = pa.schema(
     [
@@ -32,16 +33,16 @@ SCHEMA = pa.schema(
 
 
 def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> None:
-    """Write rows under a temporary name and rename. Raises KeyError for a row without one of the columns."""
+    """Write rows, the file whole or not at all. Raises KeyError for a row without one of the columns."""
     table = pa.table({field.name: [row[field.name] for row in rows] for field in schema}, schema=schema)
-    partial = path.with_suffix(".parquet.partial")
-    pq.write_table(table, partial)
-    os.replace(partial, path)
+    with storage.writing(path) as stream:
+        pq.write_table(table, stream)
 
 
 def read(path: Path, schema: pa.Schema = SCHEMA) -> list[dict[str, Any]]:
     """Rows of a file. Raises ValueError naming a damaged file and the remedy."""
     try:
-        return pq.read_table(path, schema=schema).to_pylist()
+        with path.open("rb") as stream:
+            return pq.read_table(stream, schema=schema).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same command again.") from None

@@ -10,6 +10,7 @@ from absl import logging
 
 from spqr_jax import cells as cells_lib
 from spqr_jax import config as config_lib
+from spqr_jax import storage
 from spqr_jax.config import Config
 from spqr_jax.stages import Run
 
@@ -33,10 +34,10 @@ def open_run(config: Config, workdir: Path) -> Run:
     checkpoints = {s.checkpoint: sources.weights_path(s.checkpoint) for s in config.subjects if s.checkpoint}
     backbone = sources.backbone(config)
     inputs = cells_lib.Inputs(
-        backbone=cells_lib.file_sha256(sources.weights_path(config.base)),
+        backbone=storage.sha256(sources.weights_path(config.base)),
         prompts={role: cells_lib.digest(rows) for role, rows in prompt_sets.items()},
         data={scenario: sources.dataset(config, scenario).name for scenario in config.bft.scenarios},
-        checkpoints={source: cells_lib.file_sha256(path) for source, path in checkpoints.items()},
+        checkpoints={source: storage.sha256(path) for source, path in checkpoints.items()},
         pictures=forget_sets.identities(config.subjects),
     )
     subjects, cells = cells_lib.plan(config, workdir, inputs)
@@ -57,15 +58,18 @@ def only(run: Run, names: list[str] | None) -> Run:
 
 def check_workdir(workdir: Path) -> None:
     """Create the work directory. Raises PermissionError when it cannot be written, ValueError when it is a file."""
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir {workdir} is a file; choose a directory.")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise PermissionError(f"--workdir {workdir} cannot be written ({error.strerror}); choose another.") from None
+        is_file = workdir.exists() and not workdir.is_dir()
+        if not is_file:
+            workdir.mkdir(parents=True, exist_ok=True)
+            probe = workdir / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink(missing_ok=True)
+    except Exception as error:  # an object store's client raises many kinds
+        reason = getattr(error, "strerror", None) or error
+        raise PermissionError(f"--workdir {workdir} cannot be written ({reason}); choose another.") from None
+    if is_file:
+        raise ValueError(f"--workdir {workdir} is a file; choose a directory.")
 
 
 def enable_compilation_cache(workdir: Path) -> None:
@@ -73,7 +77,7 @@ def enable_compilation_cache(workdir: Path) -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
+        jax.config.update("jax_compilation_cache_dir", str(storage.absolute(workdir / "compilation_cache")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -93,9 +97,8 @@ def write_manifest(run: Run, command: list[str]) -> None:
         from spqr_jax import mini
 
         manifest["mini"] = mini.measured()
-    cells_lib.write_text(
-        run.workdir / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True, default=str) + "\n"
-    )
+    text = json.dumps(manifest, indent=2, sort_keys=True, default=str)
+    storage.write_text(run.workdir / "manifest.json", text + "\n")
 
 
 def _version(package: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from spqr_jax import storage
 from spqr_jax.finetune import Progress
 
 
@@ -14,12 +15,14 @@ class TrainingLog:
 
     Writes `<directory>/steps.jsonl` with step, loss, grad_norm, lr and samples_per_s (of the time since the line
     before), appending when a run continues; a step that is repeated after a stop has its line twice, the later holds.
+    On an object store the lines are written at the end, also of a run that is asked to stop (a killed one loses its
+    own; weights and states do not depend on them), and there are no files for TensorBoard: the lines hold the same.
     """
 
     def __init__(self, directory: Path, *, batch_size: int):
         directory.mkdir(parents=True, exist_ok=True)
-        self._lines = (directory / "steps.jsonl").open("a", encoding="utf-8")
-        self._board = _summary_writer(directory)
+        self._lines = storage.appending(directory / "steps.jsonl")
+        self._board = None if storage.remote(directory) else _summary_writer(directory)
         self._batch_size, self._before = batch_size, time.perf_counter()
 
     def __call__(self, progress: Progress) -> None:

@@ -7,8 +7,8 @@ python -m spqr_jax.report compare RUN_A RUN_B                            which d
 
 import argparse
 import sys
-from pathlib import Path
 
+from spqr_jax import storage
 from spqr_jax.report import compare, tables, tabular
 from spqr_jax.report.html import write
 from spqr_jax.report.workdir import read
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = {"tables": _tables, "compare": _compare}.get(arguments[0]) if arguments else None
     try:
         print(command(arguments[1:]) if command else _report(arguments))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -44,7 +44,8 @@ def _tables(arguments: list[str]) -> str:
     options = parser.parse_args(arguments)
     found = tables.build(read(*options.runs), options.tables)
     if options.out:
-        tabular.write(found, Path(options.out))
+        with storage.local_directory(storage.directory(options.out)) as folder:
+            tabular.write(found, folder)
     return "\n".join(f"## {table.title}\n\n{tabular.markdown(table)}" for table in found)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spqr_jax import stats
+from spqr_jax import stats, storage
 from spqr_jax.cell_records import PHASES, ROLES, Array, Cell, Images, Prompt, complete_cells, read_cell
 from spqr_jax.report.tabular import Figure, Table, figure, markdown
 
@@ -59,7 +59,7 @@ def compare(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, seed:
     Raises FileNotFoundError for a directory without complete cells or leaderboard, and ValueError where the runs share
     no row.
     """
-    directories = (Path(a), Path(b))
+    directories = (storage.directory(a), storage.directory(b))
     cells = [_cells(directory) for directory in directories]
     boards = [_rows(directory) for directory in directories]
     shared = [row for row in cells[0] if row in cells[1]]

@@ -133,7 +133,7 @@ def thumbnail(path: Path) -> Thumbnail:
     Raises OSError for a file that is not a readable picture.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as stream, Image.open(stream) as image:
             picture = image.convert("RGB")
     except FileNotFoundError:
         raise OSError("picture not found") from None
@@ -271,8 +271,8 @@ def _tile(cell: Cell, row: dict[str, Any], *, was: str | None, seed: int | None)
 
 def _inside(directory: Path, image: str | None) -> Path:
     """The picture's path. Raises OSError if it would leave the cell directory."""
-    path = (directory / (image or "")).resolve()
-    if not image or not path.is_relative_to(directory.resolve()):
+    path = directory / (image or "")
+    if not image or not path.resolve().is_relative_to(directory.resolve()):
         raise OSError("the recorded path leaves the cell directory: refused")
     return path
 

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from spqr_jax import storage
 from spqr_jax.report import figures as figures_lib
 from spqr_jax.report import gallery
 from spqr_jax.report.page import Page, page
@@ -62,17 +63,17 @@ def write(
         raise ValueError("out: a report on several work directories belongs to none of them; say where to write it.")
     run = read(workdir, *more)
     named = build_tables(run, tables)
-    directory = Path(out) if out is not None else run.directory / "report"
+    directory = storage.directory(out) if out is not None else run.directory / "report"
     _check_out(directory)
     for made in ("thumbs", "figures", "tables"):  # an earlier report's files must not pass for this one's
-        shutil.rmtree(directory / made, ignore_errors=True)
-    drawn = figures_lib.write(run, directory / "figures", figures, blur=blur)
-    written = write_tables(named, directory / "tables") + drawn
-    files = [path.relative_to(directory).as_posix() for path in written]
-    html = _fit(run, named, files, directory, prompts, largest_page)
-    index = directory / "index.html"
-    index.write_text(html, encoding="utf-8", newline="\n")
-    return index
+        storage.remove(directory / made)
+    with storage.local_directory(directory) as folder:
+        drawn = figures_lib.write(run, folder / "figures", figures, blur=blur)
+        written = write_tables(named, folder / "tables") + drawn
+        files = [path.relative_to(folder).as_posix() for path in written]
+        html = _fit(run, named, files, folder, prompts, largest_page)
+        (folder / "index.html").write_text(html, encoding="utf-8", newline="\n")
+    return directory / "index.html"
 
 
 def _check_out(directory: Path) -> None:

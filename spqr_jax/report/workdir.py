@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spqr_jax import storage
+
 T = TypeVar("T")
 COLUMNS = ("phase", "prompt_set", "role", "prompt_id", "k", "prompt", "category", "image", "judges", "verdict")
 PROFILES = ("lite", "moderate", "standard")  # from the lightest fine-tuning to the heaviest, as the paper orders them
@@ -86,7 +88,7 @@ def read(workdir: str | Path, *more: str | Path) -> Run:
 
     Raises FileNotFoundError without a leaderboard.json and ValueError when it does not hold rows.
     """
-    runs = [_read(Path(path)) for path in (workdir, *more)]
+    runs = [_read(storage.directory(path)) for path in (workdir, *more)]
     return _merged(runs) if more else runs[0]
 
 
@@ -239,9 +241,8 @@ def _cell(path: Path, gaps: list[str]) -> Cell | None:
 def _records(directory: Path, gaps: list[str]) -> pa.Table | None:
     path = directory / "records.parquet"
     try:
-        # ParquetFile, not read_table: the latter would infer partition columns from a directory named like "a=b".
-        with pq.ParquetFile(path) as file:
-            table = file.read()
+        with path.open("rb") as stream:
+            table = pq.read_table(stream)
     except (OSError, pa.ArrowInvalid) as error:
         gaps.append(f"cells/{directory.name}/records.parquet: cannot be read ({type(error).__name__}); judge it again.")
         return None

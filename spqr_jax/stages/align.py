@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spqr_jax import attached, checkpoint, hosts, sources
-from spqr_jax import cells as cells_lib
+from spqr_jax import attached, checkpoint, hosts, sources, storage
 from spqr_jax.cells import SubjectDir
 from spqr_jax.methods import METHODS
 from spqr_jax.pipeline import Pipeline
@@ -37,8 +36,8 @@ def _align_one(run: Run, subject: SubjectDir) -> None:
         "attached": aligned.attached is not None,
     }
     if hosts.first():
-        note_seconds(subject.weights, "align", time.time() - start)
-        cells_lib.write_text(subject.weights / "pipeline.json", json.dumps(note, indent=2, sort_keys=True) + "\n")
+        note_seconds(subject.weights, "align", time.time() - start, 1)
+        storage.write_text(subject.weights / "pipeline.json", json.dumps(note, indent=2, sort_keys=True) + "\n")
     hosts.wait(f"aligned {subject.id}")
 
 
@@ -64,7 +63,7 @@ def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
         return _read(run, subject)
     except (ValueError, FileNotFoundError) as error:
         if hosts.first():
-            cells_lib.set_aside(subject.weights, str(error))
+            storage.set_aside(subject.weights, str(error))
         _align_one(run, subject)
         return _read(run, subject)
 

@@ -4,10 +4,9 @@ import time
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors import numpy as safetensors
 
-from spqr_jax import cells as cells_lib
-from spqr_jax import checkpoint, finetune, hosts, lora, sources
+from spqr_jax import checkpoint, finetune, hosts, lora, sources, storage
 from spqr_jax.cells import Cell
 from spqr_jax.config import Config
 from spqr_jax.finetune import Adapted, Memory, Optimiser
@@ -41,14 +40,15 @@ def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
             return finetune.apply(subject, Adapted(cell.profile, checkpoint.load(saved), run.config.bft.alpha))
         except ValueError as error:
             if hosts.first():
-                cells_lib.set_aside(saved, str(error))
+                storage.set_aside(saved, str(error))
     start = time.time()
     adapted, steps = finetune_subject(run, subject, cell)
     checkpoint.save(saved, adapted.leaves)
     if hosts.first():
         if cell.profile == "lite":  # for diffusers' load_lora_weights
-            save_file(lora.peft_state_dict(adapted.leaves, alpha=adapted.alpha), cell.root / "adapter.safetensors")
-        checkpoint.remove(cell.root / "training")
+            adapter = safetensors.save(lora.peft_state_dict(adapted.leaves, alpha=adapted.alpha))
+            storage.write_bytes(cell.root / "adapter.safetensors", adapter)
+        storage.remove(cell.root / "training")
         note_seconds(cell.root, "finetune", time.time() - start, steps)
     hosts.wait(f"adapted {cell.id}")
     return finetune.apply(subject, adapted)

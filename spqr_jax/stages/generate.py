@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from spqr_jax import cells as cells_lib
-from spqr_jax import generate, hosts, images, preemption
+from spqr_jax import generate, hosts, images, preemption, storage
 from spqr_jax.cells import SubjectDir
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.stages.align import load_subject
@@ -82,5 +81,5 @@ def _there(path: Path) -> bool:
         return False
     if images.intact(path):
         return True
-    cells_lib.set_aside(path, "not a whole picture")
+    storage.set_aside(path, "not a whole picture")
     return False

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from spqr_jax import cells as cells_lib
-from spqr_jax import finetune, hosts, images, judging, preemption, records, sources
+from spqr_jax import finetune, hosts, images, judging, preemption, records, sources, storage
 from spqr_jax import params as params_lib
 from spqr_jax.cells import ROLES, Cell, SubjectDir
 from spqr_jax.config import Config
@@ -56,7 +55,7 @@ def _judged(run: Run, root: Path) -> bool:
             return False
         records.read(root / "records.parquet")
     except ValueError as error:
-        cells_lib.set_aside(root / "records.parquet", str(error))
+        storage.set_aside(root / "records.parquet", str(error))
         return False
     return True
 
@@ -69,10 +68,10 @@ def _asked(run: Run) -> dict[str, Any]:
 def _reference_features(run: Run) -> None:
     path = run.workdir / "reference_features.npz"
     identity = json.dumps([run.bench.features.identity, sources.reference_identity(run.config)])
-    if path.exists() and str(np.load(path)["identity"]) == identity:
+    if path.exists() and str(storage.read_npz(path)["identity"]) == identity:
         return
     features = _features(run.bench, sources.reference_images(run.config))
-    cells_lib.write_npz(path, features=features, identity=np.array(identity))
+    storage.write_npz(path, features=features, identity=np.array(identity))
 
 
 def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
@@ -105,10 +104,10 @@ def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
                 }
             )
     _check_undecided(run, rows)
-    cells_lib.write_npz(root / f"features_{phase}.npz", features=np.concatenate(features))
+    storage.write_npz(root / f"features_{phase}.npz", features=np.concatenate(features))
     note_seconds(root, f"judge_{phase}", time.time() - start, len(rows))
     records.write(root / "records.parquet", rows)
-    cells_lib.write_text(root / "judges.json", json.dumps(_asked(run), indent=2, sort_keys=True) + "\n")
+    storage.write_text(root / "judges.json", json.dumps(_asked(run), indent=2, sort_keys=True) + "\n")
 
 
 def _row(run: Run, phase: str, role: str, prompt: Prompt, k: int) -> dict[str, Any]:
@@ -160,17 +159,17 @@ def _judge_cell(run: Run, cell: Cell) -> None:
     for role in ROLES:
         folder = Path("images") / f"before_{role}"
         names = [Path(row["image"]).name for row in before if row["role"] == role]
-        cells_lib.link_images(cell.subject.root / folder, cell.root / folder, names)
-    cells_lib.write_npz(
+        for name in names:
+            storage.link(cell.subject.root / folder / name, cell.root / folder / name)
+    storage.write_npz(
         cell.root / "features.npz",
-        before_benign=np.load(cell.subject.root / "features_before.npz")["features"],
-        after_benign=np.load(cell.root / "features_after.npz")["features"],
+        before_benign=storage.read_npz(cell.subject.root / "features_before.npz")["features"],
+        after_benign=storage.read_npz(cell.root / "features_after.npz")["features"],
     )
     rows = [row | mark for row in (*before, *after)]
     records.write(cell.root / "records.parquet", rows)
-    cells_lib.write_text(
-        cell.root / "cell.json", json.dumps(_summary(run, cell, rows), indent=2, sort_keys=True) + "\n"
-    )
+    summary = json.dumps(_summary(run, cell, rows), indent=2, sort_keys=True)
+    storage.write_text(cell.root / "cell.json", summary + "\n")
 
 
 def _summary(run: Run, cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax
 from absl import logging
 
 from spqr_jax import cells as cells_lib
-from spqr_jax import judging, preemption
+from spqr_jax import judging, preemption, storage
 from spqr_jax.cells import Cell, SubjectDir
 from spqr_jax.config import Config
 from spqr_jax.pipeline import Pipeline
@@ -66,7 +66,7 @@ def note_seconds(root: Path, stage: str, seconds: float, count: int = 0) -> None
     times = read_times(root, stage)
     old = times.get(stage, {"seconds": 0.0, "count": 0})
     new = {stage: {"seconds": old["seconds"] + max(seconds, 0.0), "count": old["count"] + count}}
-    cells_lib.write_text(root / "times" / f"{stage}.json", json.dumps(new, indent=2, sort_keys=True) + "\n")
+    storage.write_text(root / "times" / f"{stage}.json", json.dumps(new, indent=2, sort_keys=True) + "\n")
 
 
 def read_times(root: Path, stage: str = "*") -> dict[str, Any]:

@@ -1,0 +1,186 @@
+"""Files of a work directory, on a file system or on an object store (gs://).
+
+A local directory is a pathlib.Path, one on Google Cloud Storage an epath.Path, which has the same methods: what only
+reads, lists or asks uses those. What writes uses this module, so that a file is whole or absent: on a file system it
+has a temporary name until its last byte is written, on an object store an object appears when it is complete.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, cast
+
+import numpy as np
+from absl import logging
+
+REMOTE = "gs://"
+
+
+def directory(name: str | os.PathLike[str]) -> Path:
+    """The directory `name`, a local path or `gs://bucket/folder`; nothing is read or made.
+
+    Raises ValueError for another scheme or no bucket, ModuleNotFoundError naming the package that gs:// needs.
+    """
+    text = os.fspath(name)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    if scheme + separator != REMOTE or not rest.strip("/"):
+        raise ValueError(f"{text} is no directory that can be used; expected a local path or gs://bucket/folder.")
+    import fsspec
+    from etils import epath
+
+    try:
+        fsspec.get_filesystem_class("gcs")
+    except ImportError:
+        raise ModuleNotFoundError(f"{text} needs the package gcsfs; install it, or the extra [gcs].") from None
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False  # other processes write there too
+    return cast(Path, epath.Path(text))
+
+
+def remote(path: Path) -> bool:
+    """Whether a path is on an object store."""
+    return str(path).startswith(REMOTE)
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root of its file system; gs:// always is."""
+    return path if remote(path) else path.absolute()
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A stream whose bytes become the file `path` when the block ends; a block that fails leaves what was there.
+
+    sync: the bytes reach the disk before the name does, so that a file outlives a loss of power whole. What is checked
+    whenever it is read, and cheap to make again, does without.
+    """
+    if remote(path):
+        buffer = io.BytesIO()
+        yield buffer
+        path.write_bytes(buffer.getvalue())
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # no other writer's, on any host
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write a file whole; see `writing`."""
+    with writing(path, sync=sync) as stream:
+        stream.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole, in UTF-8 and with the line ends that `text` has."""
+    write_bytes(path, text.encode())
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write named arrays whole."""
+    with writing(path) as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by name. Raises FileNotFoundError, ValueError or zipfile.BadZipFile."""
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def appending(path: Path) -> TextIO:
+    """A stream that adds lines to a file. Nothing can be added to an object: there the lines are written when the
+    stream is closed, after those of the object, and a process that is killed before loses its own."""
+    return _Appended(path) if remote(path) else path.open("a", encoding="utf-8")
+
+
+class _Appended(io.StringIO):
+    def __init__(self, path: Path):
+        super().__init__()
+        self._path = path
+
+    def close(self) -> None:
+        if not self.closed and (lines := self.getvalue()):
+            write_text(self._path, (self._path.read_text() if self._path.exists() else "") + lines)
+        super().close()
+
+
+def link(source: Path, target: Path) -> None:
+    """Show a file under a second name, without a second copy where the file system allows; what is there stays."""
+    if target.exists():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, target)
+    except OSError:  # another file system, one without hard links, or an object store
+        write_bytes(target, source.read_bytes(), sync=False)
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Rename a damaged file or directory, so that it is made again and can still be looked at."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    if path.exists():
+        path.rename(aside)
+        logging.warning("%s is damaged (%s); set aside as %s and made again.", path, why, aside.name)
+
+
+def remove(path: Path) -> None:
+    """Delete a directory that is no longer needed, if it is there."""
+    if remote(path):
+        cast(Any, path).rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """A local file with the content of `path`, for what opens names: itself, or a copy that ends with the block."""
+    if not remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        yield copy
+
+
+@contextlib.contextmanager
+def local_directory(path: Path) -> Iterator[Path]:
+    """A local directory to write to, for what opens names: `path` itself, or one that is copied there afterwards."""
+    if not remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                write_bytes(path / file.relative_to(folder).as_posix(), file.read_bytes())
+
+
+def sha256(path: Path) -> str:
+    """Hash of one file, or of every file of a directory in the order of their names."""
+    total = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        if path.is_dir():
+            total.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
