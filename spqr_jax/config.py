@@ -37,7 +37,7 @@ class Generation:
     height: int = 0
     width: int = 0
     noise: str = "jax"
-    batch_size: int = 0  # 0: chosen from the picture size
+    batch_size: int = 0  # over all devices; 0: as many as fit and pay
 
 
 @dataclass
@@ -120,6 +120,14 @@ class Report:
 
 
 @dataclass
+class Mesh:
+    """How the devices are used; changes no result. See docs/scale.md."""
+
+    fsdp: bool = False  # weights and optimiser state split over the devices, for models too big to be whole on each
+    cpu_devices: int = 1  # parts that a CPU is split into; small models run faster on several, each holding the weights
+
+
+@dataclass
 class Config:
     """One run: subjects x profiles x scenarios x seeds."""
 
@@ -133,6 +141,7 @@ class Config:
     judges: Judges = field(default_factory=Judges)
     score: Score = field(default_factory=Score)
     report: Report = field(default_factory=Report)
+    mesh: Mesh = field(default_factory=Mesh)
     seed: int = 0  # of prompt choice, alignment and image noise
 
 
@@ -190,6 +199,7 @@ def _check_numbers(config: Config) -> None:
         "bft.eval_at": (min(config.bft.eval_at, default=0), 0),
         "bft.eval_prompts": (config.bft.eval_prompts, 0),
         "judges.n_reference": (config.judges.n_reference, 2),
+        "mesh.cpu_devices": (config.mesh.cpu_devices, 1),
         "score.replicates": (config.score.replicates, 100),
         "report.prompts": (config.report.prompts, 0),
     }

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from spqr_jax import checkpoint, latents, lora, preemption, profiles, schedulers
@@ -102,7 +103,8 @@ def train(
     rank: int = 8,
     alpha: float = 16.0,
     dropout: float = 0.1,
-    mesh: Any = None,
+    mesh: Mesh | None = None,
+    fsdp: bool = False,
     latents_cache: Path | None = None,
     checkpoints: Path | None = None,
     checkpoint_every: int = 500,
@@ -119,6 +121,8 @@ def train(
         seed: of data order, noise, timesteps and adapters (paper: 42).
         steps: optimiser steps; default from `epochs` (default `EPOCHS[profile]`) over the curriculum's stages.
         curriculum: cumulative stage sizes (paper: 1000, 3000, 5000); empty: one stage with all data.
+        mesh: devices (default: all).
+        fsdp: weights, gradients, optimiser state and average split over the devices, for models that do not fit whole.
         latents_cache: directory where encoded pictures are kept for other subjects; see `spqr_jax.latents`.
         checkpoints: directory that holds the state every `checkpoint_every` steps, and when asked to stop
             (`spqr_jax.preemption`); a run that finds a state there continues from it, to the same weights.
@@ -138,10 +142,11 @@ def train(
     encoded = latents.encode(pipeline, dataset, cache=latents_cache)
     texts = pipeline_lib.encode_prompts(pipeline, list(dataset.captions))
     scheduler = pipeline.configs["scheduler"]
-    step = _train_step(definition, optimiser, objective, memory, scheduler.get("prediction_type", "epsilon"))
+    prediction_type = scheduler.get("prediction_type", "epsilon")
+    step = _train_step(definition, optimiser, objective, memory, prediction_type, mesh if fsdp else None)
     alphas = jnp.asarray(schedulers.ddpm.alphas_cumprod(scheduler))
-    state = mesh_lib.replicate(_init_state(trainable, optimiser), mesh)
-    frozen = mesh_lib.replicate(frozen, mesh)
+    state = _place_state(trainable, optimiser, objective.ema > 0, mesh, fsdp)
+    frozen = mesh_lib.place(frozen, mesh, fsdp=fsdp)
     base = jax.random.key(seed)
     evaluate = set(eval_at) if on_eval else set()
 
@@ -233,15 +238,20 @@ def _transform(o: Optimiser) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(o.max_grad_norm), adamw)
 
 
-def _init_state(trainable: Params, optimiser: Optimiser) -> dict[str, Any]:
+def _init_state(trainable: Params, optimiser: Optimiser, ema: bool = False) -> dict[str, Any]:
     # Copies: the step donates its state, and the caller's arrays must survive.
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
-    return {
-        "params": trainable,
-        "opt": _transform(optimiser).init(trainable),
-        "ema": jax.tree.map(jnp.copy, trainable),
-        "step": jnp.int32(0),
-    }
+    state = {"params": trainable, "opt": _transform(optimiser).init(trainable), "step": jnp.int32(0)}
+    return state | ({"ema": jax.tree.map(jnp.copy, trainable)} if ema else {})
+
+
+def _place_state(trainable: Params, optimiser: Optimiser, ema: bool, mesh: Mesh, fsdp: bool) -> dict[str, Any]:
+    """The first state on the devices; under fsdp made there in parts, since no device could hold the whole."""
+    start = functools.partial(_init_state, optimiser=optimiser, ema=ema)
+    if not fsdp:
+        return mesh_lib.replicate(start(trainable), mesh)
+    params = mesh_lib.place(trainable, mesh, fsdp=True)
+    return jax.jit(start, out_shardings=mesh_lib.layout(jax.eval_shape(start, params), mesh, fsdp=True))(params)
 
 
 def _batch(encoded: latents.Latents, texts: pipeline_lib.TextStates, rows: np.ndarray, pipeline: Pipeline):
@@ -261,32 +271,51 @@ def _batch(encoded: latents.Latents, texts: pipeline_lib.TextStates, rows: np.nd
 
 @functools.lru_cache(maxsize=16)
 def _train_step(
-    definition: Definition, optimiser: Optimiser, objective: Objective, memory: Memory, prediction_type: str
+    definition: Definition,
+    optimiser: Optimiser,
+    objective: Objective,
+    memory: Memory,
+    prediction_type: str,
+    split: Mesh | None = None,
 ):
-    """One compiled step for all subjects that share a definition: weights are arguments, never constants."""
+    """One compiled step for all subjects that share a definition: weights are arguments, never constants.
+
+    split: the mesh that state and frozen weights are split over, if they are: each leaf is gathered where it is used,
+    and gradients and the new state are split as the old one.
+    """
     transform = _transform(optimiser)
 
     def loss(trainable, frozen, keys, alphas, part):
         dtype = jax.tree.leaves(frozen)[0].dtype if jax.tree.leaves(frozen) else part["context"].dtype
-        unet = definition.bind(params_lib.merge(frozen, keys, params_lib.cast(trainable, dtype)))
+        weights = params_lib.merge(frozen, keys, params_lib.cast(trainable, dtype))
+        unet = definition.bind(mesh_lib.constrain(weights, split, fsdp=False) if split else weights)
         with rematerialised() if memory.remat else contextlib.nullcontext():
             return denoising_loss(
                 unet, part, part["latents"], part["noise"], part["t"], alphas, prediction_type, objective.snr_gamma
             )
+
+    def value_and_grad(trainable, frozen, keys, alphas, part):
+        if split:
+            trainable, frozen = mesh_lib.each_turn((trainable, frozen), part)
+        value, grads = jax.value_and_grad(loss)(trainable, frozen, keys, alphas, part)
+        return value, mesh_lib.constrain(grads, split, fsdp=True) if split else grads
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, frozen, keys, alphas, batch, key):
         drawn = draw(key, batch["mean"], batch["std"], len(alphas), objective.noise_offset)
         whole = {**batch, **dict(zip(("latents", "noise", "t"), drawn, strict=True))}
         value, grads = _mean_gradient(
-            lambda part: jax.value_and_grad(loss)(state["params"], frozen, keys, alphas, part), whole, memory.accumulate
+            lambda part: value_and_grad(state["params"], frozen, keys, alphas, part), whole, memory.accumulate
         )
         updates, opt = transform.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        ema = jax.tree.map(lambda a, b: a * objective.ema + b * (1 - objective.ema), state["ema"], params)
         warmup = max(optimiser.warmup_steps, 1)
         rate = optimiser.lr * jnp.minimum(state["step"] / warmup, 1.0) if optimiser.warmup_steps else optimiser.lr
-        new = {"params": params, "opt": opt, "ema": ema, "step": state["step"] + 1}
+        new = {"params": params, "opt": opt, "step": state["step"] + 1}
+        if objective.ema:
+            decay = objective.ema
+            new["ema"] = jax.tree.map(lambda a, b: a * decay + b * (1 - decay), state["ema"], params)
+        new = mesh_lib.constrain(new, split, fsdp=True) if split else new
         return new, (value, optax.global_norm(grads), jnp.float32(rate))
 
     return step

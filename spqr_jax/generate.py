@@ -10,16 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spqr_jax import attached as attached_lib
+from spqr_jax import batch_size as batch_size_lib
 from spqr_jax import mesh as mesh_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax import schedulers, torch_noise
 from spqr_jax.attached import Attached, Strength
-from spqr_jax.params import Definition
+from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
-
-# Latent pixels that fill a device in one batch: 16 pictures of 512x512. Bigger batches stop paying before they fit.
-LATENTS_PER_BATCH = 16 * 64 * 64
-MAX_BATCH = 64
 
 Array = jax.Array | np.ndarray
 
@@ -52,6 +49,7 @@ def generate(
     noise: str = "jax",
     mesh: Mesh | None = None,
     batch_size: int | None = None,
+    fsdp: bool = False,
 ) -> np.ndarray:
     """Pictures for prompts.
 
@@ -65,7 +63,8 @@ def generate(
         latents: initial noise [N, H/f, W/f, C], standard normal, instead of the seeds'.
         noise: "jax", or "torch" for the noise of torch.Generator("cpu").manual_seed(seed).
         mesh: devices (default: all).
-        batch_size: pictures a batch over all devices; changes no noise.
+        batch_size: pictures a batch over all devices (default: `largest_batch`); changes no noise.
+        fsdp: weights split over the devices, for models that do not fit whole; gathered at every step.
 
     What is attached to the pipeline acts here (`spqr_jax.attached`); safety guidance on pictures with guidance alone.
 
@@ -87,7 +86,8 @@ def generate(
             latents=latents,
             noise=noise,
             mesh=mesh,
-            batch_size=batch_size,
+            batch_size=batch_size and min(batch_size, len(prompts) or 1),
+            fsdp=fsdp,
         )
     ]
     return np.concatenate(parts) if parts else np.zeros((0, *_size(pipeline, height, width), 3), np.uint8)
@@ -108,15 +108,16 @@ def batches(
     noise: str = "jax",
     mesh: Mesh | None = None,
     batch_size: int | None = None,
+    fsdp: bool = False,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """As `generate`, batch by batch: yields (index of the first picture, images_u8). The next batch is already being
-    computed while the caller works on this one."""
+    computed while the caller works on this one. A last batch, or only one, of fewer than `batch_size` is padded to it,
+    so that a part of a sweep made alone is made by the same program."""
     count = len(prompts)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
-    height, width = _size(pipeline, height, width)
-    factor = pipeline_lib.vae_scale(pipeline)
-    shape = (height // factor, width // factor, pipeline.configs["unet"]["in_channels"])
+    size = _size(pipeline, height, width)
+    shape = _latent_shape(pipeline, size)
     scales = _guidance(guidance, count)
     start_noise = (
         _initial_noise(seeds, count, shape, noise) if latents is None else _checked_latents(latents, count, shape)
@@ -126,29 +127,28 @@ def batches(
         return
     mesh = mesh or mesh_lib.make()
     if batch_size is None:
-        batch_size = max(1, min(MAX_BATCH, LATENTS_PER_BATCH // (shape[0] * shape[1]))) * mesh.size
-    batch = mesh_lib.round_up(min(batch_size, count), mesh)
-    guided = bool((scales > 1).any())
-    attached = pipeline.attached or Attached()
-    sld = attached.guidance if guided else None
-    if sld and pipeline_lib.is_sdxl(pipeline):
-        raise ValueError("Safe Latent Diffusion is defined for SD1.x and SD2.x; detach it to sample SDXL.")
-    texts = pipeline_lib.encode_prompts(pipeline, [*prompts, negative, *([sld.concept] if sld else [])])
-    unet = attached_lib.add(pipeline.params["unet"], attached.delta)
-    params = mesh_lib.replicate({"unet": unet, "vae": pipeline.params["vae"]}, mesh)
-    program = functools.partial(
-        _sample,
-        (pipeline.definitions["unet"], pipeline.definitions["vae"]),
-        float(pipeline.configs["vae"].get("scaling_factor", 0.18215)),
-        guided,
-    )
-    strength = jax.tree.map(np.float32, sld.strength) if sld else None
+        batch_size = largest_batch(
+            pipeline,
+            count,
+            steps=steps,
+            guidance=float(scales.max()),
+            height=height,
+            width=width,
+            negative=negative,
+            scheduler=scheduler,
+            mesh=mesh,
+            fsdp=fsdp,
+        )
+    batch = mesh_lib.round_up(batch_size, mesh)
+    sampler = _sampler(pipeline, prompts, negative, bool((scales > 1).any()), mesh if fsdp else None)
+    texts = pipeline_lib.encode_prompts(pipeline, sampler.texts)
+    params = mesh_lib.place(sampler.weights, mesh, fsdp=fsdp)
 
     def launch(start: int):
         rows = slice(start, min(start + batch, count))
-        condition = _conditioning(pipeline, texts, rows, count, scales, batch, (height, width), negative)
+        condition = _conditioning(pipeline, texts, rows, count, scales, batch, size, negative)
         inputs = (mesh_lib.pad_batch(start_noise(rows), batch), condition)
-        return program(params, tables, *mesh_lib.split_batch(inputs, mesh), strength)
+        return _sample(*sampler.static, params, tables, *mesh_lib.split_batch(inputs, mesh), sampler.strength)
 
     pending = launch(0)
     for start in range(0, count, batch):
@@ -161,22 +161,108 @@ def batches(
         yield start, images[:real]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def largest_batch(
+    pipeline: Pipeline,
+    count: int,
+    *,
+    steps: int = 50,
+    guidance: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    negative: str = "",
+    scheduler: str = "pndm",
+    mesh: Mesh | None = None,
+    fsdp: bool = False,
+    beside: bool = False,
+) -> int:
+    """Pictures a batch over all devices for `count` pictures under these options of `generate`: as many as fit, but no
+    more than there are or than pay (`spqr_jax.batch_size`).
+
+    guidance: the largest of the pictures'. beside: count only memory that is free now, for a model that is in training.
+    The program that is found to fit is compiled here and then run by `batches`. Raises MemoryError when a single
+    picture a device does not fit, ValueError as `generate`.
+    """
+    mesh = mesh or mesh_lib.make()
+    size = _size(pipeline, height, width)
+    shape = _latent_shape(pipeline, size)
+    tables = schedulers.create(scheduler, pipeline.configs["scheduler"], steps)
+    sampler = _sampler(pipeline, [""], negative, guidance > 1, mesh if fsdp else None)
+    weights = mesh_lib.shapes(sampler.weights, mesh, fsdp=fsdp)
+    texts = jax.eval_shape(lambda: pipeline_lib.encode_prompts(pipeline, sampler.texts))
+    texts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), texts)
+
+    def compiled(each: int):
+        batch = each * mesh.size
+        scales = np.full(1, guidance, np.float32)
+        condition = _conditioning(pipeline, texts, slice(0, 1), 1, scales, batch, size, negative)
+        inputs = mesh_lib.split_batch((np.zeros((batch, *shape), np.float32), condition), mesh)
+        return _sample.lower(*sampler.static, weights, tables, *inputs, sampler.strength).compile()
+
+    return mesh.size * batch_size_lib.largest(
+        compiled,
+        min(batch_size_lib.worthwhile(shape[0] * shape[1], mesh), -(-count // mesh.size)),
+        weights=mesh_lib.bytes_each(weights),
+        limit=batch_size_lib.memory_limit(mesh, beside=beside),
+        what=f"{pipeline.name or 'pipeline'} at {size[0]}x{size[1]}",
+    )
+
+
+class _Sampler(NamedTuple):
+    """What the batches of a call share.
+
+    Attributes:
+        static: the first arguments of `_sample`, which its compiled program is made for.
+        weights: of "unet" and "vae", not yet placed.
+        strength: of Safe Latent Diffusion, if it guides.
+        texts: to be encoded: the prompts, the negative prompt, then what Safe Latent Diffusion guides away from.
+    """
+
+    static: tuple[tuple[Definition, Definition], float, bool, Mesh | None]
+    weights: Params
+    strength: Strength | None
+    texts: list[str]
+
+
+def _sampler(pipeline: Pipeline, prompts: Sequence[str], negative: str, guided: bool, split: Mesh | None) -> _Sampler:
+    attached = pipeline.attached or Attached()
+    sld = attached.guidance if guided else None
+    if sld and pipeline_lib.is_sdxl(pipeline):
+        raise ValueError("Safe Latent Diffusion is defined for SD1.x and SD2.x; detach it to sample SDXL.")
+    unet = attached_lib.add(pipeline.params["unet"], attached.delta)
+    scaling = float(pipeline.configs["vae"].get("scaling_factor", 0.18215))
+    return _Sampler(
+        ((pipeline.definitions["unet"], pipeline.definitions["vae"]), scaling, guided, split),
+        {"unet": unet, "vae": pipeline.params["vae"]},
+        jax.tree.map(np.float32, sld.strength) if sld else None,
+        [*prompts, negative, *([sld.concept] if sld else [])],
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _sample(
     definitions: tuple[Definition, Definition],
     scaling: float,
     guided: bool,
+    split: Mesh | None,
     params,
     tables,
     noise,
     condition,
     strength: Strength | None = None,
 ):
-    """noise [B, h, w, C] -> (images_u8 [B, H, W, 3], finite [steps + 1, B]); the last row of finite is the pixels'."""
-    unet = definitions[0].bind(params["unet"])
+    """noise [B, h, w, C] -> (images_u8 [B, H, W, 3], finite [steps + 1, B]); the last row of finite is the pixels'.
+
+    split: the mesh that params are split over, if they are: they are gathered anew at every step.
+    """
+
+    def weights(component: str, turn: jax.Array) -> Params:
+        if split is None:
+            return params[component]
+        return mesh_lib.constrain(mesh_lib.each_turn(params[component], turn), split, fsdp=False)
 
     def body(carry, i):
         latents, state, momentum = carry
+        unet = definitions[0].bind(weights("unet", latents))
         seen, t = tables.scale_input(latents, i), jnp.asarray(tables.timesteps)[i]
         if strength is None:
             output = guided_prediction(unet, condition, guided, seen, t)
@@ -189,7 +275,8 @@ def _sample(
     momentum = None if strength is None else jnp.zeros_like(latents)
     carry: tuple[Any, ...] = (latents, tables.init_state(latents), momentum)
     (latents, *_), finite = jax.lax.scan(body, carry, jnp.arange(len(tables.timesteps)))
-    pixels = definitions[1].bind(params["vae"]).decode(latents / scaling).astype(jnp.float32)
+    vae = definitions[1].bind(weights("vae", latents))
+    pixels = vae.decode(latents / scaling).astype(jnp.float32)
     finite = jnp.concatenate([finite, jnp.isfinite(pixels).all((1, 2, 3))[None]])
     # As diffusers: clip(x / 2 + 0.5), times 255, rounded half to even.
     return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8), finite
@@ -255,6 +342,12 @@ def _size(pipeline: Pipeline, height: int | None, width: int | None) -> tuple[in
     if size[0] % multiple or size[1] % multiple or min(size) <= 0:
         raise ValueError(f"height and width must be positive multiples of {multiple}, found {size[0]}x{size[1]}.")
     return size
+
+
+def _latent_shape(pipeline: Pipeline, size: tuple[int, int]) -> tuple[int, int, int]:
+    """[h, w, C] of the latents of a picture of `size` pixels."""
+    factor = pipeline_lib.vae_scale(pipeline)
+    return size[0] // factor, size[1] // factor, pipeline.configs["unet"]["in_channels"]
 
 
 def _guidance(guidance: float | Sequence[float], count: int) -> np.ndarray:

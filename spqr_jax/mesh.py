@@ -1,5 +1,7 @@
 """Devices: one mesh with a `data` axis over every device of every host."""
 
+import math
+import os
 from typing import Any
 
 import jax
@@ -7,32 +9,96 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+# Leaves of fewer elements (norms, biases, small adapters) stay whole: fetching one costs more than it frees.
+SMALL = 4096
+
 
 def make() -> Mesh:
-    """A mesh over all devices; batches are split along `data`, parameters are replicated."""
+    """A mesh over all devices; batches are split along `data`, and so are parameters under `fsdp`."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def replicate(tree, mesh: Mesh):
+def split_cpu(devices: int) -> None:
+    """Make the CPU this many devices, before JAX first touches it; XLA_FLAGS that say otherwise win.
+
+    Operations of a small model are too short to be shared among cores; whole programs side by side are not.
+    """
+    if devices > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
+def spec(shape: tuple[int, ...], devices: int) -> PartitionSpec:
+    """How a leaf is split under `fsdp`: along its largest axis that the number of devices divides; leaves that are
+    small or have no such axis stay whole."""
+    axes = [axis for axis, length in enumerate(shape) if length % devices == 0]
+    if devices == 1 or not axes or math.prod(shape) < SMALL:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * max(axes, key=lambda axis: shape[axis]), "data")
+
+
+def layout(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
+    """How parameters lie on the devices: a NamedSharding for every leaf (anything with a shape).
+
+    Whole on every device, or under `fsdp` (fully sharded data parallelism, also known as ZeRO stage 3) split by `spec`.
+    """
+    return jax.tree.map(
+        lambda leaf: NamedSharding(mesh, spec(np.shape(leaf), mesh.size) if fsdp else PartitionSpec()), tree
+    )
+
+
+def place(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
+    """Parameters that every process holds whole, on the devices as `layout` says."""
+    return _place(tree, layout(tree, mesh, fsdp=fsdp))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
     """Every leaf whole on every device."""
-    return _place(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(tree, mesh)
 
 
-def split_batch(tree, mesh: Mesh):
+def split_batch(tree: Any, mesh: Mesh) -> Any:
     """Every leaf [B, ...] split along its first axis; B must be a multiple of the number of devices."""
-    return _place(tree, NamedSharding(mesh, PartitionSpec("data")))
+    return _place(tree, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec("data")), tree))
 
 
-def _place(tree: Any, sharding: NamedSharding) -> Any:
-    """Leaves that every process holds whole, on the devices; each process sends its own devices their part."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
+def _place(tree: Any, shardings: Any) -> Any:
+    """Each process sends its own devices their part."""
+    if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings)
 
-    def place(leaf):
+    def place_leaf(leaf, sharding: NamedSharding):
         value = np.asarray(leaf)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(place_leaf, tree, shardings)
+
+
+def shapes(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
+    """What `place` would make, as jax.ShapeDtypeStruct: to compile for, with nothing on a device."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        layout(tree, mesh, fsdp=fsdp),
+    )
+
+
+def bytes_each(tree: Any) -> int:
+    """Bytes of a tree of arrays or shapes on each device of its mesh."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def constrain(tree: Any, mesh: Mesh, *, fsdp: bool) -> Any:
+    """Inside a compiled program: lay a tree out as `layout` says. With fsdp False, split leaves are gathered here."""
+    return jax.lax.with_sharding_constraint(tree, layout(tree, mesh, fsdp=fsdp))
+
+
+def each_turn(tree: Any, turn: Any) -> Any:
+    """Inside a compiled loop: the tree, tied to something that the loop changes, so that the compiler cannot move the
+    gathering of its leaves out of the loop, where all would be whole at once."""
+    return jax.lax.optimization_barrier((tree, turn))[0]
 
 
 def to_host(tree: Any) -> Any:

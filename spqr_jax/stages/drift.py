@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pyarrow as pa
 from tqdm import tqdm
 
-from spqr_jax import generate, hosts, judging, records
+from spqr_jax import hosts, judging, records
 from spqr_jax.cells import Cell
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.stages.generate import stream
+from spqr_jax.stages.generate import batch_size, stream
 from spqr_jax.stages.phase import phase_jobs, prompt_set
 from spqr_jax.stages.work import Run
 
@@ -31,10 +31,10 @@ def recorder(run: Run, cell: Cell) -> Callable[[int, Pipeline], None]:
     path = cell.root / "drift.parquet"
     jobs = [job for job in phase_jobs(run) if job[0] == "harmful" and job[2] == 0]
     jobs = jobs[: run.config.bft.eval_prompts or None]
-    size = run.config.generation.batch_size or min(generate.MAX_BATCH, len(jobs))
 
     def record(step: int, pipeline: Pipeline) -> None:
         verdicts: list[str] = []
+        size = batch_size(run, pipeline, jobs, training=True)
         for _, batch in tqdm(
             stream(run, pipeline, jobs, size),
             desc=f"drift at step {step}: {cell.label}",

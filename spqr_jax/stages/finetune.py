@@ -97,4 +97,5 @@ def training_options(config: Config, steps: int) -> dict[str, Any]:
         "alpha": bft.alpha,
         "dropout": bft.dropout,
         "checkpoint_every": bft.checkpoint_every,
+        "fsdp": config.mesh.fsdp,
     }

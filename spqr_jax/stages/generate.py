@@ -3,11 +3,16 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
+from spqr_jax import batch_size as batch_size_lib
 from spqr_jax import generate, hosts, images, preemption, storage
+from spqr_jax import params as params_lib
+from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.cells import SubjectDir
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.stages.align import load_subject
@@ -30,13 +35,15 @@ def pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str,
     """Write the missing pictures of a phase. Batches are cut by index, so a resumed run repeats the same batches."""
     jobs = phase_jobs(run)
     paths = [picture_path(root, phase, *job) for job in jobs]
-    size = run.config.generation.batch_size or min(generate.MAX_BATCH, len(jobs))
-    missing = _missing(paths, size)
-    if not missing:
+    # As the first process sees the disk.
+    there = hosts.agreed(np.array([_there(path) if hosts.first() else True for path in paths]))
+    if there.all():
         return
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
     made = pipeline()  # may fine-tune first, which is timed apart
+    size = batch_size(run, made, jobs)
+    missing = _missing(there, size)
     start = time.time()
     with tqdm(total=len(missing), desc=f"{phase} BFT: {label}", unit="image", disable=not hosts.first()) as bar:
         for first, batch in stream(run, made, [jobs[i] for i in missing], size):
@@ -50,28 +57,66 @@ def pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str,
         note_seconds(root, f"generate_{phase}", time.time() - start, len(missing))
 
 
-def _missing(paths: list[Path], size: int) -> list[int]:
-    """Rows of every batch of `size` that lacks a picture, as the first process sees the disk."""
-    there = hosts.agreed(np.array([_there(path) if hosts.first() else True for path in paths]))
-    batches = [range(start, min(start + size, len(paths))) for start in range(0, len(paths), size)]
+def _missing(there: np.ndarray, size: int) -> list[int]:
+    """Rows of every batch of `size` that lacks a picture."""
+    batches = [range(start, min(start + size, len(there))) for start in range(0, len(there), size)]
     return [i for batch in batches if not all(there[i] for i in batch) for i in batch]
 
 
-def stream(run: Run, pipeline: Pipeline, jobs: list[Job], batch_size: int):
-    """Pictures of jobs as the config says, batch by batch: (index of the first, images_u8)."""
+def batch_size(run: Run, pipeline: Pipeline, jobs: list[Job], *, training: bool = False) -> int:
+    """Pictures a batch: as the config says, else as many as fit, chosen once for what takes the same memory.
+
+    training: the devices hold the state of a fine-tuning too.
+    """
+    g, guidance = run.config.generation, max(_guidance(run, jobs))
+    if g.batch_size:
+        return min(g.batch_size, len(jobs))
+    side, attached = pipeline_lib.default_size(pipeline), pipeline.attached
+    key = [
+        f"{len(jobs)} pictures of {g.height or side}x{g.width or side}",
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"{params_lib.nbytes(pipeline.params['unet']) / 1e6:.1f} MB of weights",
+        *(["split"] if run.config.mesh.fsdp else []),
+        *(["guided"] if guidance > 1 else []),
+        *(["safe guidance"] if attached and attached.guidance else []),
+        *(["in training"] if training else []),
+    ]
+    return batch_size_lib.remembered(
+        run.workdir / "batch_sizes.json",
+        ", ".join(key),
+        lambda: generate.largest_batch(pipeline, len(jobs), guidance=guidance, beside=training, **_options(run)),
+    )
+
+
+def _guidance(run: Run, jobs: list[Job]) -> list[float]:
+    """A prompt's own guidance, or the config's."""
+    scale = run.config.generation.guidance
+    return [scale if prompt.guidance is None else prompt.guidance for _, prompt, _ in jobs]
+
+
+def _options(run: Run) -> dict[str, Any]:
+    """What `generate.batches` and `generate.largest_batch` take from the config."""
     g = run.config.generation
+    return {
+        "steps": g.steps,
+        "height": g.height or None,
+        "width": g.width or None,
+        "negative": g.negative,
+        "scheduler": g.scheduler,
+        "fsdp": run.config.mesh.fsdp,
+    }
+
+
+def stream(run: Run, pipeline: Pipeline, jobs: list[Job], size: int):
+    """Pictures of jobs as the config says, batch by batch: (index of the first, images_u8)."""
     return generate.batches(
         pipeline,
         [prompt.prompt for _, prompt, _ in jobs],
         [image_seed(prompt, k) for _, prompt, k in jobs],
-        steps=g.steps,
-        guidance=[g.guidance if prompt.guidance is None else prompt.guidance for _, prompt, _ in jobs],
-        height=g.height or None,
-        width=g.width or None,
-        negative=g.negative,
-        scheduler=g.scheduler,
-        noise=g.noise,
-        batch_size=batch_size,
+        noise=run.config.generation.noise,
+        batch_size=size,
+        guidance=_guidance(run, jobs),
+        **_options(run),
     )
 
 
