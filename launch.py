@@ -40,10 +40,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; did you mean --config {argv[1]}?")
     join_processes()
-    from spqr_jax import hosts, preemption, run, stages, storage
+    from spqr_jax import hosts, mesh, plan, preemption, run, stages, storage
 
     start = time.time()
     config = CONFIG.value
+    mesh.split_cpu(config.mesh.cpu_devices)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = storage.directory(WORKDIR.value or f"runs/{name}")
     chosen = stages.chosen(STAGES.value)
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
         return
     state = run.only(run.open_run(config, workdir), SUBJECTS.value)
     if DRY_RUN.value:
-        print(run.plan_table(state))
+        print(plan.table(state))
         return
     if hosts.first():
         run.write_manifest(state, sys.argv)

@@ -45,9 +45,10 @@ def theirs(config: Config, workdir: Path, batch: int, layout: str, threads: int)
 
 def our_cell(config: Config, workdir: Path) -> dict[str, dict[str, float]]:
     """As `launch.py` runs it; seconds and figures as `torch_cell.cell`."""
-    from spqr_jax import run, stages
+    from spqr_jax import mesh, run, stages
     from spqr_jax.stages.work import read_times
 
+    mesh.split_cpu(config.mesh.cpu_devices)
     state = run.open_run(config, workdir)
     run.write_manifest(state, ["benchmarks/cell.py"])
     start = time.perf_counter()

@@ -51,8 +51,9 @@ def ours(directory: Path, workload: Workload, amount: Amount, profile: str, dtyp
     start = time.perf_counter()
     import convert
     from spqr_jax import data as data_lib
-    from spqr_jax import finetune
+    from spqr_jax import finetune, mesh
 
+    mesh.split_cpu(workload.cpu_devices)
     imported = time.perf_counter()
     pipe = convert.load(directory, dtype=dtype)
     loaded = time.perf_counter()

@@ -39,7 +39,9 @@ def ours(directory: Path, workload: Workload, dtype: str) -> Prepared:
 
     import convert
     from spqr_jax import generate
+    from spqr_jax import mesh as mesh_lib
 
+    mesh_lib.split_cpu(workload.cpu_devices)
     imported = time.perf_counter()
     pipe = convert.load(directory, dtype=dtype)
     loaded = time.perf_counter()
@@ -61,10 +63,13 @@ def ours(directory: Path, workload: Workload, dtype: str) -> Prepared:
 
     def sample():
         options = {"steps": workload.steps, "guidance": workload.guidance, "scheduler": workload.scheduler}
-        images = generate.generate(pipe, texts, 0, latents=latents, batch_size=workload.batch, **options)
+        images = generate.generate(pipe, texts, 0, latents=noise, batch_size=workload.batch, **options)
         return images / np.float32(127.5) - 1
 
-    on_device = {name: jax.device_put(pipe.params[name]) for name in ("unet", "vae")}
+    mesh = mesh_lib.make()
+    on_device = {name: mesh_lib.replicate(pipe.params[name], mesh) for name in ("unet", "vae")}
+    noise, condition = latents, mesh_lib.split_batch(condition, mesh)
+    latents = mesh_lib.split_batch(latents, mesh)
     tasks = {
         "UNet step": lambda: np.asarray(step(on_device["unet"], condition, latents)),
         "VAE decode": lambda: np.asarray(decode(on_device["vae"], latents)),
@@ -187,12 +192,14 @@ def main() -> None:
     )
     parser.add_argument("--full", action="store_true", help="sd15: also time a whole sample")
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
+    parser.add_argument("--cpu_devices", type=int, help="that ours splits a CPU into; default: mini 2, others 1")
     parser.add_argument("--threads", type=int, default=side_by_side.cores(), help="of PyTorch; default all cores")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     flags = parser.parse_args()
     workload = models.WORKLOADS[flags.model]
     workload = workload._replace(batch=flags.batch or workload.batch, steps=flags.steps or workload.steps)
+    workload = workload._replace(cpu_devices=flags.cpu_devices or workload.cpu_devices)
     default = TASKS if flags.model != "sd15" or flags.full or flags.device != "cpu" else TASKS[:2]
     tasks = [task.strip() for task in flags.tasks.split(",")] if flags.tasks else default
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from spqr_jax import mini
 
 class Workload(NamedTuple):
     """How a model is used: pictures a batch, sampling steps, guidance, scheduler (our name), prompts' length in tokens,
-    picture side in fine-tuning and samples a step there."""
+    picture side in fine-tuning and samples a step there, and the devices that ours splits a CPU into."""
 
     batch: int
     steps: int
@@ -17,12 +17,13 @@ class Workload(NamedTuple):
     tokens: int
     training_side: int
     training_batch: int
+    cpu_devices: int
 
 
 WORKLOADS = {
-    "tiny": Workload(2, 4, 7.5, "pndm", 77, 32, 4),
-    "mini": Workload(16, 12, 4.0, "dpmpp", 32, 32, 16),
-    "sd15": Workload(1, 20, 7.5, "pndm", 77, 256, 1),
+    "tiny": Workload(2, 4, 7.5, "pndm", 77, 32, 4, 1),
+    "mini": Workload(16, 12, 4.0, "dpmpp", 32, 32, 16, 2),
+    "sd15": Workload(1, 20, 7.5, "pndm", 77, 256, 1, 1),
 }
 # A field that is not here has diffusers' default, which is SD1.5's.
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {

@@ -9,7 +9,7 @@ Fine-tuning follows the paper's Tables B and C, scaled in steps only: learning r
 dropout are the paper's; 1:3:10 epochs become 12:36:120 steps, and the warm-up keeps its share of the standard profile.
 """
 
-from spqr_jax.config import BFT, Config, Generation, Judges, PerProfile, Prompts, Subject
+from spqr_jax.config import BFT, Config, Generation, Judges, Mesh, PerProfile, Prompts, Subject
 
 # The paper's standard profile: 10 epochs of 5,000 samples in batches of 16, 500 of them warm-up.
 WARMUP_SHARE = 500 / (10 * 5000 / 16)
@@ -32,4 +32,5 @@ def get_config() -> Config:
             warmup_share=WARMUP_SHARE,
         ),
         judges=Judges(n_reference=1000),
+        mesh=Mesh(cpu_devices=2),
     )

@@ -126,23 +126,3 @@ def finish(config: Config, workdir: Path, chosen: set[str]) -> None:
         r = config.report
         path = report.write(workdir, tables=r.tables or None, figures=r.figures or None, prompts=r.prompts, blur=r.blur)
         print(f"Report: {path}")
-
-
-def plan_table(run: Run) -> str:
-    """Every cell and what it still needs."""
-    lines = []
-    for cell in run.cells:
-        needs = [
-            what
-            for what, there in (
-                ("align", (cell.subject.weights / "pipeline.json").exists()),
-                ("generate", (cell.subject.root / "images").is_dir()),
-                ("finetune", (cell.root / "adapted").is_dir()),
-                ("judge", cell.done),
-            )
-            if not there
-        ]
-        lines.append(f"{'done' if cell.done else 'missing: ' + ', '.join(needs):40} {cell.label}")
-    pictures = sum(len(p) for p in run.prompts.values()) * run.config.prompts.images
-    total = pictures * (len(run.cells) + len(run.subjects))
-    return "\n".join([*lines, f"{len(run.cells)} cells, {len(run.subjects)} subjects, {total} pictures in all."])

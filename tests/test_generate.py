@@ -15,6 +15,7 @@ import convert
 from spqr_jax import generate as generate_lib
 from spqr_jax import mesh as mesh_lib
 from spqr_jax import params as params_lib
+from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.generate import generate
 
 PROMPTS = ["a cat", "the dog", "nude", "a dog eats", ""]
@@ -180,3 +181,18 @@ def test_the_first_bad_step_is_named():
 def test_arguments_that_do_not_fit(pipeline, options, message):
     with pytest.raises(ValueError, match=message):
         generate(pipeline, PROMPTS, **({"seeds": SEEDS} | OPTIONS | options))
+
+
+def test_few_texts_are_encoded_in_few_rows_and_come_out_the_same(pipeline, monkeypatch):
+    rows, encode = [], pipeline_lib._encode_jit
+
+    def recorded(definition, params, ids, xl):
+        rows.append(len(ids))
+        return encode(definition, params, ids, xl)
+
+    monkeypatch.setattr(pipeline_lib, "_encode_jit", recorded)
+    texts = ["cat", "dog", "bird", "cat", "tree", "sun"]
+    states = pipeline_lib.encode_prompts(pipeline, texts, batch_size=4)
+    alone = pipeline_lib.encode_prompts(pipeline, ["cat"])
+    assert rows == [4, 4, 1]
+    np.testing.assert_allclose(np.asarray(states.context)[[0, 3]], np.repeat(alone.context, 2, 0), atol=1e-6)

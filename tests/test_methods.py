@@ -155,23 +155,6 @@ def test_every_method_refuses_an_empty_concept_before_any_work(pipeline, name):
             METHODS[name](pipeline, bad)
 
 
-def test_wide_encoders_see_fewer_texts_at_once_and_say_the_same(pipeline, monkeypatch):
-    """Small ones keep one batch, whose states must not change by a bit from run to run."""
-    sizes, encode = [], closed_form.pipeline_lib.encode_prompts
-
-    def recorded(pipe, texts, *, batch_size):
-        sizes.append(batch_size)
-        return encode(pipe, texts, batch_size=batch_size)
-
-    monkeypatch.setattr(closed_form.pipeline_lib, "encode_prompts", recorded)
-    small = closed_form.text_states(pipeline, ["cat", "dog", "do", "cat"])
-    monkeypatch.setattr(closed_form, "WIDE", 1)
-    wide = closed_form.text_states(pipeline, ["cat", "dog", "do", "cat"])
-    closed_form.text_states(pipeline, ["cat"])
-    assert sizes == [64, 4, 1]
-    np.testing.assert_allclose(wide, small, atol=1e-6)
-
-
 @pytest.mark.slow
 def test_uce_in_full_size_takes_less_than_a_minute():
     """SD1.5's text encoder and cross-attention, random weights, compilation included."""

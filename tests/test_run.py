@@ -1,6 +1,7 @@
 """The whole benchmark in miniature on the shipped world: real weights, real judges, a handful of pictures."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -176,3 +177,22 @@ def test_dry_run_lists_cells(finished):
     assert listed.returncode == 0
     assert listed.stdout.count("done") >= 4
     assert "4 cells" in listed.stdout
+    assert "Nothing is missing." in listed.stdout
+
+
+def test_dry_run_counts_what_is_missing_and_estimates_it_from_measured_rates(finished, tmp_path):
+    config, workdir = finished
+    copy = tmp_path / "work"
+    shutil.copytree(workdir, copy)
+    cell = next(path.parent for path in sorted(copy.glob("cells/*/cell.json")) if "lite" in path.read_text())
+    for gone in (cell / "cell.json", cell / "records.parquet"):
+        gone.unlink()
+    for gone in (cell / "images", cell / "adapted"):
+        shutil.rmtree(gone)
+    pictures = len(list((workdir / "cells" / cell.name / "images").glob("after_*/*.png")))
+    listed = launch("--config", str(config), "--workdir", str(copy), "--dry_run").stdout
+    assert re.search(rf"Missing: {pictures} x picture, \d+ x step lite\.", listed), listed
+    rates = [json.loads(path.read_text()) for path in copy.rglob("times/generate_*.json")]
+    taken = [next(iter(rate.values())) for rate in rates]
+    hours = pictures * sum(t["seconds"] for t in taken) / sum(t["count"] for t in taken) / 3600
+    assert f"picture {hours:.2f}" in listed

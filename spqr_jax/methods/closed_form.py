@@ -12,7 +12,6 @@ from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 
 KEY_VALUE = re.compile(r"\.attn2\.to_[kv]\.kernel$")
-WIDE, BATCH = 512, 64  # channels of a text encoder; texts it sees at once
 
 
 class Edit(NamedTuple):
@@ -50,14 +49,8 @@ def solve(
 
 
 def text_states(pipeline: Pipeline, texts: Sequence[str]) -> np.ndarray:
-    """Token states float64 [T, L, d] of texts.
-
-    Encoders as wide as Stable Diffusion's see no more texts at once than the power of two that holds them: filling a
-    batch up costs more than a compilation there. Small ones keep the batch that prompts are encoded in everywhere.
-    """
-    is_wide = pipeline.configs["text_encoder"]["hidden_size"] >= WIDE
-    batch = min(BATCH, 1 << (len(set(texts)) - 1).bit_length()) if is_wide else BATCH
-    return np.asarray(pipeline_lib.encode_prompts(pipeline, list(texts), batch_size=batch).context, np.float64)
+    """Token states float64 [T, L, d] of texts."""
+    return np.asarray(pipeline_lib.encode_prompts(pipeline, list(texts)).context, np.float64)
 
 
 def last_token(pipeline: Pipeline, text: str) -> int:
