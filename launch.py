@@ -131,7 +131,7 @@ def guarded(argv: list[str]) -> None:
     """main, with what the user can mend as one line instead of a traceback."""
     try:
         main(argv)
-    except (ValueError, FileNotFoundError, PermissionError, ModuleNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
         if logging.get_verbosity() > logging.INFO:
             raise
         print(f"launch.py: {error}", file=sys.stderr)

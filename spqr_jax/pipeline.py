@@ -94,8 +94,8 @@ _encode_jit = jax.jit(_encode, static_argnums=(0, 3))
 
 
 def encode_prompts(pipeline: Pipeline, texts: list[str], *, batch_size: int = 64) -> TextStates:
-    """Text states of prompts, each distinct text encoded once, in batches of `batch_size`, or of the power of two that
-    holds them all: few programs, and little padding.
+    """Text states of prompts, each distinct text encoded once, in batches of `batch_size`, or of the power of two from 8
+    that holds them all: few programs, and little padding.
 
     SD1 and SD2 take the last hidden state after the final norm; SDXL the penultimate states of both encoders side by
     side and the second's projected pooled state (diffusers' behaviour).
@@ -103,7 +103,7 @@ def encode_prompts(pipeline: Pipeline, texts: list[str], *, batch_size: int = 64
     distinct = list(dict.fromkeys(texts))
     where = {text: i for i, text in enumerate(distinct)}
     index = np.array([where[text] for text in texts])
-    batch_size = min(batch_size, 1 << (len(distinct) - 1).bit_length())
+    batch_size = min(batch_size, max(8, 1 << (len(distinct) - 1).bit_length()))
     xl = is_sdxl(pipeline)
     encoders = [("text_encoder", "tokenizer")] + ([("text_encoder_2", "tokenizer_2")] if xl else [])
     parts: list[jax.Array] = []

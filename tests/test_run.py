@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from spqr_jax import leaderboard, records
+from spqr_jax.stages import work
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
@@ -196,3 +197,9 @@ def test_dry_run_counts_what_is_missing_and_estimates_it_from_measured_rates(fin
     taken = [next(iter(rate.values())) for rate in rates]
     hours = pictures * sum(t["seconds"] for t in taken) / sum(t["count"] for t in taken) / 3600
     assert f"picture {hours:.2f}" in listed
+
+
+def test_a_clock_that_goes_backwards_takes_nothing_from_what_was_measured(tmp_path):
+    work.note_seconds(tmp_path, "generate_after", 3.0, 2)
+    work.note_seconds(tmp_path, "generate_after", -3600.0, 1)
+    assert work.read_times(tmp_path) == {"generate_after": {"seconds": 3.0, "count": 3}}

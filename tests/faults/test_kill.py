@@ -114,6 +114,30 @@ def test_killed_at_ten_random_moments(undisturbed, seed):
     check_same(folder / name, undisturbed)
 
 
+@pytest.fixture
+def small_disk(undisturbed):
+    """A work directory with a file system of its own and hardly any space there; needs the right to mount."""
+    place = undisturbed.parent / "full"
+    place.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_run_and_the_same_command_continues(undisturbed, small_disk):
+    folder, name = small_disk.parent, small_disk.name
+    assert start(folder, name).wait() == 2
+    log = (folder / f"{name}.log").read_text()
+    assert "No space left" in log and "Traceback" not in log
+    assert not list(small_disk.glob("cells/*/cell.json"))
+    subprocess.run(["mount", "-o", "remount,size=1g", small_disk], check=True)
+    assert start(folder, name).wait() == 0
+    check_same(small_disk, undisturbed)
+
+
 def test_damaged_files_are_named_set_aside_and_made_again(undisturbed):
     """In one cell a picture with a flipped byte and adapted weights cut short, in another truncated records."""
     folder, name = undisturbed.parent, "damaged"
