@@ -94,8 +94,9 @@ _encode_jit = jax.jit(_encode, static_argnums=(0, 3))
 
 
 def encode_prompts(pipeline: Pipeline, texts: list[str], *, batch_size: int = 64) -> TextStates:
-    """Text states of prompts, each distinct text encoded once, in batches of `batch_size`, or of the power of two from 8
-    that holds them all: few programs, and little padding.
+    """Text states of prompts, each distinct text encoded once.
+
+    Texts are encoded `batch_size` at once, or padded to the power of two from 8 that holds them all.
 
     SD1 and SD2 take the last hidden state after the final norm; SDXL the penultimate states of both encoders side by
     side and the second's projected pooled state (diffusers' behaviour).
