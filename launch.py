@@ -45,8 +45,7 @@ def main(argv: list[str]) -> None:
     start = time.time()
     config = CONFIG.value
     mesh.split_cpu(config.mesh.cpu_devices)
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = storage.directory(WORKDIR.value or f"runs/{name}")
+    workdir = storage.directory(WORKDIR.value or default_workdir())
     chosen = stages.chosen(STAGES.value)
     if EXECUTOR.value:
         submit(config, workdir, EXECUTOR.value)
@@ -72,6 +71,10 @@ def main(argv: list[str]) -> None:
     if failures:
         print("\nNot finished:\n" + "\n".join(f"  {f.what}: {f.error}" for f in failures), file=sys.stderr)
         sys.exit(1)
+
+
+def default_workdir() -> Path:
+    return Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
 def submit(config, workdir: Path, executor: str) -> None:

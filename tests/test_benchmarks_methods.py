@@ -7,6 +7,7 @@ import pytest
 from benchmarks import methods, rehearsal
 
 
+@pytest.mark.slow
 def test_methods_are_counted_at_their_defaults():
     """Against the authors' settings and what a step does: a pass with gradient costs about three without."""
     erasediff = rehearsal.rehearse("erasediff")

@@ -195,6 +195,7 @@ def orbax_beside(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint, "ocp", elsewhere)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_local_run(bucket, orbax_beside, tmp_path):
     """Every stage; the same files with the same bytes, then only what is missing, and damage set aside."""
     carry_out(tmp_path / "run")
