@@ -198,8 +198,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     flags = parser.parse_args()
     workload = models.WORKLOADS[flags.model]
-    workload = workload._replace(batch=flags.batch or workload.batch, steps=flags.steps or workload.steps)
-    workload = workload._replace(cpu_devices=flags.cpu_devices or workload.cpu_devices)
+    given = {"batch": flags.batch, "steps": flags.steps, "cpu_devices": flags.cpu_devices}
+    workload = workload._replace(**{name: value for name, value in given.items() if value})
     default = TASKS if flags.model != "sd15" or flags.full or flags.device != "cpu" else TASKS[:2]
     tasks = [task.strip() for task in flags.tasks.split(",")] if flags.tasks else default
     with tempfile.TemporaryDirectory() as folder:

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import jax
 
-from spqr_jax import data as data_lib
-from spqr_jax import finetune
-from spqr_jax.cells import Cell
+from spqr_jax.stages.finetune import num_steps
 from spqr_jax.stages.phase import phase_jobs, picture_path
 from spqr_jax.stages.work import Run, read_times
 
@@ -37,26 +35,20 @@ def table(run: Run) -> str:
 def missing(run: Run) -> Counts:
     """Alignments, pictures, and fine-tuning steps by profile that are not there; a fine-tuning begun counts whole."""
     counts: Counts = defaultdict(float)
+    bft = run.config.bft
     for subject in run.subjects:
         counts["align"] += not (subject.weights / "pipeline.json").exists()
         counts["picture"] += _missing_pictures(run, subject.root, "before")
     for cell in run.cells:
         if not cell.done:
             counts["picture"] += _missing_pictures(run, cell.root, "after")
-            counts[f"step {cell.profile}"] += 0 if (cell.root / "adapted").is_dir() else steps(run, cell)
+            if not (cell.root / "adapted").is_dir():
+                counts[f"step {cell.profile}"] += num_steps(bft, cell.profile, bft.samples)
     return {what: count for what, count in counts.items() if count}
 
 
 def _missing_pictures(run: Run, root: Path, phase: str) -> int:
     return sum(not picture_path(root, phase, *job).exists() for job in phase_jobs(run))
-
-
-def steps(run: Run, cell: Cell) -> int:
-    """Steps of a cell's fine-tuning, should its data hold the samples the config asks for."""
-    bft = run.config.bft
-    stages = data_lib.curriculum_stages(bft.samples, tuple(bft.curriculum))
-    given, epochs = getattr(bft.steps, cell.profile) or None, getattr(bft.epochs, cell.profile)
-    return finetune.num_steps(cell.profile, stages, bft.batch_size, given, epochs)
 
 
 def seconds_each(run: Run) -> Counts:

@@ -8,7 +8,7 @@ from safetensors import numpy as safetensors
 
 from spqr_jax import checkpoint, finetune, hosts, lora, sources, storage
 from spqr_jax.cells import Cell
-from spqr_jax.config import Config
+from spqr_jax.config import BFT, Config
 from spqr_jax.finetune import Adapted, Memory, Optimiser
 from spqr_jax.objective import Objective
 from spqr_jax.pipeline import Pipeline
@@ -58,8 +58,7 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
     """One benign fine-tuning as the config says, from where an earlier one was stopped; (what it made, its steps)."""
     bft = run.config.bft
     data = sources.dataset(run.config, cell.scenario)
-    steps, epochs = getattr(bft.steps, cell.profile) or None, getattr(bft.epochs, cell.profile)
-    steps = finetune.num_steps(cell.profile, list(bft.curriculum) or [len(data)], bft.batch_size, steps, epochs)
+    steps = num_steps(bft, cell.profile, len(data))
     cell.root.mkdir(parents=True, exist_ok=True)
     evaluation: dict[str, Any] = {}
     if bft.eval_at:
@@ -79,6 +78,12 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
             **evaluation,
         )
     return adapted, steps
+
+
+def num_steps(bft: BFT, profile: str, samples: int) -> int:
+    """Steps of a fine-tuning on so many samples, as the config says: given, or from its epochs and curriculum."""
+    given, epochs = getattr(bft.steps, profile) or None, getattr(bft.epochs, profile)
+    return finetune.num_steps(profile, list(bft.curriculum) or [samples], bft.batch_size, given, epochs)
 
 
 def training_options(config: Config, steps: int) -> dict[str, Any]:
