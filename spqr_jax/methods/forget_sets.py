@@ -163,8 +163,9 @@ def identity(place: str, name: str) -> str:
 
 def identities(subjects: Iterable[Subject]) -> dict[str, str]:
     """`identity` of every data source in the subjects' options, by the words that name it."""
-    named = [(s, option) for s in subjects for option in OPTIONS if s.options.get(option)]
-    return {s.options[option]: identity(s.options[option], f"{s.name}: {option}") for s, option in named}
+    # By place, so that a source which several subjects name is read once.
+    named = {s.options[option]: f"{s.name}: {option}" for s in subjects for option in OPTIONS if s.options.get(option)}
+    return {place: identity(place, name) for place, name in named.items()}
 
 
 def _opened(place: str, name: str) -> Source:
