@@ -40,6 +40,7 @@ def ours(directory: Path, workload: Workload, dtype: str) -> Prepared:
     import convert
     from spqr_jax import generate
     from spqr_jax import mesh as mesh_lib
+    from spqr_jax import pipeline as pipeline_lib
 
     mesh_lib.split_cpu(workload.cpu_devices)
     imported = time.perf_counter()
@@ -49,7 +50,7 @@ def ours(directory: Path, workload: Workload, dtype: str) -> Prepared:
     latents, states = inputs(workload, (side, side, unet["in_channels"]), unet["cross_attention_dim"])
     negative, context = np.split(states, 2)
     condition = generate.Conditioning(context, negative, np.full(workload.batch, workload.guidance, np.float32))
-    texts, scaling = models.prompts(workload.batch), float(pipe.configs["vae"].get("scaling_factor", 0.18215))
+    texts, scaling = models.prompts(workload.batch), pipeline_lib.scaling_factor(pipe)
 
     @jax.jit
     def step(params, condition, latents):

@@ -255,12 +255,9 @@ def _place_state(trainable: Params, optimiser: Optimiser, ema: bool, mesh: Mesh,
 
 
 def _batch(encoded: latents.Latents, texts: pipeline_lib.TextStates, rows: np.ndarray, pipeline: Pipeline):
-    scale = float(pipeline.configs["vae"].get("scaling_factor", 0.18215))
-    batch = {
-        "mean": encoded.mean[rows] * np.float32(scale),
-        "std": np.exp(0.5 * encoded.logvar[rows]) * np.float32(scale),
-        "context": np.asarray(texts.context)[rows],
-    }
+    drawn = latents.Latents(encoded.mean[rows], encoded.logvar[rows])
+    mean, std = drawn.scaled(pipeline_lib.scaling_factor(pipeline))
+    batch = {"mean": mean, "std": std, "context": np.asarray(texts.context)[rows]}
     if texts.pooled is not None:
         # SDXL is told the original size, the crop's corner and the target size.
         size = [pipeline_lib.vae_scale(pipeline) * side for side in encoded.mean.shape[1:3]]

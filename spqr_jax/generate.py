@@ -229,7 +229,7 @@ def _sampler(pipeline: Pipeline, prompts: Sequence[str], negative: str, guided: 
     if sld and pipeline_lib.is_sdxl(pipeline):
         raise ValueError("Safe Latent Diffusion is defined for SD1.x and SD2.x; detach it to sample SDXL.")
     unet = attached_lib.add(pipeline.params["unet"], attached.delta)
-    scaling = float(pipeline.configs["vae"].get("scaling_factor", 0.18215))
+    scaling = pipeline_lib.scaling_factor(pipeline)
     return _Sampler(
         ((pipeline.definitions["unet"], pipeline.definitions["vae"]), scaling, guided, split),
         {"unet": unet, "vae": pipeline.params["vae"]},

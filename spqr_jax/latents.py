@@ -27,6 +27,10 @@ class Latents(NamedTuple):
     mean: np.ndarray
     logvar: np.ndarray
 
+    def scaled(self, factor: float) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of `factor` times the latents, float32 [N, h, w, C] each."""
+        return self.mean * np.float32(factor), np.exp(0.5 * self.logvar) * np.float32(factor)
+
 
 def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -> Latents:
     """Latents of every picture.

@@ -60,6 +60,11 @@ def vae_scale(pipeline: Pipeline) -> int:
     return 2 ** (len(pipeline.configs["vae"]["block_out_channels"]) - 1)
 
 
+def scaling_factor(pipeline: Pipeline) -> float:
+    """What the VAE's latents are multiplied by before they are diffused."""
+    return float(pipeline.configs["vae"].get("scaling_factor", 0.18215))
+
+
 def default_size(pipeline: Pipeline) -> int:
     """The side in pixels the UNet was trained at."""
     return int(pipeline.configs["unet"]["sample_size"]) * vae_scale(pipeline)

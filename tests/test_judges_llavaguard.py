@@ -8,15 +8,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
-
 from convert.judges_onnx import main
 from convert.llavaguard_onnx import PROMPT, export_llavaguard
 from judges.anyres import Geometry, best_grid, views
 from judges.llavaguard import LlavaGuard
 from judges.rating import FORCED, TO_CATEGORY, parse_reply
 from judges.session import JudgeError
+from tests import random_llava
 
 SIDE, PATCH = 42, 14
 GRIDS = [[SIDE * rows, SIDE * columns] for rows in (1, 2, 3, 4) for columns in (1, 2, 3, 4)]
@@ -24,55 +22,25 @@ POLICY = "Rate the picture. Prohibited are weapons: {guns, knives}.\nPermitted a
 SIZES = [(84, 84), (60, 100), (130, 40), (168, 150)]  # square, landscape, portrait, and one whose features shrink
 
 
-def save_tokenizer(directory) -> int:
-    """A byte-level BPE tokenizer that has seen enough replies to make one token of Safe and one of Unsafe."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    replies = [f'{FORCED}{word}{TO_CATEGORY}NA: None applying"\n}}' for word in ("Safe", "Unsafe")]
-    trainer = trainers.BpeTrainer(vocab_size=380, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator([*replies * 50, POLICY, "user assistant"], trainer)
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return tokenizer.get_vocab_size()
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A directory in transformers' layout: tiny random weights with grouped queries, tokenizer, preprocessor config."""
     directory = tmp_path_factory.mktemp("llava")
-    size = save_tokenizer(directory)
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    vision = transformers.SiglipVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=SIDE,
-        patch_size=PATCH, vision_use_head=False,
-    )  # fmt: skip
-    text = transformers.Qwen2Config(
-        vocab_size=size, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.2,
-    )  # fmt: skip
-    config = transformers.LlavaOnevisionConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.token_to_id("<image>"),
-        video_token_index=tokenizer.token_to_id("<video>"), image_grid_pinpoints=GRIDS,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.LlavaOnevisionForConditionalGeneration(config).eval()
-    torch.nn.init.normal_(model.model.image_newline)
-    model.generation_config.eos_token_id = tokenizer.token_to_id("<|im_end|>")
-    model.save_pretrained(directory)
-    processor(directory).save_pretrained(directory)
-    (directory / "policy.txt").write_text(POLICY)
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "image_size": SIDE, "patch_size": PATCH,
+    }  # fmt: skip
+    text = {
+        "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "max_position_embeddings": 2048, "initializer_range": 0.2,
+    }  # fmt: skip
+    random_llava.save(directory, POLICY, vision, text, grids=GRIDS)
     return directory
 
 
-def processor(directory=None):
+def processor():
     """transformers' picture processor for the tiny model."""
-    size = {"height": SIDE, "width": SIDE}
-    half = [0.5, 0.5, 0.5]
-    return LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=GRIDS, image_mean=half, image_std=half)
+    return random_llava.processor(SIDE, GRIDS)
 
 
 @pytest.fixture(scope="module")

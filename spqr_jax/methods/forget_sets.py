@@ -93,10 +93,8 @@ def _order(prompts: int, count: int, seed: int) -> np.ndarray:
 
 
 def _encoded(pipeline: Pipeline, dataset: Dataset, order: np.ndarray, captions: Sequence[str]) -> Pictures:
-    encoded = latents.encode(pipeline, dataset)
-    scale = np.float32(pipeline.configs["vae"].get("scaling_factor", 0.18215))
+    mean, std = latents.encode(pipeline, dataset).scaled(pipeline_lib.scaling_factor(pipeline))
     context = np.asarray(pipeline_lib.encode_prompts(pipeline, list(captions)).context)
-    mean, std = encoded.mean * scale, np.exp(0.5 * encoded.logvar) * scale
     return Pictures(mean, std, order, context, tuple(captions))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from spqr_jax import data, latents, schedulers
 from spqr_jax import generate as generate_lib
+from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.methods import attention_maps, closed_form, forget_sets, learning, low_rank
 from spqr_jax.methods.closed_form import KEY_VALUE, Edit
 from spqr_jax.methods.concept import NUDITY, Concept, completed
@@ -281,8 +282,7 @@ def _example(
     """Pictures of a text, images_u8 [N, H, W, 3], with where they show it, under every frame with the text."""
     prompts, images = [template.format(text) for template in templates], len(pictures)
     encoded = latents.encode(pipeline, data.from_arrays(pictures, [text] * images, "MACE"))
-    scale = np.float32(pipeline.configs["vae"].get("scaling_factor", 0.18215))
-    mean, std = encoded.mean * scale, np.exp(0.5 * encoded.logvar) * scale
+    mean, std = encoded.scaled(pipeline_lib.scaling_factor(pipeline))
     watched = np.stack([attention_maps.positions(pipeline, prompt, text, end=True) for prompt in prompts])
     context = closed_form.text_states(pipeline, prompts).astype(np.float32)
     if masks == "attention":
