@@ -198,7 +198,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = models.directory(flags.model, Path(folder))
         for profile in flags.profiles.split(","):
-            tables |= compare(flags, profile, directory, Path(folder))
+            try:
+                tables |= compare(flags, profile, directory, Path(folder))
+            except RuntimeError as error:  # a side died: what the other profiles took is still worth printing
+                tables[f"{profile}: not measured"] = [{"why": str(error).strip().splitlines()[-1]}]
     side_by_side.print_report(f"Fine-tuning, {flags.model}", tables)
 
 

@@ -6,8 +6,8 @@
 - inception   the same network in PyTorch, preprocessing included on both sides (random weights)
 - clip        picture tower of the ViT-B/32 size in PyTorch (random weights), preprocessing included on both sides
 
-LlavaGuard's prefill against generation is timed by `python -m judges.agreement`, on your model and pictures. Rounds
-alternate between the two, and the best of each is printed, so that a busy machine disturbs both alike.
+LlavaGuard has a benchmark of its own, `benchmarks.llavaguard_speed`. Rounds alternate between the two, and the best of
+each is printed. Run it on a quiet machine: another job slows the references more, whose threads spin while they wait.
 """
 
 import argparse

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from spqr_jax import attached as attached_lib
 from spqr_jax import batch_size as batch_size_lib
 from spqr_jax import mesh as mesh_lib
+from spqr_jax import noise as noise_lib
 from spqr_jax import pipeline as pipeline_lib
-from spqr_jax import schedulers, torch_noise
+from spqr_jax import schedulers
 from spqr_jax.attached import Attached, Strength
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
@@ -120,7 +121,7 @@ def batches(
     shape = _latent_shape(pipeline, size)
     scales = _guidance(guidance, count)
     start_noise = (
-        _initial_noise(seeds, count, shape, noise) if latents is None else _checked_latents(latents, count, shape)
+        noise_lib.of_seeds(seeds, count, shape, noise) if latents is None else noise_lib.given(latents, count, shape)
     )
     tables = schedulers.create(scheduler, pipeline.configs["scheduler"], steps)
     if not count:
@@ -325,16 +326,6 @@ def safe_prediction(
     return without + scale * (with_text - without - gamma), momentum
 
 
-def noise_from_seeds(seeds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal noise [N, *shape]: row i depends on seeds[i] alone."""
-    return np.asarray(_normal(np.asarray(seeds, np.uint32), shape))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _normal(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
-
-
 def _size(pipeline: Pipeline, height: int | None, width: int | None) -> tuple[int, int]:
     side = pipeline_lib.default_size(pipeline)
     size = (side if height is None else height, side if width is None else width)
@@ -357,41 +348,6 @@ def _guidance(guidance: float | Sequence[float], count: int) -> np.ndarray:
         raise ValueError(f"guidance must be one finite number or {count} of them, found shape {scales.shape}.")
     # Scale 1 is the prompt's own prediction: beside guided prompts, as alone, lower scales turn guidance off.
     return np.maximum(scales, 1)
-
-
-def _initial_noise(seeds: Sequence[int] | int, count: int, shape: tuple[int, int, int], noise: str):
-    """rows -> noise of those pictures; drawn batch by batch so that a large sweep never holds it all."""
-    if noise not in ("jax", "torch"):
-        raise ValueError(f'noise must be "jax" or "torch", found {noise!r}.')
-    if isinstance(seeds, (int, np.integer)):
-        if noise == "torch":
-            raise ValueError('noise="torch" needs one seed a picture: torch has no rule for folding an index in.')
-        key = jax.random.key(_checked_seeds([int(seeds)])[0])
-        return lambda rows: np.stack(
-            [jax.random.normal(jax.random.fold_in(key, i), shape) for i in range(rows.start, rows.stop)]
-        )
-    values = _checked_seeds(seeds)
-    if len(values) != count:
-        raise ValueError(f"seeds: expected {count} (one a prompt), found {len(values)}.")
-    if noise == "jax":
-        return lambda rows: noise_from_seeds(values[rows], shape)
-    height, width, channels = shape
-    return lambda rows: np.concatenate(
-        [torch_noise.torch_randn(int(seed), (1, channels, height, width)) for seed in values[rows]]
-    ).transpose(0, 2, 3, 1)
-
-
-def _checked_seeds(seeds: Sequence[int]) -> np.ndarray:
-    for seed in seeds:
-        if not 0 <= int(seed) < 2**32:
-            raise ValueError(f"seed {seed} is outside 0..{2**32 - 1}.")
-    return np.asarray([int(seed) for seed in seeds], np.uint32)
-
-
-def _checked_latents(latents: np.ndarray, count: int, shape: tuple[int, int, int]):
-    if np.shape(latents) != (count, *shape):
-        raise ValueError(f"latents must have shape {(count, *shape)}, found {np.shape(latents)}.")
-    return lambda rows: np.asarray(latents)[rows]
 
 
 def _conditioning(pipeline, texts, rows, count, scales, batch, size, negative) -> Conditioning:

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import convert
 from spqr_jax import generate as generate_lib
 from spqr_jax import mesh as mesh_lib
+from spqr_jax import noise as noise_lib
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.generate import generate
@@ -56,7 +57,7 @@ def test_a_picture_does_not_depend_on_its_batch(pipeline, images):
 
 @pytest.mark.parametrize("noise", ["jax", "torch"])
 def test_noise_does_not_depend_on_the_batch(noise):
-    rows = generate_lib._initial_noise(SEEDS, 5, (8, 8, 4), noise)
+    rows = noise_lib.of_seeds(SEEDS, 5, (8, 8, 4), noise)
     whole = rows(slice(0, 5))
     parts = np.concatenate([rows(slice(0, 2)), rows(slice(2, 3)), rows(slice(3, 5))])
     np.testing.assert_array_equal(parts, whole)
@@ -65,20 +66,20 @@ def test_noise_does_not_depend_on_the_batch(noise):
 
 
 def test_one_seed_numbers_the_pictures():
-    rows = generate_lib._initial_noise(7, 5, (8, 8, 4), "jax")
+    rows = noise_lib.of_seeds(7, 5, (8, 8, 4), "jax")
     whole = np.concatenate([rows(slice(0, 2)), rows(slice(2, 5))])
     expected = [jax.random.normal(jax.random.fold_in(jax.random.key(7), i), (8, 8, 4)) for i in range(5)]
     np.testing.assert_array_equal(whole, np.stack(expected))
 
 
 def test_noise_is_standard_normal():
-    noise = generate_lib.noise_from_seeds(np.arange(64), (16, 16, 4))
+    noise = noise_lib.from_seeds(np.arange(64), (16, 16, 4))
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
 
 
 def test_torch_noise_is_torchs():
     """Not only as torch_randn is tested: in NHWC, one generator a picture."""
-    rows = generate_lib._initial_noise(SEEDS, 5, (6, 10, 4), "torch")(slice(0, 5))
+    rows = noise_lib.of_seeds(SEEDS, 5, (6, 10, 4), "torch")(slice(0, 5))
     for row, seed in zip(rows, SEEDS, strict=True):
         expected = torch.randn((1, 4, 6, 10), generator=torch.Generator("cpu").manual_seed(seed))
         np.testing.assert_allclose(row, expected[0].permute(1, 2, 0).numpy(), rtol=0, atol=3e-6)
