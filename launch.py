@@ -115,7 +115,11 @@ def profiled():
     """A context that records what the devices do, if asked to."""
     import jax
 
-    return jax.profiler.trace(PROFILE_DIR.value) if PROFILE_DIR.value else contextlib.nullcontext()
+    if not PROFILE_DIR.value:
+        return contextlib.nullcontext()
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # every Python call of a long run would crowd out what the devices do
+    return jax.profiler.trace(PROFILE_DIR.value, profiler_options=options)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

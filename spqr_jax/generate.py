@@ -120,13 +120,14 @@ def batches(
     size = _size(pipeline, height, width)
     shape = _latent_shape(pipeline, size)
     scales = _guidance(guidance, count)
-    start_noise = (
-        noise_lib.of_seeds(seeds, count, shape, noise) if latents is None else noise_lib.given(latents, count, shape)
-    )
+    mesh = mesh or mesh_lib.make()
+    if latents is None:
+        start_noise = noise_lib.of_seeds(seeds, count, shape, mesh, noise)
+    else:
+        start_noise = noise_lib.given(latents, count, shape, mesh)
     tables = schedulers.create(scheduler, pipeline.configs["scheduler"], steps)
     if not count:
         return
-    mesh = mesh or mesh_lib.make()
     if batch_size is None:
         batch_size = largest_batch(
             pipeline,
@@ -148,8 +149,8 @@ def batches(
     def launch(start: int):
         rows = slice(start, min(start + batch, count))
         condition = _conditioning(pipeline, texts, rows, count, scales, batch, size, negative)
-        inputs = (mesh_lib.pad_batch(start_noise(rows), batch), condition)
-        return _sample(*sampler.static, params, tables, *mesh_lib.split_batch(inputs, mesh), sampler.strength)
+        inputs = start_noise(rows, batch), mesh_lib.split_batch(condition, mesh)
+        return _sample(*sampler.static, params, tables, *inputs, sampler.strength)
 
     pending = launch(0)
     for start in range(0, count, batch):
