@@ -12,6 +12,10 @@ from spqr_jax import hosts, storage
 from spqr_jax import mesh as mesh_lib
 from spqr_jax import params as params_lib
 
+# Replicas share the writing of a leaf from this many bytes each: Orbax compiles a program for every shape it slices, on
+# every device, which for the hundreds of shapes of a UNet takes longer than the writing.
+MIN_SLICE_BYTES = 64 * 2**20
+
 
 def save(path: Path, tree: dict[str, Any]) -> None:
     """Write nested dicts of arrays at `path`, replacing what is there; every process calls this, with the same tree.
@@ -24,14 +28,16 @@ def save(path: Path, tree: dict[str, Any]) -> None:
     # Flat names keep list positions ("0", "1") strings on the way back.
     arrays = mesh_lib.replicate(params_lib.flatten(tree), mesh_lib.make())
     if storage.remote(path):
-        ocp.save(path, arrays, overwrite=True)
+        with _context():
+            ocp.save(path, arrays, overwrite=True)
         return
     partial = path.with_name(path.name + ".partial")
     if hosts.first():
         storage.remove(partial)
         path.parent.mkdir(parents=True, exist_ok=True)
     hosts.wait(f"save {path}")
-    ocp.save(partial, arrays)
+    with _context():
+        ocp.save(partial, arrays)
     if hosts.first():
         storage.remove(path)
         partial.rename(path)
@@ -68,6 +74,7 @@ class Steps:
         if directory is not None:
             self._saved = ocp.training.Checkpointer(
                 storage.absolute(directory),
+                context=_context(),
                 preservation_policy=ocp.training.preservation_policies.LatestN(1),
                 cleanup_tmp_directories=True,
             )
@@ -104,6 +111,12 @@ class Steps:
     ) -> None:
         if self._saved is not None:
             self._saved.close()  # waits for what is being written
+
+
+def _context() -> ocp.Context:
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = MIN_SLICE_BYTES
+    return context
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
