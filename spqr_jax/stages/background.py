@@ -19,7 +19,8 @@ class Background:
     """Judges what is submitted, in order; a context manager that waits for the rest at its end.
 
     What fails here is only logged: the judge stage finds it undone, tries again and reports. ONNX Runtime lets go of
-    the interpreter while it computes, so the thread costs generation nothing but the cores that the judges use.
+    the interpreter while it computes, so the thread costs generation nothing but the cores that the judges use. It must
+    leave JAX's devices alone: they are busy, and on a CPU of several devices XLA may wait for ever for its turn.
     """
 
     def __init__(self, run: Run, *, enabled: bool):

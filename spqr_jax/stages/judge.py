@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -198,9 +199,12 @@ def _summary(run: Run, cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, 
 
 
 def trained_size(pipeline: Pipeline, profile: str, config: Config) -> dict[str, int]:
-    """How many parameters a profile trains, and the bytes of weights and optimiser state they cost."""
-    _, trainable, _, _ = finetune.prepare(
-        pipeline, profile, rank=config.bft.rank, alpha=config.bft.alpha, dropout=config.bft.dropout, seed=0
-    )
+    """How many parameters a profile trains, and the bytes of weights and optimiser state they cost.
+
+    From shapes alone: this runs beside training, and an operation of its own on the devices can block a program that
+    spans several of them for ever.
+    """
+    options = {"rank": config.bft.rank, "alpha": config.bft.alpha, "dropout": config.bft.dropout}
+    trainable = jax.eval_shape(lambda: finetune.prepare(pipeline, profile, **options, seed=0)[1])
     size = params_lib.nbytes(trainable)
     return {"trained_parameters": params_lib.count(trainable), "parameter_bytes": size, "optimiser_bytes": 2 * size}
