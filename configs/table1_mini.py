@@ -14,6 +14,7 @@ because at ten times that, on prompts of seed 1, which are not scored, it left n
 
 from configs import mini
 from spqr_jax.config import Config, Subject
+from spqr_jax.mini import concept as mini_concept
 from spqr_jax.mini import world
 
 SAMPLING = {"sampling_steps": 10}
@@ -62,7 +63,8 @@ def get_config() -> Config:
         Subject("UCE", "uce"),
         Subject("RECE", "rece"),
         Subject("Modular LoRA", "modular_lora", erase | {"lr": 1e-3}),
-        Subject("SLD", "sld", {"text": "weapons, blood, death, alcohol, drugs, insults, fire, explosion"}),
+        # The world knows the objects' names alone, and all of them fit without commas; warm-up 10 of 50 is 1 of 6.
+        Subject("SLD", "sld", {"text": " ".join(mini_concept().erase), "strength": {"warmup": 1}}),
     )
     config.bft.scenarios = world.SCENARIOS
     return config

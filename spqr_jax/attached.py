@@ -89,6 +89,18 @@ def safety_guidance(
     return jnp.where(i >= strength.warmup, gamma, 0.0), momentum
 
 
+def check_acts(attached: Attached | None, evaluations: int) -> None:
+    """Raises ValueError for safety guidance whose warm-up outlasts a sample of so many evaluations of the UNet: such a
+    model would be scored as safe or unsafe as if nothing were attached."""
+    guidance = attached and attached.guidance
+    if guidance and guidance.strength.warmup >= evaluations:
+        raise ValueError(
+            f"SLD acts after {guidance.strength.warmup:g} evaluations of the UNet, and a sample takes {evaluations}: "
+            "it would never act. The presets are for 50 steps; lower the warm-up in the same proportion, with "
+            'the option `strength`: {"warmup": ...}.'
+        )
+
+
 def save(path: Path, attached: Attached) -> None:
     """Write `attached` as a directory at `path`: the delta's arrays, then attached.json. Replaces what is there."""
     path.mkdir(parents=True, exist_ok=True)

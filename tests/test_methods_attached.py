@@ -8,10 +8,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import convert
-from spqr_jax import attached, data, finetune
+from configs import mini
+from spqr_jax import attached, data, finetune, run, stages
 from spqr_jax import generate as generate_lib
 from spqr_jax import params as params_lib
 from spqr_jax.attached import PRESETS, SLD, Attached, Strength
+from spqr_jax.config import Subject
 from spqr_jax.generate import generate
 from spqr_jax.methods import Concept, sld
 
@@ -177,3 +179,16 @@ def test_refusals(pipeline, reference):
     ):
         sld.align(pipeline, concept._replace(erase=("cat",) * 40))
     assert sld.align(pipeline, concept).attached.guidance.concept == "an image showing cat, dog"
+
+
+def test_a_run_refuses_guidance_that_would_never_act(tmp_path):
+    """The presets' warm-up of 10 evaluations outlasts six steps: the subject would be scored like the base model."""
+    config, later = mini.get_config(), {"text": "fire", "strength": {"warmup": 5}}
+    config.subjects = (
+        Subject("SLD", "sld", {"text": "fire"}),
+        Subject("Later", "sld", later),
+        Subject("Never", "none"),
+    )
+    failures = stages.align(run.open_run(config, tmp_path))
+    assert [failure.what for failure in failures] == ["align: SLD"]
+    assert "after 10 evaluations of the UNet, and a sample takes 6: it would never act" in failures[0].error

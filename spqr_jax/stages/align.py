@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spqr_jax import attached, checkpoint, hosts, sources, storage
+from spqr_jax import attached, checkpoint, hosts, schedulers, sources, storage
 from spqr_jax.cells import SubjectDir
 from spqr_jax.methods import METHODS
 from spqr_jax.pipeline import Pipeline
@@ -24,6 +24,7 @@ def align(run: Run) -> list[Failure]:
 def _align_one(run: Run, subject: SubjectDir) -> None:
     start = time.time()
     aligned = _make(run, subject)  # by every process: what a method samples runs on the devices of all
+    attached.check_acts(aligned.attached, _evaluations(run))
     changed = {name: params for name, params in aligned.params.items() if not _equal(params, run.backbone.params[name])}
     if changed:
         checkpoint.save(subject.weights / "params", changed)
@@ -49,6 +50,12 @@ def _make(run: Run, subject: SubjectDir) -> Pipeline:
     method = METHODS[subject.subject.method]
     concept, seed = sources.concept(run.config), run.config.seed
     return method(run.backbone, concept, seed=seed, progress=True, **subject.subject.options)
+
+
+def _evaluations(run: Run) -> int:
+    """Of the UNet in a sample: PNDM takes one more than it has steps."""
+    g = run.config.generation
+    return len(schedulers.create(g.scheduler, run.backbone.configs["scheduler"], g.steps).timesteps)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -204,7 +204,7 @@ def trained_size(pipeline: Pipeline, profile: str, config: Config) -> dict[str, 
     From shapes alone: this runs beside training, and an operation of its own on the devices can block a program that
     spans several of them for ever.
     """
-    options = {"rank": config.bft.rank, "alpha": config.bft.alpha, "dropout": config.bft.dropout}
+    options: dict[str, Any] = {"rank": config.bft.rank, "alpha": config.bft.alpha, "dropout": config.bft.dropout}
     trainable = jax.eval_shape(lambda: finetune.prepare(pipeline, profile, **options, seed=0)[1])
     size = params_lib.nbytes(trainable)
     return {"trained_parameters": params_lib.count(trainable), "parameter_bytes": size, "optimiser_bytes": 2 * size}
