@@ -5,6 +5,7 @@
 - nudenet     the nudenet package's detector, its own session options
 - inception   the same network in PyTorch, preprocessing included on both sides (random weights)
 - clip        picture tower of the ViT-B/32 size in PyTorch (random weights), preprocessing included on both sides
+- q16         the formula on embeddings by PyTorch, ViT-L/14's size (random weights and prompts), preprocessing included
 
 LlavaGuard has a benchmark of its own, `benchmarks.llavaguard_speed`. Rounds alternate between the two, and the best of
 each is printed. Run it on a quiet machine: another job slows the references more, whose threads spin while they wait.
@@ -26,6 +27,7 @@ from judges.clip_score import VisionEncoder
 from judges.inception import Inception
 from judges.nudenet import NudeNet
 from judges.preprocess import InputSpec, prepare
+from judges.q16 import Q16
 from judges.session import open_session
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -97,6 +99,30 @@ def clip(flags: argparse.Namespace) -> dict[str, float]:
     return race(lambda: encode(images), reference, len(images), flags.rounds)
 
 
+def q16(flags: argparse.Namespace) -> dict[str, float]:
+    """Q16 on a picture tower of ViT-L/14's size against the same tower in PyTorch."""
+    from transformers import CLIPConfig, CLIPModel
+
+    from convert.clip_onnx import export_q16
+
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    model = CLIPModel(CLIPConfig(vision_config=vision | {"patch_size": 14}, projection_dim=768)).eval()
+    prompts = np.random.default_rng(0).standard_normal((2, 768)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        np.save(Path(folder) / "learned.npy", prompts)
+        export_q16(folder, Path(folder) / "learned.npy", Path(folder) / "q16")
+        judge = Q16.open(Path(folder) / "q16", threads=flags.threads)
+    images, spec = photographs(flags.pictures), InputSpec((224, 224), "clip", CLIP_MEAN, CLIP_STD)
+    learned = torch.nn.functional.normalize(torch.from_numpy(prompts))
+
+    def reference() -> torch.Tensor:
+        states = model.vision_model(pixel_values=torch.from_numpy(prepare(images, spec))).pooler_output
+        return (100 * torch.nn.functional.normalize(model.visual_projection(states)) @ learned.T).softmax(1)
+
+    return race(lambda: judge(images), no_grad(reference), len(images), flags.rounds)
+
+
 def no_grad(function: Callable[[], Any]) -> Callable[[], Any]:
     """`function` without gradients."""
 
@@ -109,7 +135,7 @@ def no_grad(function: Callable[[], Any]) -> Callable[[], Any]:
 
 def main() -> None:
     """Runs the races asked for and prints one JSON object."""
-    races = {"nudenet": nudenet, "inception": inception, "clip": clip}
+    races = {"nudenet": nudenet, "inception": inception, "clip": clip, "q16": q16}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--judges", default=",".join(races))
     parser.add_argument("--threads", type=int, default=2)

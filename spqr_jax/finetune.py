@@ -235,7 +235,22 @@ def _transform(o: Optimiser) -> optax.GradientTransformation:
     """
     rate = optax.linear_schedule(0.0, o.lr, o.warmup_steps) if o.warmup_steps else o.lr
     adamw = optax.adamw(rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(o.max_grad_norm), adamw)
+    return optax.chain(_clip(o.max_grad_norm), adamw)
+
+
+def _clip(max_norm: float) -> optax.GradientTransformation:
+    """Gradients scaled to a global norm of at most `max_norm`, by one factor, as torch's clip_grad_norm_ does it.
+
+    optax.clip_by_global_norm chooses leaf by leaf between two versions, which XLA keeps whole beside the gradients: 2.8
+    GiB more for Stable Diffusion 1.5's UNet on a CPU.
+    """
+
+    def scaled(grads: Params, _: Params | None) -> Params:
+        norm = optax.global_norm(grads)
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda x: x * factor.astype(x.dtype), grads)
+
+    return optax.stateless(scaled)
 
 
 def _init_state(trainable: Params, optimiser: Optimiser, ema: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import signal
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 pytest.importorskip("torch")
@@ -141,6 +142,39 @@ def test_remat_keeps_fewer_bytes(pipeline):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [0.5, 3.0])
+def test_gradients_are_clipped_as_torch_clips_them(size):
+    torch = pytest.importorskip("torch")
+    grads = {name: np.random.default_rng(i).standard_normal(50).astype(np.float32) for i, name in enumerate("ab")}
+    norm = np.sqrt(sum(np.square(grad).sum() for grad in grads.values()))
+    grads = {name: grad * np.float32(size / norm) for name, grad in grads.items()}
+    theirs = {name: torch.zeros(50, requires_grad=True) for name in grads}
+    for name, leaf in theirs.items():
+        leaf.grad = torch.from_numpy(grads[name].copy())
+    torch.nn.utils.clip_grad_norm_(list(theirs.values()), 1.0)
+    clip = finetune._clip(1.0)
+    ours, _ = clip.update(grads, clip.init(grads))
+    for name, grad in ours.items():
+        np.testing.assert_allclose(grad, theirs[name].grad.numpy(), rtol=2e-6)
+
+
+def test_clipping_keeps_no_second_set_of_gradients():
+    params = {str(i): jax.ShapeDtypeStruct((256, 256), np.float32) for i in range(40)}
+    adamw = optax.adamw(1e-4)
+
+    def temporary_bytes(transform):
+        def step(grads, state, params):
+            updates, state = transform.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        state = jax.eval_shape(transform.init, params)
+        compiled = jax.jit(step, donate_argnums=(1, 2)).lower(params, state, params).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    ours = temporary_bytes(optax.chain(finetune._clip(1.0), adamw))
+    assert ours < 0.9 * temporary_bytes(optax.chain(optax.clip_by_global_norm(1.0), adamw))
+
+
 def test_bfloat16_is_mixed_precision(pipeline, dataset):
     """Master weights and optimiser state stay float32, so that steps below bfloat16's resolution still add up."""
     low = pipeline._replace(params={name: params_lib.cast(p, "bfloat16") for name, p in pipeline.params.items()})

@@ -283,6 +283,33 @@ def test_the_same_work_directory_gives_the_same_bytes(tmp_path):
     assert digests() == digests()
 
 
+def test_a_report_that_was_cut_short_is_written_again(tmp_path, monkeypatch):
+    make_workdir(tmp_path, scenarios=("general",))
+
+    def killed(run, folder, *_, **__):
+        folder.mkdir(parents=True)
+        (folder / "half.svg").write_text("<svg")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(figures, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path)
+    assert "Not finished" in (tmp_path / "report" / "index.html").read_text()
+    index = write(tmp_path, figures=["2"])
+    assert "Not finished" not in index.read_text() and not (tmp_path / "report" / "figures" / "half.svg").exists()
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    make_workdir(tmp_path, scenarios=("general",))
+    mine = tmp_path / "paper" / "figures" / "mine.svg"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("<svg/>")
+    with pytest.raises(ValueError, match=r"paper is not empty and holds no report; choose a new or empty directory"):
+        write(tmp_path, out=tmp_path / "paper")
+    assert mine.exists()
+
+
 def test_a_large_gallery_lies_beside_the_page(tmp_path):
     make_workdir(tmp_path, scenarios=("general",), size=300)
     index = write(tmp_path, prompts=12, largest_page=600_000)

@@ -25,6 +25,7 @@ from spqr_jax.report.tabular import write as write_tables
 from spqr_jax.report.workdir import Run, read
 
 TEMPLATES = Path(__file__).parent / "templates"
+UNFINISHED = "<!doctype html>\n<title>Unfinished</title>\n<p>Not finished: run the same command again.</p>\n"
 LARGEST_PAGE = 5_000_000  # bytes; above it the gallery's pictures are written beside the page
 
 
@@ -65,6 +66,7 @@ def write(
     named = build_tables(run, tables)
     directory = storage.directory(out) if out is not None else run.directory / "report"
     _check_out(directory)
+    storage.write_text(directory / "index.html", UNFINISHED)  # first, so that a report cut short is known as one
     for made in ("thumbs", "figures", "tables"):  # an earlier report's files must not pass for this one's
         storage.remove(directory / made)
     with storage.local_directory(directory) as folder:
@@ -72,7 +74,7 @@ def write(
         written = write_tables(named, folder / "tables") + drawn
         files = [path.relative_to(folder).as_posix() for path in written]
         html = _fit(run, named, files, folder, prompts, largest_page)
-        (folder / "index.html").write_text(html, encoding="utf-8", newline="\n")
+        storage.write_text(folder / "index.html", html)
     return directory / "index.html"
 
 
@@ -80,7 +82,8 @@ def _check_out(directory: Path) -> None:
     """Folders in it are replaced, so it must be new, empty or an earlier report's."""
     if directory.is_file():
         raise ValueError(f"out: {directory} is a file; choose a directory.")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / "index.html").exists():
+    others = directory.is_dir() and any(not path.name.endswith(".partial") for path in directory.iterdir())
+    if others and not (directory / "index.html").exists():
         raise ValueError(f"out: {directory} is not empty and holds no report; choose a new or empty directory.")
 
 
