@@ -147,4 +147,8 @@ def guarded(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO; --verbosity=0 shows it
+    # Each of Orbax's threads logs the traceback of an error that the main thread raises anyway.
+    logging.get_absl_logger().addFilter(
+        lambda record: not record.pathname.endswith("orbax/checkpoint/_src/futures/future.py")
+    )
     app.run(guarded, flags_parser=parse_flags)

@@ -1,5 +1,9 @@
 """Pytrees of arrays in a work directory, through Orbax; what can be loaded is whole."""
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,7 +32,7 @@ def save(path: Path, tree: dict[str, Any]) -> None:
     # Flat names keep list positions ("0", "1") strings on the way back.
     arrays = mesh_lib.replicate(params_lib.flatten(tree), mesh_lib.make())
     if storage.remote(path):
-        with _context():
+        with _context(), _refusals(path):
             ocp.save(path, arrays, overwrite=True)
         return
     partial = path.with_name(path.name + ".partial")
@@ -36,7 +40,7 @@ def save(path: Path, tree: dict[str, Any]) -> None:
         storage.remove(partial)
         path.parent.mkdir(parents=True, exist_ok=True)
     hosts.wait(f"save {path}")
-    with _context():
+    with _context(), _refusals(path):
         ocp.save(partial, arrays)
     if hosts.first():
         storage.remove(path)
@@ -99,9 +103,10 @@ class Steps:
             ) from None
 
     def save(self, step: int, state: Any) -> None:
-        """Keep `state`; returns once it is copied from the devices."""
+        """Keep `state`; returns once it is copied from the devices. Raises OSError when the disk refuses."""
         if self._saved is not None and (self._saved.latest is None or self._saved.latest.step != step):
-            self._saved.save_async(step, state, force=True)
+            with _refusals(self._saved.directory):  # also of the state before, which was written meanwhile
+                self._saved.save_async(step, state, force=True)
 
     def __enter__(self) -> "Steps":
         return self
@@ -110,7 +115,20 @@ class Steps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._saved is not None:
-            self._saved.close()  # waits for what is being written
+            with _refusals(self._saved.directory):
+                self._saved.close()  # waits for what is being written
+
+
+@contextmanager
+def _refusals(path: object) -> Iterator[None]:
+    """TensorStore's errors, of whatever type, as the OSError that they report."""
+    try:
+        yield
+    except Exception as error:
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def _context() -> ocp.Context:
