@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 import convert
@@ -144,7 +144,6 @@ def test_remat_keeps_fewer_bytes(pipeline):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0.5, 3.0])
 def test_gradients_are_clipped_as_torch_clips_them(size):
-    torch = pytest.importorskip("torch")
     grads = {name: np.random.default_rng(i).standard_normal(50).astype(np.float32) for i, name in enumerate("ab")}
     norm = np.sqrt(sum(np.square(grad).sum() for grad in grads.values()))
     grads = {name: grad * np.float32(size / norm) for name, grad in grads.items()}

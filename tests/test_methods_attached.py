@@ -16,6 +16,7 @@ from spqr_jax.attached import PRESETS, SLD, Attached, Strength
 from spqr_jax.config import Subject
 from spqr_jax.generate import generate
 from spqr_jax.methods import Concept, sld
+from spqr_jax.stages.align import load_subject
 
 PROMPTS = ["a cat eats the dog", "nude"]
 OPTIONS = {"steps": 12, "scheduler": "ddim", "batch_size": 2}
@@ -189,6 +190,13 @@ def test_a_run_refuses_guidance_that_would_never_act(tmp_path):
         Subject("Later", "sld", later),
         Subject("Never", "none"),
     )
-    failures = stages.align(run.open_run(config, tmp_path))
+    state = run.open_run(config, tmp_path)
+    failures = stages.align(state)
     assert [failure.what for failure in failures] == ["align: SLD"]
     assert "after 10 evaluations of the UNet, and a sample takes 6: it would never act" in failures[0].error
+    later = next(subject for subject in state.subjects if subject.subject.name == "Later")
+    assert load_subject(state, later).attached is not None
+    config.generation.steps = 4  # the weights are kept, and would be sampled with fewer steps
+    with pytest.raises(ValueError, match="after 5 evaluations of the UNet, and a sample takes 4"):
+        load_subject(run.open_run(config, tmp_path), later)
+    assert not list(tmp_path.rglob("*.damaged-*"))

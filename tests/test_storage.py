@@ -186,12 +186,10 @@ def orbax_beside(monkeypatch, tmp_path):
 
     training = SimpleNamespace(**vars(ocp.training))
     training.Checkpointer = lambda path, **options: ocp.training.Checkpointer(beside(path), **options)
-    elsewhere = SimpleNamespace(
-        save=save,
-        load=lambda path, *wanted: ocp.load(beside(path), *wanted),
-        metadata=lambda path: ocp.metadata(beside(path)),
-        training=training,
-    )
+    elsewhere = SimpleNamespace(**vars(ocp))
+    elsewhere.save, elsewhere.training = save, training
+    elsewhere.load = lambda path, *wanted: ocp.load(beside(path), *wanted)
+    elsewhere.metadata = lambda path: ocp.metadata(beside(path))
     monkeypatch.setattr(checkpoint, "ocp", elsewhere)
 
 

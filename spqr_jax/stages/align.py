@@ -63,16 +63,21 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
-    """The aligned pipeline of a subject; weights that cannot be read are set aside and made again."""
+    """The aligned pipeline of a subject; weights that cannot be read are set aside and made again.
+
+    Weights are kept for any sampling steps, so what is attached is checked against these: ValueError if it never acts.
+    """
     if not (subject.weights / "pipeline.json").exists():
         raise FileNotFoundError(f"subject {subject.subject.name} is not aligned yet; run stage align first.")
     try:
-        return _read(run, subject)
+        pipeline = _read(run, subject)
     except (ValueError, FileNotFoundError) as error:
         if hosts.first():
             storage.set_aside(subject.weights, str(error))
         _align_one(run, subject)
-        return _read(run, subject)
+        pipeline = _read(run, subject)
+    attached.check_acts(pipeline.attached, _evaluations(run))
+    return pipeline
 
 
 def _read(run: Run, subject: SubjectDir) -> Pipeline:
