@@ -192,10 +192,26 @@ def test_stereo_changes_its_layers_and_nothing_else(pipeline):
     assert aligned.params["text_encoder"] is pipeline.params["text_encoder"]
 
 
-def test_rounds_see_their_own_pictures(pipeline):
-    gallery = forget_sets.make(pipeline, CAT.erase, 6, seed=0, steps=2)
-    first, second = ({int(n) for rows in stereo._gallery_rows(gallery, k, 2, 2, 6, 0) for n in rows} for k in (0, 1))
-    assert first == {0, 2, 4} and second == {1, 3, 5}
+def test_every_round_sees_its_own_pictures_of_every_text(pipeline):
+    """Fewer pictures than prompts: a word without a picture would stay the start word, and be erased as such."""
+    prompts = [f"{frame} {text}".strip() for frame in ("", "a", "do", "dog") for text in CAT.erase]
+    gallery = forget_sets.make(pipeline, prompts, 6, seed=0, texts=CAT.erase, steps=2)
+    rounds = [{int(n) for rows in stereo._gallery_rows(6, 2, k, 2, 2, 6, 0) for n in rows} for k in (0, 1)]
+    assert rounds == [{0, 1, 4, 5}, {2, 3}]
+    for rows in rounds:
+        assert {gallery.prompt[n] % len(CAT.erase) for n in rows} == {0, 1}
+    assert [int(n) for rows in stereo._gallery_rows(6, 1, 1, 2, 3, 1, 0) for n in sorted(rows)] == [1, 3, 5]
+
+
+@pytest.mark.parametrize(("prompts", "texts", "count"), [(31 * 11, 31, 64), (6, 2, 13), (6, 3, 4), (5, 1, 12)])
+def test_pictures_show_texts_in_turn_and_each_its_prompts_in_turn(prompts, texts, count):
+    order = forget_sets._order(prompts, count, 7, texts)
+    assert len(order) == count and order.tolist() == forget_sets._order(prompts, count, 7, texts).tolist()
+    for start in range(0, count - texts + 1, texts):
+        assert sorted(order[start : start + texts] % texts) == list(range(texts))
+    for text in range(texts):
+        own = order[order % texts == text]
+        assert np.ptp(np.bincount(own // texts, minlength=prompts // texts)) <= 1
 
 
 @pytest.mark.parametrize("kind", ["full", "fast"])
@@ -210,10 +226,12 @@ def test_advunlearn_trains_exactly_the_encoder(pipeline, kind):
 def test_bad_input(pipeline):
     with pytest.raises(ValueError, match="`anchors` is empty"):
         stereo.align(pipeline, Concept("cat", ("cat",)))
-    with pytest.raises(ValueError, match="images=1, expected at least 2"):
-        stereo.align(pipeline, CAT, images=1)
     with pytest.raises(ValueError, match="start_word"):
-        stereo.word_vector(pipeline, "")
+        stereo.align(pipeline, CAT, start_word="")
+    with pytest.raises(ValueError, match="images=3, expected at least 4"):
+        stereo.align(pipeline, CAT, start_word="cat", images=3)
+    with pytest.raises(ValueError, match="templates leave no room"):
+        stereo.align(pipeline, CAT._replace(templates=("do " * 90 + "{}",)), start_word="cat")
     with pytest.raises(ValueError, match="`retain` is empty"):
         advunlearn.align(pipeline, Concept("cat", ("cat",)))
     with pytest.raises(ValueError, match="prompts=3, expected at least 5"):

@@ -4,6 +4,7 @@ import re
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -238,6 +239,21 @@ def test_sensitivity_equals_pytorch(pipeline, task):
         for path, g in stand_in.gradients(torch.nn.functional.mse_loss(output, noise), leaves).items():
             expected[path] = expected[path] + np.abs(g) * np.abs(leaves[path].detach().numpy())
     stand_in.assert_close(scores, expected)
+
+
+def test_methods_with_equal_numbers_do_not_share_a_program():
+    """Programs are kept by how the two gradients are combined: of two ways with the same numbers each has its own."""
+    grads = {"w": np.float32([1, 0])}, {"w": np.float32([2, 1])}
+
+    def gradient(static, params):
+        return jnp.float32(0), static(*grads)
+
+    start, results = {"w": np.zeros(2, np.float32)}, []
+    for way in (erasediff.Barrier(0.5), scissorhands.Projection(0.5)):
+        update = learning.compiled(gradient, way, learning.Adam(1.0, clip=1.0))
+        _, _, (_, norm) = update(start, learning.transform(learning.Adam(1.0, clip=1.0)).init(start), None)
+        results.append(float(norm))
+    assert results == pytest.approx([5**0.5, (2.5**2 + 1) ** 0.5])
 
 
 def test_scissorhands_trains_every_weight(pipeline):

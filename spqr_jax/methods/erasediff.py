@@ -1,7 +1,7 @@
 """EraseDiff (Wu et al., CVPR 2025): retain, subject to forgetting at its optimum (bilevel, first order)."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from spqr_jax.pipeline import Pipeline
 NUDITY_PROMPTS = {"nude": "nudity", "naked": "naked", "erotic": "erotic", "sexual": "sexual"}
 
 
-class Barrier(NamedTuple):
+@dataclass(frozen=True)
+class Barrier:
     """retain + lambda * forget, lambda = max(0, eta - <forget, retain> / ||forget||^2): the forget loss falls at least
     as fast as eta times its own steepest descent would make it."""
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -66,16 +67,17 @@ def make(
     """`count` pictures of `prompts`, each prompt as often as any other, one more at most; encoded once.
 
     captions: for each prompt what its pictures are captioned with (default: the prompt). Which prompt a picture shows
-    and its noise depend on `seed` and its number alone. given: a data source whose pictures are used instead, the value
-    of the method's `option`; they keep their own captions, or with `texts` are those of `read`, captioned like the
-    prompts of the same numbers. Raises ValueError, before any work, for fewer than `least`, and as `read`.
+    and its noise depend on `seed` and its number alone. texts: what prompt i shows, text i modulo their number, each as
+    often as any other and once in every so many pictures. given: a data source whose pictures are used instead, the
+    value of the method's `option`; they keep their own captions, or with `texts` are those of `read`, captioned like
+    the prompts of the same numbers. Raises ValueError, before any work, for fewer than `least`, and as `read`.
     """
     check_at_least(name, images=(count, least))
     captions = list(prompts if captions is None else captions)
     if given:
         dataset, order = read(pipeline, given, count, texts=texts, seed=seed, name=f"{name}: {option}")
         return _encoded(pipeline, dataset, order, captions) if texts else _as_captioned(pipeline, dataset)
-    order = _order(len(prompts), count, seed)
+    order = _order(len(prompts), count, seed, len(texts))
     shown = [prompts[i] for i in order]
     images = generate_lib.generate(pipeline, shown, seed, steps=steps, guidance=guidance, scheduler=scheduler)
     return _encoded(pipeline, data.from_arrays(images, shown, name), order, captions)
@@ -86,10 +88,19 @@ def rows(pictures: Pictures, batch: int, steps: int, seed: int) -> Iterator[np.n
     return data.sample_order([len(pictures)], batch, steps, seed)
 
 
-def _order(prompts: int, count: int, seed: int) -> np.ndarray:
-    """Prompt numbers [count]: one permutation after another, so that a small set covers as many prompts as it can."""
-    rng = np.random.default_rng(seed)
-    return np.concatenate([rng.permutation(prompts) for _ in range(-(-count // prompts))])[:count]
+def _order(prompts: int, count: int, seed: Any, texts: int = 0) -> np.ndarray:
+    """Prompt numbers [count]: one permutation after another, so that a small set covers as many prompts as it can.
+
+    With `texts`, of which prompt i shows text i % texts, the permutations are of the texts, every `texts` pictures show
+    each of them once, and each goes through its own prompts.
+    """
+    texts, rng = texts or prompts, np.random.default_rng(seed)
+    rounds = -(-count // texts)
+    shown = np.concatenate([rng.permutation(texts) for _ in range(rounds)])[:count]
+    if texts == prompts:
+        return shown
+    own = np.stack([_order(prompts // texts, rounds, (seed, text)) for text in range(texts)])
+    return shown + texts * own[shown, np.arange(count) // texts]
 
 
 def _encoded(pipeline: Pipeline, dataset: Dataset, order: np.ndarray, captions: Sequence[str]) -> Pictures:

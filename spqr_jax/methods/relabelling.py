@@ -6,6 +6,7 @@ the benign captions. The methods differ in how the two gradients are combined.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +23,13 @@ from spqr_jax.methods.learning import Adam
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
-# A hashable callable: (gradient of the forget loss, of the retain loss) -> the step's gradient.
+# A hashable callable: (gradient of the forget loss, of the retain loss) -> the step's gradient. Programs are kept by it,
+# so it must not equal one of another class, as named tuples of the same numbers do.
 Combine = Any
 
 
-class Weighted(NamedTuple):
+@dataclass(frozen=True)
+class Weighted:
     """The gradient of forget * forget loss + retain * retain loss."""
 
     forget: float

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,8 @@ from spqr_jax.pipeline import Pipeline
 RESET = re.compile(r"^up_blocks\.[12]\.attentions\.1\..*\.attn1\.")
 
 
-class Projection(NamedTuple):
+@dataclass(frozen=True)
+class Projection:
     """retain + v * forget, v = max(margin, -<forget, retain> / (||forget||^2 + 1e-3)): GEM's projection with one
     memory, so that a step on the retain loss also forgets."""
 

@@ -12,7 +12,6 @@ from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.methods import attack, forget_sets, learning, trajectories
 from spqr_jax.methods.concept import Concept, completed
 from spqr_jax.methods.esd import erasing_loss
-from spqr_jax.methods.forget_sets import Pictures
 from spqr_jax.methods.learning import Adam
 from spqr_jax.methods.trajectories import Sampler
 from spqr_jax.params import Definition, Params
@@ -79,12 +78,15 @@ def align(
     texts in `erase` get a word each, learned together on their own pictures, and every sample draws one of the texts.
     Pictures are encoded once, so they are not flipped at random as in the code; `pictures` names a data source used
     instead, whose captions say which text a picture shows (`forget_sets.read`). Deployed with the original text
-    encoder. Raises ValueError for SDXL, a concept without anchors, and fewer `images` than a round's batch.
+    encoder. Raises ValueError for SDXL, a concept without anchors, and fewer `images` than give every round a batch and
+    every text.
     """
     learning.check_backbone("STEREO", pipeline)
     learning.check_at_least("STEREO", rounds=(rounds, 1), batch_size=(batch_size, 1))
     learning.check_at_least("STEREO", sampling_steps=(sampling_steps, 3), attack_batch_size=(attack_batch_size, 1))
     full = completed(concept, pipeline, "anchors")
+    start, turns = word_vector(pipeline, start_word), -(-attack_batch_size // len(full.erase))
+    attack.framed(pipeline, full.templates)  # raises before the pictures are made
     gallery = forget_sets.make(
         pipeline,
         full.prompts,
@@ -92,7 +94,7 @@ def align(
         seed=seed,
         given=pictures,
         texts=full.erase,
-        least=rounds * attack_batch_size,
+        least=rounds * turns * len(full.erase),  # a round's batch, and every text in every round
         name="STEREO",
         steps=image_steps,
         guidance=image_guidance,
@@ -108,10 +110,10 @@ def align(
             pipeline,
             learning.on_device(erased),
             gallery,
-            _gallery_rows(gallery, k, rounds, attack_batch_size, attack_steps, seed),
+            _gallery_rows(len(gallery), len(full.erase), k, rounds, attack_batch_size, attack_steps, seed),
             len(full.erase),
             full.templates,
-            word_vector(pipeline, start_word),
+            start,
             adam=Adam(attack_lr, weight_decay),
             steps=attack_steps,
             seed=seed + k,
@@ -191,9 +193,9 @@ def _erase_all(e: Erasure, found: np.ndarray, anchors: np.ndarray, scale: float,
     return params_lib.merge(original, tuned)
 
 
-def _gallery_rows(gallery: Pictures, part: int, parts: int, batch: int, steps: int, seed: int):
-    """Batches from the part of the gallery that round `part` may see: every round has its own pictures."""
-    own = np.arange(len(gallery))[part::parts]
+def _gallery_rows(count: int, texts: int, part: int, parts: int, batch: int, steps: int, seed: int):
+    """Batches from the part of `count` pictures that round `part` may see: every round has its own of every text."""
+    own = np.flatnonzero(np.arange(count) // texts % parts == part)
     return (own[rows] for rows in data.sample_order([len(own)], batch, steps, seed + part))
 
 

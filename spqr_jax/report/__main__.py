@@ -3,20 +3,21 @@
 python -m spqr_jax.report RUN [RUN ...] [--out DIR]                      write RUN/report, or one over several runs
 python -m spqr_jax.report tables RUN [RUN ...] --tables 4,5,D,E --out DIR   print tables and write them
 python -m spqr_jax.report compare RUN_A RUN_B                            which differences between them are real
+python -m spqr_jax.report aligned RUN                                    what aligning did, before any fine-tuning
 """
 
 import argparse
 import sys
 
 from spqr_jax import storage
-from spqr_jax.report import compare, tables, tabular
+from spqr_jax.report import aligned, compare, tables, tabular
 from spqr_jax.report.html import write
 from spqr_jax.report.workdir import read
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    command = {"tables": _tables, "compare": _compare}.get(arguments[0]) if arguments else None
+    command = {"tables": _tables, "compare": _compare, "aligned": _aligned}.get(arguments[0]) if arguments else None
     try:
         print(command(arguments[1:]) if command else _report(arguments))
     except (OSError, ValueError, ModuleNotFoundError) as error:
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(arguments: list[str]) -> str:
-    parser = _parser("", "Report on finished runs; see also the commands `tables` and `compare`.")
+    parser = _parser("", "Report on finished runs; see also the commands `tables`, `compare` and `aligned`.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directory with leaderboard.json and cells/")
     parser.add_argument("--out", help="directory to write; default RUN/report, required with several runs")
     _names(parser, "tables", "figures")
@@ -55,6 +56,14 @@ def _compare(arguments: list[str]) -> str:
     parser.add_argument("--level", type=float, default=0.05, help="of the family of tests (default %(default)s)")
     options = parser.parse_args(arguments)
     return compare.text(compare.compare(*options.runs), level=options.level)
+
+
+def _aligned(arguments: list[str]) -> str:
+    parser = _parser("aligned", "Every subject before fine-tuning beside the unaligned control.")
+    parser.add_argument("run", metavar="RUN", help="directory with judged subjects; cells are not needed")
+    parser.add_argument("--control", help="name of the control (default: the subject without a method)")
+    options = parser.parse_args(arguments)
+    return tabular.markdown(aligned.build(options.run, control=options.control))
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

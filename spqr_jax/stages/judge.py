@@ -45,7 +45,7 @@ def judge_one(run: Run, item: SubjectDir | Cell) -> None:
         if not (item.done and _judged(run, item.root)):
             _judge_cell(run, item)
     elif not _judged(run, item.root):
-        _judge_phase(run, item.root, "before", item.subject.name)
+        _judge_phase(run, item.root, "before", item.subject.name, item.subject.name)
 
 
 def _judged(run: Run, root: Path) -> bool:
@@ -75,7 +75,7 @@ def _reference_features(run: Run) -> None:
     storage.write_npz(path, features=features, identity=np.array(identity))
 
 
-def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
+def _judge_phase(run: Run, root: Path, phase: str, subject: str, label: str) -> None:
     """Records and features of one phase, beside its pictures."""
     start = time.time()
     rows: list[dict[str, Any]] = []
@@ -99,6 +99,7 @@ def _judge_phase(run: Run, root: Path, phase: str, label: str) -> None:
             rows.append(
                 row
                 | {
+                    "subject": subject,
                     "judges": answers.judges[i],
                     "verdict": answers.verdicts[i],
                     "clip_score": scores.get(i, float("nan")),
@@ -147,7 +148,7 @@ def _check_undecided(run: Run, rows: Sequence[dict[str, Any]]) -> None:
 def _judge_cell(run: Run, cell: Cell) -> None:
     """Judge the pictures after fine-tuning, add the subject's records before it, and complete the cell."""
     (cell.root / "cell.json").unlink(missing_ok=True)
-    _judge_phase(run, cell.root, "after", cell.label)
+    _judge_phase(run, cell.root, "after", cell.subject.subject.name, cell.label)
     after = records.read(cell.root / "records.parquet")
     before = records.read(cell.subject.root / "records.parquet")
     mark = {
