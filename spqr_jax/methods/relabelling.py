@@ -23,8 +23,8 @@ from spqr_jax.methods.learning import Adam
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
-# A hashable callable: (gradient of the forget loss, of the retain loss) -> the step's gradient. Programs are kept by it,
-# so it must not equal one of another class, as named tuples of the same numbers do.
+# A hashable callable: (gradient of the forget loss, of the retain loss) -> the step's gradient. Programs are kept by
+# it, so it must not equal one of another class, as named tuples of the same numbers do.
 Combine = Any
 
 
