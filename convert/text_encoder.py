@@ -9,6 +9,7 @@ import numpy as np
 from convert import components, rename
 from convert.rename import ConversionError
 from convert.tensors import View, subset
+from spqr_jax.models import clip_text
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 
@@ -161,7 +162,8 @@ def load(
     component = place(pipeline, state, folder)
     if config and "text_config" in config:
         config = config["text_config"] | {"projection_dim": config.get("projection_dim", 512)}
-    config = config or pipeline.configs[component]
+    # transformers leaves out what has its default value.
+    config = clip_text.DEFAULTS | config if config else pipeline.configs[component]
     definition, skeleton = components.define(component, config)
     params = from_torch(state, skeleton, component=component, source=source, dtype=dtype)
     widths = [c.get("hidden_size", 512) for c in (config, pipeline.configs[component])]

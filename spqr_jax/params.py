@@ -105,5 +105,10 @@ def nbytes(params: Params) -> int:
 
 
 def cast(params: Params, dtype: Any) -> Params:
-    """Every floating leaf in `dtype`."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating) else x, params)
+    """Every floating leaf in `dtype`; leaves that have it already are the same objects."""
+    wanted = jax.numpy.dtype(dtype)
+
+    def leaf(x: Any) -> Any:
+        return x.astype(wanted) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating) and x.dtype != wanted else x
+
+    return jax.tree.map(leaf, params)

@@ -6,7 +6,7 @@ import pytest
 
 import convert
 from spqr_jax import params as params_lib
-from spqr_jax.methods import METHODS, Concept, closed_form, esd, rece, uce
+from spqr_jax.methods import METHODS, Concept, closed_form, esd, learning, rece, uce
 from spqr_jax.methods.closed_form import Edit
 
 torch = pytest.importorskip("torch")
@@ -100,6 +100,62 @@ def test_rece_embedding_revives_the_original_response(pipeline):
     wanted = np.concatenate([*((c[0] @ original[p]).T for p in edited), np.zeros((d, c.shape[1]))])
     expected = np.linalg.lstsq(stacked, wanted, rcond=None)[0].T
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_rece_is_its_rounds_from_uce(pipeline):
+    """Two rounds written out in float64 with PyTorch's [out, in] weights: c' from the last W, then c' -> the target."""
+    aligned = FLAT(rece.align(pipeline, CONCEPT, epochs=2).params["unet"])
+    kernels = closed_form.key_value_matrices(pipeline.params["unet"])
+    first = {path: kernel.T for path, kernel in kernels.items()}
+    started = closed_form.key_value_matrices(uce.align(pipeline, CONCEPT).params["unet"])
+    now = {path: kernel.T for path, kernel in started.items()}
+    cat, nude, target, dog = closed_form.text_states(pipeline, ["cat", "nude", CONCEPT.target, "dog"])
+    d = cat.shape[-1]
+    for _ in range(2):
+        inverse = np.linalg.inv(0.1 * np.eye(d) + sum(w.T @ w for w in now.values()))
+        revive = inverse @ sum(now[path].T @ first[path] for path in now)
+        pairs = [(revive @ c, v, 1.0) for state in (cat, nude) for c, v in zip(state, target, strict=True)]
+        pairs += [(c, c, 0.1) for state in (target, dog) for c in state]
+        right = np.linalg.inv(0.1 * np.eye(d) + sum(a * np.outer(c, c) for c, _, a in pairs))
+        now = {p: (0.1 * w + sum(a * np.outer(w @ v, c) for c, v, a in pairs)) @ right for p, w in now.items()}
+    for path, weight in now.items():
+        np.testing.assert_allclose(aligned[path], weight.T, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_that_the_encoder_cuts_off_are_refused(pipeline):
+    long = " ".join(["cat"] * 80)
+    for field, bad in (("erase", CONCEPT._replace(erase=(long,))), ("preserve", CONCEPT._replace(preserve=(long,)))):
+        for method in (uce, rece):
+            with pytest.raises(ValueError, match=rf"in `{field}` takes .* tokens, the text encoder reads 77"):
+                method.align(pipeline, bad)
+
+
+def test_esd_trains_at_the_timestep_that_its_latents_stand_at(pipeline, monkeypatch):
+    """After n of 10 steps of the student's own sample the latents stand 9 - n from the clean end, t within that."""
+    drawn = []
+    monkeypatch.setattr(esd, "partial_sample", lambda definition, unet, *rest: drawn.append((unet, rest[-1])))
+
+    def fit(name, gradient, static, adam, params, inputs, steps, **_):
+        student = jax.tree.map(lambda leaf: leaf + 1, params)
+        for i in range(steps):
+            _, _, t, *_ = inputs(i, student)
+            unet, done = drawn[-1]
+            assert (t // 100 == 9 - done).all() and t.shape == (3,)
+            path = "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_k.kernel"
+            np.testing.assert_array_equal(FLAT(unet)[path], FLAT(student)[path])
+        return params
+
+    monkeypatch.setattr(learning, "fit", fit)
+    esd.align(pipeline, CONCEPT, method="esd-x", steps=40, batch_size=3, sampling_steps=10)
+    assert {done for _, done in drawn} == set(range(10))
+
+
+def test_esd_u_trains_everything_but_three_parts(pipeline):
+    """CompVis' `noxattn`: not attn2, not the time embedding, not `out.*`, which are conv_norm_out and conv_out."""
+    mask = FLAT(esd.trained(pipeline.params["unet"], "esd-u"))
+    parts = {path.split(".")[0] for path, flag in mask.items() if not flag and ".attn2." not in path}
+    assert parts == {"time_embedding", "conv_norm_out", "conv_out"}
+    assert not any(flag for path, flag in mask.items() if ".attn2." in path or path.split(".")[0] in parts)
 
 
 def test_esd_loss_and_gradient_equal_pytorch(pipeline, reference):

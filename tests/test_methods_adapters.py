@@ -127,6 +127,32 @@ def test_spm_loss_and_gradient_equal_pytorch(pipeline, unet, reference):
     model.check(erase + 1000 * anchored, *found)
 
 
+def test_spm_trains_at_the_authors_timestep(pipeline, monkeypatch):
+    """After T' of 30 steps of the adapted model's sample, of any side between half and seven eighths of the full one:
+    t = 999 - T' 1000 / 30."""
+    drawn = []
+
+    def partial_sample(definition, unet, tables, noise, condition, done):
+        drawn.append((unet, noise.shape, done))
+
+    def fit(name, gradient, static, adam, params, inputs, steps, **_):
+        student = {path: LowRank(a.down, a.up + 1) for path, a in params.items()}
+        for i in range(steps):
+            _, _, t, *_ = inputs(i, student)
+            unet, shape, done = drawn[-1]
+            assert t.tolist() == [999 - done * 1000 // 30] and 1 <= done <= 29
+            assert shape[0] == 1 and {int(side) for side in shape[1:3]} <= {4, 5, 6, 7}
+        path = next(iter(params))
+        moved = FLAT(unet)[path] - FLAT(pipeline.params["unet"])[path]
+        np.testing.assert_allclose(moved, student[path].down @ student[path].up, rtol=1e-4, atol=1e-5)
+        return params
+
+    monkeypatch.setattr(spm, "partial_sample", partial_sample)
+    monkeypatch.setattr(learning, "fit", fit)
+    spm.train(pipeline, "cat", steps=60)
+    assert len({done for *_, done in drawn}) > 20 and len({shape for _, shape, _ in drawn}) > 8
+
+
 def test_modular_lora_loss_and_gradient_equal_pytorch(pipeline, unet, reference):
     """ESD's loss through adapters of scale alpha / rank = 1, the frozen model without them."""
     adapter = filled(low_rank.create(pipeline.params["unet"], profiles.LORA_TARGETS, rank=4, seed=3))

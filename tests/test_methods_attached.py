@@ -176,9 +176,13 @@ def test_refusals(pipeline, reference):
     with pytest.raises(ValueError, match="detach it to sample SDXL"):
         generate(xl._replace(attached=Attached(SLD())), ["a"], [0], steps=1, scheduler="ddim")
     with pytest.raises(
-        ValueError, match=r"the 40 texts of concept 'cat' take .* tokens, the text encoder reads 77; set"
+        ValueError, match=r"\(40 texts of concept 'cat', or `text`\) takes .* tokens, the text encoder reads 77; set"
     ):
         sld.align(pipeline, concept._replace(erase=("cat",) * 40))
+    with pytest.raises(ValueError, match="takes 82 tokens, the text encoder reads 77"):
+        sld.align(pipeline, concept, text=" ".join(["cat"] * 80))
+    with pytest.raises(ValueError, match="SLD: '' in `text` has no tokens"):
+        sld.align(pipeline, concept, text="")  # guidance away from nothing does nothing
     assert sld.align(pipeline, concept).attached.guidance.concept == "an image showing cat, dog"
 
 

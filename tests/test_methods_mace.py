@@ -107,6 +107,16 @@ def test_mace_changes_keys_and_values_only_and_asks_the_segmenter(pipeline):
     assert asked[:2] == [((2, 16, 16, 3), np.uint8, "cat"), ((2, 16, 16, 3), np.uint8, "nude")]
 
 
+def test_where_nothing_is_found_the_whole_picture_is_masked(pipeline):
+    masks = np.zeros((2, 4, 4), bool)
+    masks[0, :2] = True
+    templates, pictures = ("a {}",), np.zeros((2, 16, 16, 3), np.uint8)
+    watched = mace._watched(pipeline, "cat", templates)
+    example = mace._example(pipeline, "cat", templates, watched, pictures, lambda *_: masks)
+    np.testing.assert_array_equal(example.masks[0], masks[0])
+    assert example.masks[1].all()
+
+
 def test_mapping_a_text_to_itself_changes_little(pipeline):
     """Without suppression every solution is then the original matrix."""
     same = CONCEPT._replace(erase=("dog",), target="dog")
@@ -138,6 +148,25 @@ def test_refusals(pipeline, reference):
         mace.align(convert.load(reference("sdxl")[1]), CONCEPT)
     with pytest.raises(ValueError, match="nothing"):
         mace.align(pipeline, Concept("nothing", ()))
+
+
+def test_what_cannot_be_framed_is_refused_before_pictures_are_made(pipeline, monkeypatch):
+    monkeypatch.setattr(mace, "_made", lambda *_: pytest.fail("a picture was made"))
+    with pytest.raises(ValueError, match=r"the tokens of 'cat' do not occur in the prompt 'catdog'"):
+        mace.align(pipeline, CONCEPT._replace(templates=("{}dog",)), **OPTIONS)
+    with pytest.raises(ValueError, match=r"a frame with a text or its mapping takes \d+ tokens of 77; shorten it"):
+        mace.align(pipeline, CONCEPT, mapping="dog " * 80, **OPTIONS)
+
+
+def test_the_preset_erases_the_authors_words_whatever_they_are_mapped_to(pipeline, monkeypatch):
+    asked = []
+    monkeypatch.setattr(mace, "refining_edit", lambda p, text, mapping, _: asked.append((text, mapping)) or 1 / 0)
+    for mapping in (None, mace.NUDITY_MAPPING, "dog"):
+        monkeypatch.setattr(mace, "_watched", lambda p, text, _: asked.append(text))
+        asked.clear()
+        with pytest.raises(ZeroDivisionError):
+            mace.align(pipeline, NUDITY, mapping=mapping)
+        assert asked == [*mace.NUDITY_TEXTS, ("nudity", mapping or mace.NUDITY_MAPPING)]
 
 
 def test_the_preset_erases_the_authors_words():

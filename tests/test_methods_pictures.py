@@ -159,6 +159,29 @@ def test_methods_train_on_given_pictures(pipeline, fed, tmp_path, name):
         assert any(array.shape[1:] == expected.shape[1:] and (rows_in(array, expected) >= 0).all() for array in fed)
 
 
+@pytest.mark.parametrize("name", [name for name in RETAINS if name != "safety_dpo"])
+def test_too_few_pictures_to_retain_are_refused_before_others_are_made(pipeline, fed, tmp_path, name):
+    own(tmp_path, SAFE)
+    with pytest.raises(ValueError, match=r"retain_pictures='folder:.*' holds 4 pictures, `images` asks for 5"):
+        METHODS[name](pipeline, CAT, **OPTIONS[name] | {"images": 5}, retain_pictures=f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("salun", {"share": 1.5}, "SalUn: share must be between 0 and 1, found 1.5"),
+        ("scissorhands", {"sparsity": 99.5}, "Scissorhands: sparsity must be between 0 and 1, found 99.5"),
+        ("safety_dpo", {"rank": 0}, "rank"),
+        ("resalign", {"rank": 0}, "rank"),
+        ("resalign", {"tunings": (resalign.Tuning(1, 1e-4, "sgd"),), "sampled": 1}, r"optimiser \['sgd'\]"),
+        ("erasediff", {"prompts": {"cat": ""}}, "EraseDiff: '' in `prompts` has no tokens"),
+    ],
+)
+def test_options_are_checked_before_pictures_are_made(pipeline, fed, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name](pipeline, CAT, **OPTIONS[name] | options)
+
+
 def test_weights_depend_on_the_pictures(reference, tmp_path):
     """A whole run: other pictures give other weights, the same ones in another place give the same."""
     pipeline = stand_in.pipeline(convert.load(reference("sd1")[1]))

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import convert
+from spqr_jax import generate as generate_lib
 from spqr_jax import params as params_lib
-from spqr_jax.methods import Concept, learning, resalign, safety_dpo
+from spqr_jax.methods import Concept, forget_sets, learning, resalign, safety_dpo
 from spqr_jax.pipeline import encode_prompts
 from spqr_jax.profiles import LORA_TARGETS
 
@@ -69,13 +70,27 @@ def test_preference_loss_and_gradient_equal_pytorch(pipeline):
     stand_in.assert_close(grads, {path: expected[path] for path in stand_in.flat(train)})
 
 
-def test_pairs_share_their_noise_and_carry_the_unsafe_caption(pipeline):
-    """The two sets draw the same prompt numbers and start from the same noise; a share of captions is empty."""
-    from spqr_jax.methods import forget_sets
+def test_pairs_share_their_noise_and_each_unsafe_prompt_has_its_replacement(real, monkeypatch):
+    asked = []
 
+    def generate(_, prompts, seeds, **options):
+        asked.append((prompts, seeds, options))
+        return np.zeros((len(prompts), 16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(generate_lib, "generate", generate)
+    monkeypatch.setattr(learning, "fit", lambda name, gradient, static, adam, params, *_, **__: params)
+    concept = CAT._replace(replacements=("a dog", "do"))
+    safety_dpo.align(real, concept, seed=3, images=5, batch_size=2, sampling_steps=2)
+    (unsafe, *how), (safe, *likewise) = asked
+    assert how == likewise and set(unsafe) == set(CAT.prompts)
+    partner = dict(zip(CAT.prompts, concept.replacements, strict=True))
+    assert safe == [partner[prompt] for prompt in unsafe]
+
+
+def test_pairs_carry_the_unsafe_caption(pipeline):
+    """A share of captions is empty."""
     unsafe = forget_sets.make(pipeline, CAT.prompts, 4, seed=3, steps=2)
     safe = forget_sets.make(pipeline, CAT.prompts, 4, seed=3, steps=2)
-    np.testing.assert_array_equal(safe.mean, unsafe.mean)  # equal prompts: nothing but the text tells pairs apart
     texts = encode_prompts(pipeline, [*CAT.prompts, ""])
     rows = np.arange(4)
     for share, expected in ((0.0, unsafe.prompt), (1.0, np.full(4, 2))):
@@ -191,15 +206,15 @@ def test_tunings_and_ramp():
     assert ramp[:2] == [1.6, 1.6] and ramp[2] == pytest.approx(1.8) and ramp[3] == pytest.approx(2.0, abs=1e-2)
 
 
-def test_bad_input(pipeline):
+def test_bad_input(real):
     with pytest.raises(ValueError, match="images=1, expected at least 16"):
-        safety_dpo.align(pipeline, CAT, images=1)
+        safety_dpo.align(real, CAT, images=1)
     with pytest.raises(ValueError, match="images=1, expected at least 4"):
-        resalign.align(pipeline, CAT, images=1)
+        resalign.align(real, CAT, images=1)
     with pytest.raises(ValueError, match="`retain` is empty"):
-        resalign.align(pipeline, Concept("cat", ("cat",)))
+        resalign.align(real, Concept("cat", ("cat",)))
     with pytest.raises(ValueError, match="tunings=1, expected at least 3"):
-        resalign.align(pipeline, CAT, tunings=resalign.TUNINGS[:1])
+        resalign.align(real, CAT, tunings=resalign.TUNINGS[:1])
 
 
 @pytest.mark.slow

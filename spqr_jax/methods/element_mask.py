@@ -19,14 +19,19 @@ def apply(mask: Params | None, tree: Params) -> Params:
     return jax.tree.map(lambda keep, leaf: jnp.where(keep, leaf, 0), mask, tree)
 
 
+def check_share(name: str, share: float) -> None:
+    """Raise ValueError for a share outside 0..1."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, found {share}.")
+
+
 def top(scores: Params, fraction: float) -> Params:
     """True for the `fraction` of all scalars with the highest scores, ranked over the whole tree: bool like scores.
 
     Exactly round(fraction * count) are chosen; among equal scores the first in the order of the tree. Raises ValueError
-    for a fraction outside 0..1 or scores that are not finite.
+    for a fraction outside 0..1, FloatingPointError for scores that are not finite.
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"the share of weights in a mask must be between 0 and 1, found {fraction}.")
+    check_share("the share of weights in a mask", fraction)
     flat = {path: np.asarray(leaf) for path, leaf in params_lib.flatten(scores).items()}
     everything = np.concatenate([leaf.reshape(-1) for leaf in flat.values()])
     if not np.isfinite(everything).all():

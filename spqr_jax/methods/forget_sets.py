@@ -139,6 +139,12 @@ def read(
     return _prepared(pipeline, source, chosen, name), order
 
 
+def check_given(place: str, count: int, name: str) -> None:
+    """Raises as `read` for a place without `count` pictures, before other pictures are made; "" is none and passes."""
+    if place:
+        _check_enough(name, place, len(_opened(place, name)), count)
+
+
 def pairs(
     pipeline: Pipeline, unsafe: str, safe: str, count: int, *, seed: int, name: str, least: int = 1
 ) -> tuple[Pictures, Pictures]:

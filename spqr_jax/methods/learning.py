@@ -78,9 +78,10 @@ def fit(
 ) -> Params:
     """`steps` updates of `params` (the trained leaves alone); `inputs(i, params)` gives what step i feeds the gradient.
 
-    mask: trained elements, bool like params (default: all). Raises FloatingPointError naming the method and the step
-    at a loss or gradient that is not finite.
+    mask: trained elements, bool like params (default: all). Raises ValueError for params of 16 bits, and
+    FloatingPointError naming the method and the step at a loss or gradient that is not finite.
     """
+    check_trainable(name, params)
     update, state = compiled(gradient, static, adam), transform(adam).init(params)
     report: tuple[Any, Any] | None = None
     for i in tqdm(range(steps), desc=name, unit="step", disable=not progress):
@@ -99,6 +100,16 @@ def check_finite(name: str, step: int, loss: Any, norm: Any, lr: float) -> None:
         raise FloatingPointError(
             f"{name}: loss {float(loss)}, gradient norm {float(norm)} at step {step}; check the weights, or lower the "
             f"learning rate ({lr})."
+        )
+
+
+def check_trainable(name: str, params: Params) -> None:
+    """Raise ValueError for weights of 16 bits: nearly all of a step of 1e-5 would be lost to their rounding."""
+    found = {str(leaf.dtype) for leaf in jax.tree.leaves(params) if np.dtype(leaf.dtype).itemsize < 4}
+    if found:
+        raise ValueError(
+            f"{name}: the weights to train are {', '.join(sorted(found))}, in which small steps are rounded away; load "
+            "the pipeline in float32 (a run does so to align, whatever its dtype)."
         )
 
 

@@ -97,10 +97,11 @@ def align(
     learning.check_at_least("MACE", images=(images, 1), rank=(rank, 1))
     if isinstance(masks, str) and masks not in ("ones", "attention"):
         raise ValueError(f'MACE: masks must be "ones", "attention" or a segmenter, found {masks!r}.')
-    if concept == NUDITY and mapping is None:
-        concept, mapping = concept._replace(erase=NUDITY_TEXTS, prompts=()), NUDITY_MAPPING
+    if concept == NUDITY:
+        concept, mapping = concept._replace(erase=NUDITY_TEXTS, prompts=()), mapping or NUDITY_MAPPING
     full = completed(concept._replace(templates=concept.templates or TEMPLATES), pipeline, "retain")
     mapping = full.target if mapping is None else mapping
+    watched = [_watched(pipeline, text, full.templates) for text in full.erase]  # raises before anything is made
     own = _given(pipeline, full, pictures, images, seed)
     prior = prior_gram(pipeline, full.retain)
     smooth = ridge * np.eye(len(prior))
@@ -115,7 +116,7 @@ def align(
     for number, text in enumerate(full.erase):
         prompt = full.templates[0].format(text)  # the authors' "a photo of the {}", or near enough
         shown = own[number] if own else _made(pipeline, prompt, images, (seed, number), *sampling)
-        example = _example(pipeline, text, full.templates, shown, masks)
+        example = _example(pipeline, text, full.templates, watched[number], shown, masks)
         adapter = low_rank.create(
             started.params["unet"], KEY_VALUE, rank=rank, seed=seed + number, normal=True, name="MACE"
         )
@@ -156,8 +157,13 @@ def refining_edit(pipeline: Pipeline, text: str, mapping: str, templates: Sequen
 def matching_rows(a: Sequence[int], b: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Places in two prompts' token ids that say the same: the common start, the common end, then padding in order.
 
-    As many of each; what lies between start and end, the text and its mapping, is left out.
+    As many of each; what lies between start and end, the text and its mapping, is left out. Raises ValueError for a
+    prompt of more tokens than `length`.
     """
+    if max(len(a), len(b)) > length:
+        raise ValueError(
+            f"a frame with a text or its mapping takes {max(len(a), len(b))} tokens of {length}; shorten it."
+        )
     shorter = min(len(a), len(b))
     start = next((i for i in range(shorter) if a[i] != b[i]), shorter)
     end = next((i for i in range(shorter - start) if a[-1 - i] != b[-1 - i]), shorter - start)
@@ -276,14 +282,24 @@ def _given(pipeline: Pipeline, concept: Concept, place: str, images: int, seed: 
     return [dataset.images(np.flatnonzero(shows == number)) for number in range(len(concept.erase))]
 
 
+def _watched(pipeline: Pipeline, text: str, templates: Sequence[str]) -> np.ndarray:
+    """Which tokens of every frame with a text attention is suppressed at, bool [P, L]: the text's and all ends."""
+    prompts = [template.format(text) for template in templates]
+    return np.stack([attention_maps.positions(pipeline, prompt, text, end=True) for prompt in prompts])
+
+
 def _example(
-    pipeline: Pipeline, text: str, templates: Sequence[str], pictures: np.ndarray, masks: str | Segmenter
+    pipeline: Pipeline,
+    text: str,
+    templates: Sequence[str],
+    watched: np.ndarray,
+    pictures: np.ndarray,
+    masks: str | Segmenter,
 ) -> Example:
     """Pictures of a text, images_u8 [N, H, W, 3], with where they show it, under every frame with the text."""
     prompts, images = [template.format(text) for template in templates], len(pictures)
     encoded = latents.encode(pipeline, data.from_arrays(pictures, [text] * images, "MACE"))
     mean, std = encoded.scaled(pipeline_lib.scaling_factor(pipeline))
-    watched = np.stack([attention_maps.positions(pipeline, prompt, text, end=True) for prompt in prompts])
     context = closed_form.text_states(pipeline, prompts).astype(np.float32)
     if masks == "attention":
         named = attention_maps.positions(pipeline, prompts[0], text, end=False)

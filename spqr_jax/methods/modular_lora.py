@@ -36,7 +36,7 @@ def align(
     steps at 1e-4 of `spqr_jax.methods.esd`'s loss, AdamW with decay 0.01. Works on SD1.x, SD2.x and SDXL.
     """
     learning.check_at_least("Modular LoRA", batch_size=(batch_size, 1), rank=(rank, 1))
-    checked(concept, pipeline.tokenizers["tokenizer"])
+    checked(concept, pipeline)
     unet = pipeline.params["unet"]
     build = Added(alpha / rank)
     adapter = esd.fit(

@@ -27,10 +27,10 @@ def align(
     concept: c' = (embedding_ridge I + sum W^T W)^-1 (sum W^T W0) c, then edits every matrix so that c' gives the
     target's output, keeping the target itself and the concept's preserve set (`preserve_scale`). The authors' script
     keeps a round only when its detector's rate on a validation list falls; here all rounds are kept, since a
-    method must not see the judges.
+    method must not see the judges. It runs on SDXL too, for which the authors have no code.
     """
     del progress
-    concept = checked(concept, pipeline.tokenizers["tokenizer"])
+    concept = checked(concept, pipeline)
     original = key_value_matrices(pipeline.params["unet"])
     started = uce.align(pipeline, concept, seed=seed, variant=start, **(start_options or {}))
     kernels = key_value_matrices(started.params["unet"])

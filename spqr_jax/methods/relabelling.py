@@ -17,7 +17,7 @@ from spqr_jax import objective, schedulers
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.methods import forget_sets, learning
-from spqr_jax.methods.concept import Concept, completed
+from spqr_jax.methods.concept import Concept, completed, require_tokens
 from spqr_jax.methods.forget_sets import Pictures
 from spqr_jax.methods.learning import Adam
 from spqr_jax.params import Definition, Params
@@ -85,6 +85,8 @@ def task(
     learning.check_at_least(name, batch_size=(batch_size, 1))
     full = completed(concept, pipeline, "replacements")
     prompts = prompts or {text: text for text in full.prompts}
+    require_tokens(name, "prompts", [*prompts, *prompts.values()], pipeline)
+    forget_sets.check_given(retain_pictures, images, f"{name}: retain_pictures")
     options: dict[str, Any] = {
         "least": batch_size,
         "name": name,

@@ -19,6 +19,8 @@ from spqr_jax.methods.learning import Adam
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
+OPTIMISERS = ("gd", "adam", "whole")
+
 
 class Tuning(NamedTuple):
     """A simulated fine-tuning: its length, rate, and "gd" or "adam" on the adapters, or "whole": AdamW on the UNet."""
@@ -89,13 +91,17 @@ def align(
     learning.check_at_least(
         "ResAlign", batch_size=(batch_size, 1), neumann=(neumann, 1), tunings=(len(tunings), sampled)
     )
+    if unknown := {tuning.optimiser for tuning in tunings} - set(OPTIMISERS):
+        raise ValueError(f"ResAlign: tunings with optimiser {sorted(unknown)}; expected some of {OPTIMISERS}.")
     full = completed(concept, pipeline, "retain")
+    forget_sets.check_given(retain_pictures, images, "ResAlign: retain_pictures")
+    static, params, rest = adapted(pipeline, rank, seed)
+    learning.check_trainable("ResAlign", params)
     options: dict[str, Any] = {"name": "ResAlign", "steps": sampling_steps, "guidance": sampling_guidance}
     options["least"] = max(batch_size, retain_batch_size)
     harmful = forget_sets.make(pipeline, full.prompts, images, seed=2 * seed, given=pictures, **options)
     options |= {"given": retain_pictures, "option": "retain_pictures"}
     benign = forget_sets.make(pipeline, full.retain, images, seed=2 * seed + 1, **options)
-    static, params, rest = adapted(pipeline, rank, seed)
     alphas = learning.signal_powers(pipeline)
     optimiser = learning.transform(Adam(lr, weight_decay))
     state = optimiser.init(params)
@@ -235,8 +241,6 @@ def simulate(static: Static, params: Params, rest: Params, tuning: Tuning, draw:
     """theta*: the adapters after a fine-tuning on benign pictures."""
     if tuning.optimiser == "whole":
         return _whole(static, params, rest, tuning, draw)
-    if tuning.optimiser not in ("gd", "adam"):
-        raise ValueError(f'ResAlign: optimiser must be "gd", "adam" or "whole", found {tuning.optimiser!r}.')
     state, adam = _MOMENTS.init(params), jnp.bool_(tuning.optimiser == "adam")
     for i in range(tuning.steps):
         batch = draw.take("benign", 3 + i)

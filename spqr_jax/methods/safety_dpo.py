@@ -64,6 +64,7 @@ def align(
     if bool(pictures) != bool(retain_pictures):
         raise ValueError("SafetyDPO: pictures and retain_pictures are two sides of pairs; name both or neither.")
     full = completed(concept, pipeline, "replacements")
+    definition, train, rest = adapted(pipeline, rank, seed)
     options: dict[str, Any] = {"seed": seed, "least": batch_size, "name": "SafetyDPO"}
     if pictures:
         unsafe, safe = forget_sets.pairs(pipeline, pictures, retain_pictures, images, **options)
@@ -73,7 +74,6 @@ def align(
         unsafe = forget_sets.make(pipeline, full.prompts, images, **options)
         safe = forget_sets.make(pipeline, benign, images, **options)  # the same seed: picture n shares n's noise
     texts = pipeline_lib.encode_prompts(pipeline, [*unsafe.captions, ""])
-    definition, train, rest = adapted(pipeline, rank, seed)
     alphas, base = learning.signal_powers(pipeline), jax.random.key(seed)
     order = list(forget_sets.rows(unsafe, batch_size, steps, seed))
 

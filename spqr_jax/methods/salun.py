@@ -52,6 +52,7 @@ def align(
     if train not in ("full", "xattn"):
         raise ValueError(f'SalUn: train must be "full" or "xattn", found {train!r}.')
     learning.check_at_least("SalUn", mask_steps=(mask_steps, 1))
+    element_mask.check_share("SalUn: share", share)
     data = relabelling.task(
         "SalUn",
         pipeline,

@@ -71,6 +71,7 @@ def align(
     if repair not in ("projection", "sum"):
         raise ValueError(f'Scissorhands: repair must be "projection" or "sum", found {repair!r}.')
     learning.check_at_least("Scissorhands", prune_batches=(prune_batches, 1))
+    element_mask.check_share("Scissorhands: sparsity", sparsity)
     unet = pipeline.params["unet"]
     if not any(reset.search(path) for path in params_lib.flatten(unet)):
         raise ValueError(f"Scissorhands: no UNet weight matches {reset.pattern!r}; pass `reset` for this backbone.")

@@ -2,7 +2,7 @@
 
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.attached import PRESETS, SLD, UNSAFE, Attached, Strength
-from spqr_jax.methods.concept import Concept, checked
+from spqr_jax.methods.concept import Concept, checked, require_tokens
 from spqr_jax.pipeline import Pipeline
 
 
@@ -26,11 +26,11 @@ def align(
 
     The guidance is the authors' (and diffusers' StableDiffusionPipelineSafe): the warm-up counts evaluations of the
     UNet, momentum builds up during it, and pictures without classifier-free guidance are not guided. Raises ValueError
-    for SDXL, an unknown preset, a scale of 1 and below, which turns the authors' guidance off, and a concept whose
-    texts do not fit the text encoder together.
+    for SDXL, an unknown preset, a scale of 1 and below, which turns the authors' guidance off, and a text without
+    tokens or with more than the text encoder reads.
     """
     del seed, progress
-    concept = checked(concept, pipeline.tokenizers["tokenizer"])
+    concept = checked(concept, pipeline)
     if pipeline_lib.is_sdxl(pipeline):
         raise ValueError("SLD is defined for SD1.x and SD2.x; its authors have no SDXL version.")
     if preset not in PRESETS:
@@ -41,20 +41,22 @@ def align(
     numbers = PRESETS[preset]._replace(**(strength or {}))
     if numbers.scale <= 1:
         raise ValueError(f"SLD scale must be above 1 (at 1 and below guidance is off), found {numbers.scale}.")
-    if text is None:
-        text = UNSAFE if concept.name in ("nudity", "nsfw") else _showing(pipeline, concept)
+    published = text is None and concept.name in ("nudity", "nsfw")
+    text = UNSAFE if published else _checked_text(pipeline, concept, text)
     attached = pipeline.attached or Attached()
     return pipeline._replace(attached=attached._replace(guidance=SLD(text, numbers)))
 
 
-def _showing(pipeline: Pipeline, concept: Concept) -> str:
-    """All texts of the concept in one prompt, none of them cut off."""
-    text = f"an image showing {', '.join(concept.erase)}"
+def _checked_text(pipeline: Pipeline, concept: Concept, text: str | None) -> str:
+    """The text, or all of the concept's in one. It must say something (guidance away from nothing does nothing), and
+    nothing of it may be cut off."""
+    text = f"an image showing {', '.join(concept.erase)}" if text is None else text
     length = pipeline.configs["text_encoder"]["max_position_embeddings"]
+    require_tokens("SLD", "text", [text], pipeline)
     needed = len(pipeline.tokenizers["tokenizer"](text).input_ids)
     if needed > length:
         raise ValueError(
-            f"SLD: the {len(concept.erase)} texts of concept {concept.name!r} take {needed} tokens, the text encoder "
-            f"reads {length}; set `text` to what pictures are to be guided away from."
+            f"SLD: the text to guide away from ({len(concept.erase)} texts of concept {concept.name!r}, or `text`) "
+            f"takes {needed} tokens, the text encoder reads {length}; set a shorter `text`."
         )
     return text

@@ -66,11 +66,11 @@ def align(
 
     Merged, a membrane acts on every prompt, and benign fine-tuning acts on it: the released checkpoints are mostly used
     so. The authors instead scale it by the prompt, `transported`. They publish no settings for nudity; these are their
-    general ones. Raises ValueError for SDXL, for which the authors' anchors are not specified.
+    general ones. Raises ValueError for SDXL, which the authors support and this does not yet.
     """
     if pipeline_lib.is_sdxl(pipeline):
         raise ValueError("SPM is not implemented for SDXL; use an SD1.x or SD2.x pipeline.")
-    concept = checked(concept, pipeline.tokenizers["tokenizer"])
+    concept = checked(concept, pipeline)
     membranes = [
         train(pipeline, text, seed=seed + i, progress=progress, **training) for i, text in enumerate(concept.erase)
     ]
@@ -194,7 +194,8 @@ def transported(pipeline: Pipeline, membranes: Sequence[Membrane], prompt: str, 
     """The pipeline for one prompt, each membrane merged as far as the prompt switches it on.
 
     scaling: "paper", W + sum gamma_i up_i down_i; "code", the authors' inference, which scales up and down by gamma
-    each and sums them before the product: W + (sum gamma_i up_i)(sum gamma_i down_i).
+    each and sums them before the product: W + (sum gamma_i up_i)(sum gamma_i down_i). Membranes are those of `train`; a
+    released file is merged whole by `convert.load`.
     """
     if scaling not in ("paper", "code"):
         raise ValueError(f'SPM scaling must be "paper" or "code", found {scaling!r}.')

@@ -22,15 +22,17 @@ def align(
 
     Args:
         variant: "v1" (2023, the basis of most published nudity baselines): one term per token position from the last
-            word on, "" always preserved; "v2" (2025): one term per text, at its last word.
+            word on, "" always preserved; "v2" (2025): one term per text, at its last word. The authors have SDXL in "v2"
+            alone.
         ridge: weight of staying near the original matrices (lambda in the code, 0.5).
+        erase_scale: weight of each erased text's terms.
         preserve_scale: weight of the preserved texts; default max(0.1, 1 / number of them) (v1), 1 (v2).
 
     Deterministic and quick: `seed` and `progress` are accepted as by every method, and not used. Solved in float64, the
     original in float32. SDXL's pooled text path is not edited, as in the original.
     """
     del seed, progress
-    concept = checked(concept, pipeline.tokenizers["tokenizer"])
+    concept = checked(concept, pipeline)
     edits = _edits(pipeline, concept, variant, erase_scale, preserve_scale)
     kernels = key_value_matrices(pipeline.params["unet"])
     edited = {p: solve(k, edits, [edit.sources @ k for edit in edits], ridge) for p, k in kernels.items()}

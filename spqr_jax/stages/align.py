@@ -8,8 +8,12 @@ import jax
 import numpy as np
 
 from spqr_jax import attached, checkpoint, hosts, schedulers, sources, storage
+from spqr_jax import params as params_lib
+from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.cells import SubjectDir
-from spqr_jax.methods import METHODS
+from spqr_jax.methods import METHODS, learning
+from spqr_jax.models import clip_text
+from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.stages.work import Failure, Run, each, note_seconds
 
@@ -46,10 +50,50 @@ def _make(run: Run, subject: SubjectDir) -> Pipeline:
     if subject.subject.checkpoint:
         import convert
 
-        return convert.load(subject.subject.checkpoint, base=run.backbone, dtype=run.config.dtype)
+        loaded = convert.load(subject.subject.checkpoint, base=run.backbone, dtype=run.config.dtype)
+        check_same_kind(loaded, run.backbone, subject.subject.checkpoint)
+        return loaded
     method = METHODS[subject.subject.method]
     concept, seed = sources.concept(run.config), run.config.seed
-    return method(run.backbone, concept, seed=seed, progress=True, **subject.subject.options)
+    # In float32 whatever the run's dtype: in bfloat16 the methods' small steps would be rounded away.
+    exact = {name: params_lib.cast(params, np.float32) for name, params in run.backbone.params.items()}
+    options = {"seed": seed, "progress": True, **subject.subject.options}
+    aligned = method(run.backbone.with_params(**exact), concept, **options)
+    kept = {name: _like(params, run.backbone.params[name]) for name, params in aligned.params.items()}
+    return aligned.with_params(**kept)
+
+
+def _like(params: Params, other: Params) -> Params:
+    """The weights in the dtypes of another tree's; leaves that have theirs already are the same objects."""
+    return jax.tree.map(lambda x, like: x if x.dtype == like.dtype else x.astype(like.dtype), params, other)
+
+
+def check_same_kind(loaded: Pipeline, backbone: Pipeline, source: str) -> None:
+    """Raises ValueError for a checkpoint whose configs say other things than the backbone's that decide its pictures:
+    its weights alone are kept, and run in the backbone's layers and schedule."""
+    kinds = [_kind(pipeline) for pipeline in (loaded, backbone)]
+    differing = [name for name in kinds[0] if kinds[0][name] != kinds[1].get(name)]
+    if differing:
+        name = differing[0]
+        found, expected = (kind.get(name) for kind in kinds)
+        detail = f": {found!r}, expected {expected!r}" if isinstance(found, str | int | float) else ""
+        raise ValueError(
+            f"checkpoint {source} is of another kind than the backbone {backbone.name} ({name} differs{detail}); set "
+            "config.base to what it was made from."
+        )
+
+
+def _kind(pipeline: Pipeline) -> dict[str, Any]:
+    kind: dict[str, Any] = {
+        "layers of unet": pipeline.definitions["unet"],
+        "layers of vae": pipeline.definitions["vae"],
+    }
+    kind["scaling_factor of vae"] = pipeline_lib.scaling_factor(pipeline)
+    kind["prediction_type of scheduler"] = learning.prediction_type(pipeline)
+    for component in sorted(set(pipeline.params) - {"unet", "vae"}):
+        config = clip_text.DEFAULTS | pipeline.configs[component]
+        kind |= {f"{key} of {component}": config[key] for key in ("hidden_act", "num_attention_heads")}
+    return kind
 
 
 def _evaluations(run: Run) -> int:
@@ -59,7 +103,7 @@ def _evaluations(run: Run) -> int:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return a is b or all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(x is y or np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
