@@ -16,6 +16,7 @@ from spqr_jax.methods import Concept, closed_form, esd, learning, low_rank, modu
 from spqr_jax.methods.learning import Adam
 from spqr_jax.methods.low_rank import Added, LowRank
 from spqr_jax.methods.spm import Membrane, Restarts
+from spqr_jax.pipeline import encode_prompts
 
 FLAT = params_lib.flatten
 CONCEPT = Concept("cat", ("cat",))
@@ -65,13 +66,13 @@ class Hooked:
 
             self.handles.append(unet.get_submodule(path.removesuffix(".kernel")).register_forward_hook(hook))
 
-    def __call__(self, latents, t, context, *, on):
+    def __call__(self, latents, t, context, *, on, **added):
         self.on = on
         count = len(context)
         latents = torch.tensor(np.asarray(latents).transpose(0, 3, 1, 2)).repeat(count, 1, 1, 1)
         t, context = torch.tensor(t).repeat(count), torch.tensor(context)
         with torch.set_grad_enabled(on):
-            return self.unet(latents, t, context).sample
+            return self.unet(latents, t, context, **added).sample
 
     def check(self, loss, ours, ours_gradient):
         loss.backward()
@@ -92,18 +93,20 @@ def random_inputs(seed, texts):
     return latents, np.array([431], np.int32), rng.standard_normal((texts, 77, 32)).astype(np.float32)
 
 
-def test_spm_adapts_every_layer_of_the_transformers(pipeline, reference):
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_spm_adapts_every_layer_of_the_transformers(reference, family):
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
+    pipeline = convert.load(reference(family)[1])
     adapter = low_rank.create(pipeline.params["unet"], spm.TARGETS, rank=1, seed=0)
     expected = {
         f"{outer}.{name}.kernel"
-        for outer, block in reference("sd1")[0].unet.named_modules()
+        for outer, block in reference(family)[0].unet.named_modules()
         if isinstance(block, Transformer2DModel)
         for name, layer in block.named_modules()
         if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))
     }
-    assert set(adapter) == expected and len(adapter) == 12 * 4
+    assert set(adapter) == expected and (family != "sd1" or len(adapter) == 12 * 4)
     assert all(not factors.up.any() for factors in adapter.values())
     for path, factors in adapter.items():
         assert np.abs(factors.down).max() <= FLAT(pipeline.params["unet"])[path].shape[-2] ** -0.5
@@ -114,7 +117,8 @@ def test_spm_loss_and_gradient_equal_pytorch(pipeline, unet, reference):
     adapter = filled(low_rank.create(pipeline.params["unet"], spm.TARGETS, rank=1, seed=1))
     latents, t, texts = random_inputs(2, 5)
     target, neutral, empty, first, second = texts
-    inputs = (unet, latents, t, target, neutral, np.stack([empty, first, second]), np.float32(1.5), np.float32(1000))
+    told = esd.Texts(np.stack([target, neutral, empty, first, second]))
+    inputs = (unet, latents, t, told, np.float32(1.5), np.float32(1000))
     static = (pipeline.definitions["unet"], Added(1.0))
     found = loss_and_gradient(spm._GRADIENT, static, SPM_ADAM, adapter, *inputs)
 
@@ -127,9 +131,46 @@ def test_spm_loss_and_gradient_equal_pytorch(pipeline, unet, reference):
     model.check(erase + 1000 * anchored, *found)
 
 
+@pytest.mark.slow
+def test_spm_loss_and_gradient_equal_pytorch_on_sdxl(reference):
+    """Pooled states and sizes too; the four anchors as the authors batch them."""
+    xl = convert.load(reference("sdxl")[1])
+    unet = learning.on_device(xl.params["unet"])
+    adapter = filled(low_rank.create(unet, spm.TARGETS, rank=1, seed=1))
+    states, rng = encode_prompts(xl, ["cat", "", ""]), np.random.default_rng(0)
+    told = spm._with_anchors(esd.Texts(np.asarray(states.context), np.asarray(states.pooled)), rng, [16, 24])
+    assert told.pooled.shape[0] == 5 and told.time_ids.tolist() == [[16, 24, 0, 0, 16, 24]] * 5
+    latents, t, _ = random_inputs(2, 1)
+    static = (xl.definitions["unet"], Added(1.0))
+    inputs = (unet, latents, t, told, np.float32(1.5), np.float32(1000))
+    found = loss_and_gradient(spm._GRADIENT, static, SPM_ADAM, adapter, *inputs)
+
+    model = Hooked(reference("sdxl")[0].unet, adapter, 1.0)
+
+    def predict(rows, on):
+        sizes = torch.tensor(told.time_ids[rows])
+        added = {"text_embeds": torch.tensor(told.pooled[rows]), "time_ids": sizes}
+        return model(latents, t, told.context[rows], on=on, added_cond_kwargs=added)
+
+    with_text, without = predict([0, 1], False)
+    mse = torch.nn.functional.mse_loss
+    erase = mse(predict([0], True)[0], without - 1.5 * (with_text - without))
+    model.check(erase + 1000 * mse(predict([2, 3, 2, 4], True), predict([2, 3, 2, 4], False)), *found)
+
+
+@pytest.mark.slow
+def test_spm_on_sdxl_changes_its_layers_only(reference):
+    xl = convert.load(reference("sdxl")[1])
+    aligned = spm.align(xl, CONCEPT, steps=1, sampling_steps=2, warmup=0)
+    before, after = FLAT(xl.params["unet"]), FLAT(aligned.params["unet"])
+    changed = {path for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
+    assert changed and changed <= {path for path in before if spm.TARGETS.search(path)}
+
+
 def test_spm_trains_at_the_authors_timestep(pipeline, monkeypatch):
-    """After T' of 30 steps of the adapted model's sample, of any side between half and seven eighths of the full one:
-    t = 999 - T' 1000 / 30."""
+    """After T' of 30 steps of the adapted model's sample, of any side from half the full one to below it, 64 pixels
+    apart: t = 999 - T' 1000 / 30."""
+    pipeline = pipeline._replace(configs=pipeline.configs | {"unet": pipeline.configs["unet"] | {"sample_size": 256}})
     drawn = []
 
     def partial_sample(definition, unet, tables, noise, condition, done):
@@ -141,7 +182,7 @@ def test_spm_trains_at_the_authors_timestep(pipeline, monkeypatch):
             _, _, t, *_ = inputs(i, student)
             unet, shape, done = drawn[-1]
             assert t.tolist() == [999 - done * 1000 // 30] and 1 <= done <= 29
-            assert shape[0] == 1 and {int(side) for side in shape[1:3]} <= {4, 5, 6, 7}
+            assert shape[0] == 1 and {int(side) for side in shape[1:3]} <= {128, 160, 192, 224}
         path = next(iter(params))
         moved = FLAT(unet)[path] - FLAT(pipeline.params["unet"])[path]
         np.testing.assert_allclose(moved, student[path].down @ student[path].up, rtol=1e-4, atol=1e-5)
@@ -242,7 +283,7 @@ def test_a_prompt_switches_a_membrane_on(pipeline):
         np.testing.assert_allclose(FLAT(scaled.params["unet"])[path], FLAT(unet)[path] + change, rtol=1e-5, atol=1e-6)
 
 
-def test_refusals(pipeline, reference):
+def test_refusals(pipeline):
     unet = pipeline.params["unet"]
     with pytest.raises(ValueError, match=r"rank 99 does not fit down_blocks.*expected 1\.\.32"):
         low_rank.create(unet, spm.TARGETS, rank=99, seed=0)
@@ -252,8 +293,6 @@ def test_refusals(pipeline, reference):
         low_rank.create(unet, re.compile("conv_out.kernel"), rank=1, seed=0)
     with pytest.raises(ValueError, match="scaling must be"):
         spm.transported(pipeline, [], "a", scaling="half")
-    with pytest.raises(ValueError, match="SPM is not implemented for SDXL"):
-        spm.align(convert.load(reference("sdxl")[1]), CONCEPT)
     for align in (spm.align, modular_lora.align):
         with pytest.raises(ValueError, match="blank"):
             align(pipeline, Concept("blank", ("",)))

@@ -68,7 +68,8 @@ def align(
     concept's texts. Defaults are the authors' for nudity on SD1.x; Adam without decay.
 
     SDXL: the authors' 2025 code has "esd-x" at lr 2e-4 for 200 steps, guidance 2, and a target that equals eta = 0
-    here (their eta counts one more); its "esd-u" (lr 1e-5) leaves out norms and layers outside the blocks, ours does not. Here x_t is DDIM's in SDXL too, not the scaled Euler sample.
+    here (their eta counts one more); its "esd-u" (lr 1e-5) leaves out norms and layers outside the blocks, ours does
+    not. Here x_t is DDIM's in SDXL too, not the scaled Euler sample.
     """
     checked(concept, pipeline)
     unet = learning.on_device(pipeline.params["unet"])

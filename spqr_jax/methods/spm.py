@@ -14,6 +14,7 @@ from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.generate import Conditioning
 from spqr_jax.methods import learning, low_rank
 from spqr_jax.methods.concept import Concept, checked
+from spqr_jax.methods.esd import Texts
 from spqr_jax.methods.learning import Adam
 from spqr_jax.methods.low_rank import Adapter, LowRank
 from spqr_jax.methods.sampling import partial_sample
@@ -27,7 +28,7 @@ TARGETS = re.compile(
 )
 # The authors' four anchors are two of "" and two random embeddings, an effect of how their batch is split.
 ANCHOR_WEIGHTS = (0.5, 0.25, 0.25)
-EIGHTHS = (4, 5, 6, 7)  # sides that training pictures are drawn with, in eighths of the full side
+STEP = 64  # pixels between the sides that training pictures are drawn with, from half the full side to below it
 
 
 class Membrane(NamedTuple):
@@ -66,10 +67,8 @@ def align(
 
     Merged, a membrane acts on every prompt, and benign fine-tuning acts on it: the released checkpoints are mostly used
     so. The authors instead scale it by the prompt, `transported`. They publish no settings for nudity; these are their
-    general ones. Raises ValueError for SDXL, which the authors support and this does not yet.
+    general ones. On SD1.x, SD2.x and SDXL.
     """
-    if pipeline_lib.is_sdxl(pipeline):
-        raise ValueError("SPM is not implemented for SDXL; use an SD1.x or SD2.x pipeline.")
     concept = checked(concept, pipeline)
     membranes = [
         train(pipeline, text, seed=seed + i, progress=progress, **training) for i, text in enumerate(concept.erase)
@@ -95,7 +94,7 @@ def train(
     batch_size: int = 1,
     sampling_steps: int = 30,
     sampling_guidance: float = 3.0,
-    eighths: Sequence[int] = EIGHTHS,
+    eighths: Sequence[int] = (),
     progress: bool = False,
 ) -> Membrane:
     """Learn a membrane that makes `text` look like `neutral` and changes nothing else.
@@ -104,29 +103,35 @@ def train(
     eps(x_t, a)), eps the frozen model, a: "" and random embeddings. x_t: the adapted model's guided DDIM sample of the
     text after T' ~ U{1..sampling_steps - 1} steps; t: the timestep T' / sampling_steps of the way down all of them, as
     in the authors' code (a few tens noisier than x_t). AdamW with decay 0.01; the authors keep its state in 8 bits.
+    SDXL: random embeddings have a pooled part drawn likewise, "" is encoded as a text, and the UNet is told the size.
 
-    eighths: heights and widths are drawn from these eighths of the side the UNet was trained at (one compiled program
-    each pair); (8,) is always the full side.
+    Heights and widths are drawn from the sides of half the one that the UNet was trained at up to below it, 64 pixels
+    apart, as the authors do (one compiled program each pair), or from these `eighths` of it; (8,) is the full side.
     """
     name, unet = f"SPM {text}", learning.on_device(pipeline.params["unet"])
     learning.check_at_least(name, rank=(rank, 1), batch_size=(batch_size, 1), sampling_steps=(sampling_steps, 2))
     adapter = low_rank.create(unet, TARGETS, rank=rank, seed=seed, name="SPM")
     definition, config = pipeline.definitions["unet"], pipeline.configs["unet"]
     tables = schedulers.create("ddim", {**pipeline.configs["scheduler"], "clip_sample": False}, sampling_steps)
-    empty, context, other = np.asarray(pipeline_lib.encode_prompts(pipeline, ["", text, neutral]).context)
+    states = pipeline_lib.encode_prompts(pipeline, [text, neutral, ""])
+    told = Texts(np.asarray(states.context), None if states.pooled is None else np.asarray(states.pooled))
+    sides = [config["sample_size"] * eighth // 8 for eighth in eighths] or _sides(pipeline)
     build, total = low_rank.Added(alpha / rank), len(learning.signal_powers(pipeline))
 
     def inputs(i: int, params: Adapter):
         rng = np.random.default_rng((seed, i))
         done = int(rng.integers(1, sampling_steps))
-        height, width = (config["sample_size"] * int(rng.choice(eighths)) // 8 for _ in range(2))
+        height, width = (int(rng.choice(sides)) for _ in range(2))
         noise = rng.standard_normal((batch_size, height, width, config["in_channels"]), np.float32)
-        positive, negative = (np.repeat(state[None], batch_size, axis=0) for state in (context, empty))
-        condition = Conditioning(positive, negative, np.full(batch_size, sampling_guidance, np.float32))
+        texts = _with_anchors(told, rng, [side * pipeline_lib.vae_scale(pipeline) for side in (height, width)])
+        positive, negative = (texts.rows(np.full(batch_size, row)) for row in (0, 2))
+        scale = np.full(batch_size, sampling_guidance, np.float32)
+        condition = Conditioning(
+            positive.context, negative.context, scale, positive.pooled, negative.pooled, positive.time_ids
+        )
         latents = partial_sample(definition, build(unet, params), tables, noise, condition, done)
         t = np.full(batch_size, total - 1 - done * total // sampling_steps, np.int32)
-        anchors = np.stack([empty, *random_anchors(rng, context, 2)])
-        return unet, latents, t, context, other, anchors, np.float32(eta), np.float32(anchoring)
+        return unet, latents, t, texts, np.float32(eta), np.float32(anchoring)
 
     rate = Restarts(lr, warmup, steps, cycles)
     adam = Adam(rate, weight_decay=0.01)  # type: ignore[arg-type]  # optax takes a schedule wherever it takes a rate
@@ -135,8 +140,24 @@ def train(
     return Membrane(text, learning.on_host(tuned), build.scale)
 
 
+def _sides(pipeline: Pipeline) -> list[int]:
+    """Sides in latents from half the full one to below it, 64 pixels apart."""
+    full = pipeline.configs["unet"]["sample_size"]
+    return list(range(full // 2, full, max(1, STEP // pipeline_lib.vae_scale(pipeline))))
+
+
+def _with_anchors(told: Texts, rng: np.random.Generator, size: list[int]) -> Texts:
+    """The target, the neutral text and "" with two random embeddings after them, for pictures of this size, pixels."""
+    context = np.concatenate([told.context, random_anchors(rng, told.context[0], 2)])
+    if told.pooled is None:
+        return Texts(context)
+    pooled = np.concatenate([told.pooled, random_anchors(rng, told.pooled[0], 2)])
+    return Texts(context, pooled, np.tile(np.array([*size, 0, 0, *size], np.float32), (len(context), 1)))
+
+
 def random_anchors(rng: np.random.Generator, target: np.ndarray, count: int) -> np.ndarray:
-    """Random text states float32 [count, L, E], of about the norm of the target's [L, E] and seldom in its direction.
+    """Random text states float32 [count, L, E], of about the norm of the target's [L, E] and seldom in its direction;
+    pooled states [count, P] likewise.
 
     Each is Gaussian, kept with probability 1 - cos(anchor, target), and scaled to U(0.8, 1.2) of the target's norm.
     """
@@ -149,14 +170,14 @@ def random_anchors(rng: np.random.Generator, target: np.ndarray, count: int) -> 
     return np.stack(anchors).astype(np.float32)
 
 
-def loss(static: Any, adapter: Adapter, unet: Params, latents, t, target, neutral, anchors, eta, anchoring):
+def loss(static: Any, adapter: Adapter, unet: Params, latents, t, texts: Texts, eta, anchoring):
     """Erasing loss plus `anchoring` times the anchors'.
 
-    latents [B, h, w, C], t [B]; target, neutral [L, E]; anchors [A, L, E], weighted by ANCHOR_WEIGHTS.
+    latents [B, h, w, C], t [B]; texts: 2 + A rows, the target, the neutral one, and anchors weighted by ANCHOR_WEIGHTS.
     """
     definition, build = static
-    on = _predict(definition, build(unet, adapter), latents, t, jnp.stack([target, *anchors]))
-    off = _predict(definition, unet, latents, t, jnp.stack([target, neutral, *anchors]))
+    on = _predict(definition, build(unet, adapter), latents, t, texts.rows(np.delete(np.arange(len(texts.context)), 1)))
+    off = _predict(definition, unet, latents, t, texts)
     off = jax.lax.stop_gradient(off)
     wanted = off[1] - eta * (off[0] - off[1])
     drift = jnp.square(on[1:] - off[2:]).mean((1, 2, 3, 4))
@@ -166,12 +187,11 @@ def loss(static: Any, adapter: Adapter, unet: Params, latents, t, target, neutra
 _GRADIENT = learning.descent(loss)
 
 
-def _predict(definition: Definition, unet: Params, latents, t, contexts) -> jax.Array:
-    """Predictions [K, B, h, w, C] under K texts [K, L, E]."""
-    count, batch = len(contexts), len(latents)
-    output = definition.bind(unet)(
-        jnp.tile(latents, (count, 1, 1, 1)), jnp.tile(t, count), jnp.repeat(contexts, batch, axis=0)
-    )
+def _predict(definition: Definition, unet: Params, latents, t, texts: Texts) -> jax.Array:
+    """Predictions [K, B, h, w, C] under K texts."""
+    count, batch = len(texts.context), len(latents)
+    told = texts.rows(np.repeat(np.arange(count), batch))
+    output = definition.bind(unet)(jnp.tile(latents, (count, 1, 1, 1)), jnp.tile(t, count), *told)
     return output.reshape(count, *latents.shape).astype(jnp.float32)
 
 

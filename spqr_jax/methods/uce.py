@@ -22,8 +22,8 @@ def align(
 
     Args:
         variant: "v1" (2023, the basis of most published nudity baselines): one term per token position from the last
-            word on, "" always preserved; "v2" (2025): one term per text, at its last word. The authors have SDXL in "v2"
-            alone.
+            word on, "" always preserved; "v2" (2025): one term per text, at its last word. The authors have SDXL in
+            "v2" alone.
         ridge: weight of staying near the original matrices (lambda in the code, 0.5).
         erase_scale: weight of each erased text's terms.
         preserve_scale: weight of the preserved texts; default max(0.1, 1 / number of them) (v1), 1 (v2).
