@@ -153,7 +153,7 @@ def as_dict(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise ValueError naming the first field whose value cannot work."""
     from spqr_jax import profiles, schedulers
-    from spqr_jax.methods import METHODS
+    from spqr_jax.methods import METHODS, options
     from spqr_jax.methods.concept import PRESETS
 
     def one_of(field_name: str, value: str, allowed) -> None:
@@ -169,6 +169,8 @@ def check(config: Config) -> None:
     for subject in config.subjects:
         if not subject.checkpoint:
             one_of(f"subjects[{subject.name}].method", subject.method, METHODS)
+            for option in subject.options:
+                one_of(f"subjects[{subject.name}].options", option, options(subject.method))
     for profile in config.bft.profiles:
         one_of("bft.profiles", profile, profiles.PROFILES)
     one_of("generation.scheduler", config.generation.scheduler, schedulers.NAMES)

@@ -28,7 +28,9 @@ from spqr_jax.methods import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(
-    p.stem for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "paper", "mini", "mini_full", "table1_mini")
+    p.stem
+    for p in CONFIGS.glob("*.py")
+    if p.stem not in ("__init__", "paper", "mini", "mini_full", "mini_settings", "table1_mini")
 )
 N, PICTURES = 4, 8
 COUNTS = {

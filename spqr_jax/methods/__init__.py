@@ -1,6 +1,8 @@
 """Safety alignment methods: one file each, each with `align(pipeline, concept, *, seed, ...) -> Pipeline`."""
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 from spqr_jax.methods import (
     advunlearn,
@@ -43,4 +45,14 @@ METHODS: dict[str, Callable[..., Pipeline]] = {
     "safety_dpo": safety_dpo.align,
 }
 
-__all__ = ["METHODS", "Concept"]
+__all__ = ["METHODS", "Concept", "options"]
+
+
+def options(name: str) -> tuple[str, ...]:
+    """What a config may set of a method: the names of its keyword arguments."""
+    takes: list[Callable[..., Any]] = [
+        METHODS[name],
+        *([spm.train] if name == "spm" else []),
+    ]  # whose options it passes on
+    parameters = [p for function in takes for p in inspect.signature(function).parameters.values()]
+    return tuple(dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
