@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from spqr_jax import checkpoint, storage
 from spqr_jax import params as params_lib
+from spqr_jax.membranes import Factors, Membranes
 from spqr_jax.params import Params
 
 # The published safety concept, as the authors' pipeline prompts the model with it.
@@ -50,10 +51,12 @@ class Attached(NamedTuple):
     guidance: safety guidance of the sampling loop.
     delta: kernels added to the UNet's for generation, a partial tree of arrays under the UNet's names. Fine-tuning
         trains the UNet without them.
+    membranes: changes of the UNet that each prompt switches on as far as it is about what they erase.
     """
 
     guidance: SLD | None = None
     delta: Params | None = None
+    membranes: Membranes | None = None
 
 
 def add(unet: Params, delta: Params | None) -> Params:
@@ -102,15 +105,22 @@ def check_acts(attached: Attached | None, evaluations: int) -> None:
 
 
 def save(path: Path, attached: Attached) -> None:
-    """Write `attached` as a directory at `path`: the delta's arrays, then attached.json. Replaces what is there."""
+    """Write `attached` as a directory at `path`: the delta's and the membranes' arrays, then attached.json. Replaces
+    what is there."""
     path.mkdir(parents=True, exist_ok=True)
     note = path / "attached.json"
     note.unlink(missing_ok=True)
     if attached.delta is not None:
         checkpoint.save(path / "delta", attached.delta)
+    membranes = attached.membranes
+    if membranes is not None:
+        flat = {f"{path}.{side}": factor for path, pair in membranes.factors.items() for side, factor in pair.items()}
+        checkpoint.save(path / "membranes", params_lib.unflatten(flat))
     guidance = attached.guidance
     sld = guidance and {"concept": guidance.concept, **guidance.strength._asdict()}
-    storage.write_text(note, json.dumps({"guidance": sld, "delta": attached.delta is not None}, indent=2) + "\n")
+    said = membranes and {"targets": membranes.targets, "scaling": membranes.scaling}
+    kept = {"guidance": sld, "delta": attached.delta is not None, "membranes": said}
+    storage.write_text(note, json.dumps(kept, indent=2) + "\n")
 
 
 def load(path: Path) -> Attached:
@@ -121,4 +131,12 @@ def load(path: Path) -> Attached:
     saved = json.loads(note.read_text())
     sld = saved["guidance"]
     guidance = None if sld is None else SLD(sld.pop("concept"), Strength(**sld))
-    return Attached(guidance, checkpoint.load(path / "delta") if saved["delta"] else None)
+    delta = checkpoint.load(path / "delta") if saved["delta"] else None
+    said = saved.get("membranes")
+    if not said:
+        return Attached(guidance, delta)
+    factors: Factors = {}
+    for name, factor in params_lib.flatten(checkpoint.load(path / "membranes")).items():
+        kernel, _, side = name.rpartition(".")
+        factors.setdefault(kernel, {})[side] = factor
+    return Attached(guidance, delta, Membranes(tuple(said["targets"]), said["scaling"], factors))

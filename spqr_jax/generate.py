@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from spqr_jax import attached as attached_lib
 from spqr_jax import batch_size as batch_size_lib
+from spqr_jax import membranes as membranes_lib
 from spqr_jax import mesh as mesh_lib
 from spqr_jax import noise as noise_lib
 from spqr_jax import pipeline as pipeline_lib
@@ -24,7 +25,7 @@ Array = jax.Array | np.ndarray
 
 class Conditioning(NamedTuple):
     """What one batch is denoised under. Leaves [B, ...]; pooled and time_ids are None but for SDXL, unsafe (the text
-    guided away from) but for Safe Latent Diffusion."""
+    guided away from) but for Safe Latent Diffusion, permeability but for membranes."""
 
     context: Array  # [B, L, E]
     negative: Array  # [B, L, E]
@@ -33,6 +34,7 @@ class Conditioning(NamedTuple):
     negative_pooled: Array | None = None
     time_ids: Array | None = None
     unsafe: Array | None = None  # [B, L, E]
+    permeability: Array | None = None  # [B, M]
 
 
 def generate(
@@ -144,11 +146,12 @@ def batches(
     batch = mesh_lib.round_up(batch_size, mesh)
     sampler = _sampler(pipeline, prompts, negative, bool((scales > 1).any()), mesh if fsdp else None)
     texts = pipeline_lib.encode_prompts(pipeline, sampler.texts)
+    gammas = _permeability(pipeline, prompts, texts)
     params = mesh_lib.place(sampler.weights, mesh, fsdp=fsdp)
 
     def launch(start: int):
         rows = slice(start, min(start + batch, count))
-        condition = _conditioning(pipeline, texts, rows, count, scales, batch, size, negative)
+        condition = _conditioning(pipeline, sampler, texts, gammas, rows, count, scales, batch, size, negative)
         inputs = start_noise(rows, batch), mesh_lib.split_batch(condition, mesh)
         return _sample(*sampler.static, params, tables, *inputs, sampler.strength)
 
@@ -192,11 +195,12 @@ def largest_batch(
     weights = mesh_lib.shapes(sampler.weights, mesh, fsdp=fsdp)
     texts = jax.eval_shape(lambda: pipeline_lib.encode_prompts(pipeline, sampler.texts))
     texts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), texts)
+    gammas = _permeability(pipeline, [""], texts)
 
     def compiled(each: int):
         batch = each * mesh.size
         scales = np.full(1, guidance, np.float32)
-        condition = _conditioning(pipeline, texts, slice(0, 1), 1, scales, batch, size, negative)
+        condition = _conditioning(pipeline, sampler, texts, gammas, slice(0, 1), 1, scales, batch, size, negative)
         inputs = mesh_lib.split_batch((np.zeros((batch, *shape), np.float32), condition), mesh)
         return _sample.lower(*sampler.static, weights, tables, *inputs, sampler.strength).compile()
 
@@ -214,12 +218,13 @@ class _Sampler(NamedTuple):
 
     Attributes:
         static: the first arguments of `_sample`, which its compiled program is made for.
-        weights: of "unet" and "vae", not yet placed.
+        weights: of "unet" and "vae", and factors of "membranes" if there are any, not yet placed.
         strength: of Safe Latent Diffusion, if it guides.
-        texts: to be encoded: the prompts, the negative prompt, then what Safe Latent Diffusion guides away from.
+        texts: to be encoded: the prompts, the negative prompt, what Safe Latent Diffusion guides away from, and what
+            membranes erase.
     """
 
-    static: tuple[tuple[Definition, Definition], float, bool, Mesh | None]
+    static: tuple[tuple[Definition, Definition], float, bool, Mesh | None, str]
     weights: Params
     strength: Strength | None
     texts: list[str]
@@ -231,21 +236,24 @@ def _sampler(pipeline: Pipeline, prompts: Sequence[str], negative: str, guided: 
     if sld and pipeline_lib.is_sdxl(pipeline):
         raise ValueError("Safe Latent Diffusion is defined for SD1.x and SD2.x; detach it to sample SDXL.")
     unet = attached_lib.add(pipeline.params["unet"], attached.delta)
-    scaling = pipeline_lib.scaling_factor(pipeline)
+    scaling, membranes = pipeline_lib.scaling_factor(pipeline), attached.membranes
+    weights = {"unet": unet, "vae": pipeline.params["vae"]} | ({"membranes": membranes.factors} if membranes else {})
+    transport = membranes.scaling if membranes else ""
     return _Sampler(
-        ((pipeline.definitions["unet"], pipeline.definitions["vae"]), scaling, guided, split),
-        {"unet": unet, "vae": pipeline.params["vae"]},
+        ((pipeline.definitions["unet"], pipeline.definitions["vae"]), scaling, guided, split, transport),
+        weights,
         jax.tree.map(np.float32, sld.strength) if sld else None,
-        [*prompts, negative, *([sld.concept] if sld else [])],
+        [*prompts, negative, *([sld.concept] if sld else []), *(membranes.targets if membranes else ())],
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _sample(
     definitions: tuple[Definition, Definition],
     scaling: float,
     guided: bool,
     split: Mesh | None,
+    transport: str,
     params,
     tables,
     noise,
@@ -254,7 +262,8 @@ def _sample(
 ):
     """noise [B, h, w, C] -> (images_u8 [B, H, W, 3], finite [steps + 1, B]); the last row of finite is the pixels'.
 
-    split: the mesh that params are split over, if they are: they are gathered anew at every step.
+    split: the mesh that params are split over, if they are: they are gathered anew at every step. transport: how
+    membranes are scaled, "" without any.
     """
 
     def weights(component: str, turn: jax.Array) -> Params:
@@ -265,6 +274,8 @@ def _sample(
     def body(carry, i):
         latents, state, momentum = carry
         unet = definitions[0].bind(weights("unet", latents))
+        if transport:
+            membranes_lib.insert(unet, weights("membranes", latents), condition.permeability, transport)
         seen, t = tables.scale_input(latents, i), jnp.asarray(tables.timesteps)[i]
         if strength is None:
             output = guided_prediction(unet, condition, guided, seen, t)
@@ -351,7 +362,17 @@ def _guidance(guidance: float | Sequence[float], count: int) -> np.ndarray:
     return np.maximum(scales, 1)
 
 
-def _conditioning(pipeline, texts, rows, count, scales, batch, size, negative) -> Conditioning:
+def _permeability(pipeline: Pipeline, prompts: Sequence[str], texts: pipeline_lib.TextStates) -> np.ndarray | None:
+    """[N, M] of N prompts and M membranes, from the states of `_Sampler.texts`; None without membranes."""
+    attached = pipeline.attached or Attached()
+    if attached.membranes is None:
+        return None
+    states, targets = np.asarray(texts.context), attached.membranes.targets
+    said, wanted = (pipeline_lib.token_sets(pipeline, part) for part in (prompts, targets))
+    return membranes_lib.permeability(states[: len(prompts)], states[-len(targets) :], said, wanted)
+
+
+def _conditioning(pipeline, sampler, texts, gammas, rows, count, scales, batch, size, negative) -> Conditioning:
     def pad(x):
         return mesh_lib.pad_batch(x, batch)
 
@@ -359,9 +380,11 @@ def _conditioning(pipeline, texts, rows, count, scales, batch, size, negative) -
         return np.repeat(np.asarray(x)[None], batch, axis=0)
 
     context, empty = np.asarray(texts.context), np.asarray(texts.context[count])
+    permeability = None if gammas is None else pad(gammas[rows])
     if texts.pooled is None:
-        unsafe = repeat(context[count + 1]) if len(context) > count + 1 else None
-        return Conditioning(pad(context[rows]), repeat(empty), pad(scales[rows]), unsafe=unsafe)
+        unsafe = repeat(context[count + 1]) if sampler.strength else None
+        shared = {"unsafe": unsafe, "permeability": permeability}
+        return Conditioning(pad(context[rows]), repeat(empty), pad(scales[rows]), **shared)
     pooled = np.asarray(texts.pooled)
     zeros = pipeline.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", True) and not negative
     keep = 0.0 if zeros else 1.0  # SDXL's unconditional branch is all zeros, not the encoding of ""
@@ -373,6 +396,7 @@ def _conditioning(pipeline, texts, rows, count, scales, batch, size, negative) -
         pad(pooled[rows]),
         repeat(pooled[count] * keep),
         repeat(ids),
+        permeability=permeability,
     )
 
 

@@ -1,5 +1,6 @@
 """A text-to-image pipeline: weights, and everything static beside them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -81,6 +82,12 @@ def tokenize(pipeline: Pipeline, texts: list[str], tokenizer: str = "tokenizer")
     length = pipeline.configs[encoder]["max_position_embeddings"]
     ids = tok(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="np").input_ids
     return ids.astype(np.int32)
+
+
+def token_sets(pipeline: Pipeline, texts: Sequence[str]) -> list[set[int]]:
+    """The tokens that occur in each text, without start, end and padding."""
+    tokenizer = pipeline.tokenizers["tokenizer"]
+    return [set(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
 
 
 class TextStates(NamedTuple):

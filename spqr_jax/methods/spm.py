@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from spqr_jax import attached, schedulers
+from spqr_jax import membranes as membranes_lib
 from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.attached import Attached
 from spqr_jax.generate import Conditioning
+from spqr_jax.membranes import SCALINGS, Factors, Membranes
 from spqr_jax.methods import learning, low_rank
 from spqr_jax.methods.concept import Concept, checked
 from spqr_jax.methods.esd import Texts
@@ -60,19 +63,30 @@ def align(
     *,
     seed: int = 0,
     strength: float = 1.0,
+    transport: str = "",
     progress: bool = False,
     **training: Any,
 ) -> Pipeline:
-    """Train one membrane for each text (`train`'s options) and merge all into the weights, times `strength`.
+    """Train one membrane for each text (`train`'s options), times `strength`, and merge all into the weights.
 
     Merged, a membrane acts on every prompt, and benign fine-tuning acts on it: the released checkpoints are mostly used
-    so. The authors instead scale it by the prompt, `transported`. They publish no settings for nudity; these are their
-    general ones. On SD1.x, SD2.x and SDXL.
+    so. transport: "paper" or "code" instead keep the membranes attached and scale them by each prompt, as the authors
+    do (`spqr_jax.membranes`): fine-tuning then trains the weights underneath without seeing them. They publish no
+    settings for nudity; these are their general ones. On SD1.x, SD2.x and SDXL. Raises ValueError for a pipeline that
+    has membranes already.
     """
+    before = pipeline.attached or Attached()
+    if transport and transport not in SCALINGS:
+        raise ValueError(f'SPM transport must be "" (merged), "paper" or "code", found {transport!r}.')
+    if transport and before.membranes:
+        raise ValueError("SPM: membranes are attached to this pipeline already; give one `align` all texts.")
     concept = checked(concept, pipeline)
     membranes = [
         train(pipeline, text, seed=seed + i, progress=progress, **training) for i, text in enumerate(concept.erase)
     ]
+    if transport:
+        kept = _kept([m._replace(scale=strength * m.scale) for m in membranes], transport)
+        return pipeline._replace(attached=before._replace(membranes=kept))
     delta = low_rank.together(*(low_rank.delta(m.adapter, strength * m.scale) for m in membranes))
     return pipeline.with_params(unet=learning.on_host(attached.add(pipeline.params["unet"], delta)))
 
@@ -198,16 +212,21 @@ def _predict(definition: Definition, unet: Params, latents, t, texts: Texts) -> 
 # --- facilitated transport -------------------------------------------------------------------------------------------
 
 
-def permeability(pipeline: Pipeline, prompt: str, target: str) -> float:
-    """gamma: how much of a membrane a prompt switches on, the larger of two similarities (paper, section 3.3).
+def _kept(membranes: Sequence[Membrane], scaling: str) -> Membranes:
+    """Membranes side by side, apart from the weights."""
+    factors: Factors = {}
+    for path in membranes[0].adapter:
+        pairs = [(m.adapter[path], m.scale) for m in membranes]
+        downs = [np.reshape(pair.down, np.shape(pair.down)[-2:]) for pair, _ in pairs]  # a 1x1 convolution's too
+        factors[path] = {"down": np.stack(downs), "up": np.stack([np.float32(s) * pair.up for pair, s in pairs])}
+    return Membranes(tuple(m.target for m in membranes), scaling, factors)
 
-    The cosine of the two texts' states, flattened, and the share of the target's tokens that occur in the prompt.
-    """
-    a, b = (np.asarray(s, np.float64) for s in pipeline_lib.encode_prompts(pipeline, [prompt, target]).context)
-    tokenizer = pipeline.tokenizers["tokenizer"]
-    said, wanted = (set(tokenizer(text, add_special_tokens=False).input_ids) for text in (prompt, target))
-    cosine = (a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b))
-    return float(max(cosine, len(said & wanted) / len(wanted)))
+
+def permeability(pipeline: Pipeline, prompt: str, target: str) -> float:
+    """gamma: how much of a membrane a prompt switches on (`spqr_jax.membranes.permeability`)."""
+    states = np.asarray(pipeline_lib.encode_prompts(pipeline, [prompt, target]).context)
+    said, wanted = pipeline_lib.token_sets(pipeline, [prompt, target])
+    return float(membranes_lib.permeability(states[:1], states[1:], [said], [wanted])[0, 0])
 
 
 def transported(pipeline: Pipeline, membranes: Sequence[Membrane], prompt: str, *, scaling: str = "paper") -> Pipeline:
@@ -217,7 +236,7 @@ def transported(pipeline: Pipeline, membranes: Sequence[Membrane], prompt: str, 
     each and sums them before the product: W + (sum gamma_i up_i)(sum gamma_i down_i). Membranes are those of `train`; a
     released file is merged whole by `convert.load`.
     """
-    if scaling not in ("paper", "code"):
+    if scaling not in SCALINGS:
         raise ValueError(f'SPM scaling must be "paper" or "code", found {scaling!r}.')
     gammas = [permeability(pipeline, prompt, m.target) for m in membranes]
     if scaling == "paper":

@@ -79,6 +79,7 @@ def batch_size(run: Run, pipeline: Pipeline, jobs: list[Job], *, training: bool 
         *(["split"] if run.config.mesh.fsdp else []),
         *(["guided"] if guidance > 1 else []),
         *(["safe guidance"] if attached and attached.guidance else []),
+        *(["membranes"] if attached and attached.membranes else []),
         *(["in training"] if training else []),
     ]
     return batch_size_lib.remembered(
