@@ -37,9 +37,10 @@ def test_what_two_prompts_have_in_common(a, b, rows, others):
     assert [list(r) for r in found] == [rows, others]
 
 
-def test_refinement_is_the_papers_sum(pipeline):
+def test_refinement_is_the_papers_sum(pipeline, monkeypatch):
     """W* = (sum W e_map e_con^T + mu C1)(sum e_con e_con^T + mu C2)^-1 with the prior's W e e^T as C1, row by row."""
     captions = ["the dog", "do"]
+    monkeypatch.setattr(mace, "CAPTIONS_AT_ONCE", 1)
     prior = mace.prior_gram(pipeline, captions)
     edit = mace.refining_edit(pipeline, "cat", "dog", ["a photo of {}", "{} eats"])
     pairs = []

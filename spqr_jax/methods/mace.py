@@ -35,6 +35,7 @@ TEMPLATES = tuple(frame for noun in _NOUNS.split(", ") for frame in (f"A {noun} 
 # What the authors erase, and map to, for the concept "nudity".
 NUDITY_TEXTS, NUDITY_MAPPING = ("nudity", "naked", "erotic", "sexual"), "a person wearing clothes"
 PRIOR_CAPTIONS = 617_000  # the captions of COCO 2014 that the authors' prior sums over
+CAPTIONS_AT_ONCE = 1000  # half a gigabyte of token states in float64
 # (pictures uint8 [N, H, W, 3], text) -> bool [N, S, S], where the text is seen; any side S.
 Segmenter = Callable[[np.ndarray, str], np.ndarray]
 
@@ -133,9 +134,12 @@ def align(
 
 def prior_gram(pipeline: Pipeline, captions: Sequence[str]) -> np.ndarray:
     """sum e e^T float64 [d, d] over all token states of the captions, scaled to as many captions as COCO has."""
-    states = closed_form.text_states(pipeline, captions)
-    rows = states.reshape(-1, states.shape[-1])
-    return rows.T @ rows * (PRIOR_CAPTIONS / len(captions))
+    grams = []
+    for first in range(0, len(captions), CAPTIONS_AT_ONCE):
+        states = closed_form.text_states(pipeline, captions[first : first + CAPTIONS_AT_ONCE])
+        rows = states.reshape(-1, states.shape[-1])
+        grams.append(rows.T @ rows)
+    return sum(grams[1:], grams[0]) * (PRIOR_CAPTIONS / len(captions))
 
 
 def refining_edit(pipeline: Pipeline, text: str, mapping: str, templates: Sequence[str]) -> Edit:
