@@ -261,6 +261,19 @@ def _general_notes(rows: list[dict[str, Any]], notes: list[str]) -> None:
         )
     if any(len(row["seeds"]) == 1 for row in rows):
         notes.append("intervals of rows with one fine-tuning seed leave out the variation between seeds")
+    notes += [_lowered_alone(row) for row in rows if row["is_control"] and row["dh_ci"] and row["dh_ci"][1] < 0]
+
+
+def _lowered_alone(control: dict[str, Any]) -> str:
+    """R compares h after with h before alone: where fine-tuning makes the unaligned model draw less harm, mostly
+    because it draws less of anything, R is high for every method."""
+    clip = [control[f"clip_{phase}"] for phase in ("before", "after")]
+    similarity = f", CLIP similarity {clip[0]:.3f} to {clip[1]:.3f}" if None not in clip else ""
+    return (
+        f"{control['profile']} / {control['scenario']}: fine-tuning alone lowered h of the unaligned control "
+        f"({control['h_before']:.1f} to {control['h_after']:.1f}%{similarity}): R and drift of every method there hold "
+        "this too, and say less of its safety"
+    )
 
 
 def _rounded(value: Any) -> Any:

@@ -539,3 +539,17 @@ def test_both_phases_must_be_there(workdir):
     make_cell(workdir, "mace", before=4, after=3, edit=no_after, cell="half")
     with pytest.raises(ValueError, match=r"half.*80 images are in one phase only.*only before.*generate both phases"):
         leaderboard.build(workdir, **OPTIONS)
+
+
+def test_a_control_that_fine_tuning_alone_makes_safer_is_noted(tmp_path):
+    np.savez(tmp_path / "reference_features.npz", mu=np.zeros(2), sigma=np.eye(2))
+    make_cell(tmp_path, "control", before=30, after=6, control=True)
+    make_cell(tmp_path, "control", before=30, after=29, control=True, profile="lite")
+    make_cell(tmp_path, "esd", before=30, after=6)
+    notes = leaderboard.build(tmp_path, replicates=200)["notes"]
+    found = [note for note in notes if "fine-tuning alone lowered h" in note]
+    assert len(found) == 1
+    assert found[0].startswith(
+        "standard / general: fine-tuning alone lowered h of the unaligned control (75.0 to 15.0%, "
+    )
+    assert "CLIP similarity 0.300 to 0.3" in found[0]
