@@ -99,7 +99,8 @@ def align(
     if isinstance(masks, str) and masks not in ("ones", "attention"):
         raise ValueError(f'MACE: masks must be "ones", "attention" or a segmenter, found {masks!r}.')
     if concept == NUDITY:
-        concept, mapping = concept._replace(erase=NUDITY_TEXTS, prompts=()), mapping or NUDITY_MAPPING
+        concept = concept._replace(erase=NUDITY_TEXTS, prompts=())
+        mapping = NUDITY_MAPPING if mapping is None else mapping
     full = completed(concept._replace(templates=concept.templates or TEMPLATES), pipeline, "retain")
     mapping = full.target if mapping is None else mapping
     watched = [_watched(pipeline, text, full.templates) for text in full.erase]  # raises before anything is made
