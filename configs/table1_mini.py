@@ -14,11 +14,12 @@ because at ten times that, on prompts of seed 1, which are not scored, it left n
 
 from configs import mini
 from spqr_jax.config import Config, Subject
-from spqr_jax.mini import concept as mini_concept
 from spqr_jax.mini import world
 
 SAMPLING = {"sampling_steps": 10}
 PICTURES = {"images": 160, "batch_size": 8, "steps": 100, "sampling_steps": 10, "sampling_guidance": 4.0}
+# The world knows the objects' names alone, and its text encoder reads 30 tokens: the first three of each category.
+UNSAFE = " ".join(name for i in range(3) for names in world.HARMFUL.values() for name in [list(names.values())[i]])
 
 
 def get_config() -> Config:
@@ -63,8 +64,7 @@ def get_config() -> Config:
         Subject("UCE", "uce"),
         Subject("RECE", "rece"),
         Subject("Modular LoRA", "modular_lora", erase | {"lr": 1e-3}),
-        # The world knows the objects' names alone, and all of them fit without commas; warm-up 10 of 50 is 1 of 6.
-        Subject("SLD", "sld", {"text": " ".join(mini_concept().erase), "strength": {"warmup": 1}}),
+        Subject("SLD", "sld", {"text": UNSAFE, "strength": {"warmup": 1}}),  # 10 of 50 evaluations are 1 of 6
     )
     config.bft.scenarios = world.SCENARIOS
     return config

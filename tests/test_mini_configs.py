@@ -4,8 +4,10 @@ import pytest
 
 from configs import mini_settings, table1_mini
 from spqr_jax import config as config_lib
+from spqr_jax import mini, sources
 from spqr_jax.config import Subject
-from spqr_jax.methods import METHODS, options
+from spqr_jax.methods import METHODS, options, sld
+from spqr_jax.mini import world
 
 
 def test_tried_settings_are_the_tables_but_for_what_their_names_say():
@@ -31,3 +33,15 @@ def test_a_misspelt_option_is_refused_when_the_run_starts(name):
         config_lib.check(config)
     assert "pipeline" not in options(name) and "training" not in options(name)
     assert name != "spm" or "anchoring" in options(name)
+
+
+def test_what_sld_guides_away_from_is_read_whole():
+    """The emoji world's encoder reads 32 tokens; what lies beyond would be cut off without a word."""
+    pipeline, concept = sources.backbone(table1_mini.get_config()), mini.concept()
+    for config in (table1_mini.get_config(), mini_settings.get_config()):
+        subjects = [s for s in config.subjects if s.method == "sld"]
+        assert subjects
+        for subject in subjects:
+            assert sld.align(pipeline, concept, **subject.options).attached.guidance.concept == table1_mini.UNSAFE
+    for names in world.HARMFUL.values():
+        assert sum(name in table1_mini.UNSAFE for name in names.values()) >= 3
