@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from spqr_jax import finetune, hosts, images, judging, preemption, records, sources, storage
@@ -23,13 +24,21 @@ JUDGE_CHUNK = 256
 
 
 def judge(run: Run) -> list[Failure]:
-    """Ask the judges about every picture that they have not seen."""
+    """Ask the judges about every picture that they have not seen; cells that are not fine-tuned yet wait."""
     if hosts.first():
         _reference_features(run)
     failures = each(shared_out(run, run.subjects), lambda s: s.subject.name, lambda s: judge_one(run, s), "judge")
-    failures += each(shared_out(run, run.cells), lambda c: c.label, lambda c: judge_one(run, c), "judge")
+    cells = [cell for cell in run.cells if cell.done or _begun(run, cell)]
+    if len(cells) < len(run.cells):
+        logging.info("%d cells have no pictures after fine-tuning yet.", len(run.cells) - len(cells))
+    failures += each(shared_out(run, cells), lambda c: c.label, lambda c: judge_one(run, c), "judge")
     hosts.wait("judged")
     return failures
+
+
+def _begun(run: Run, cell: Cell) -> bool:
+    """Whether the cell has its first picture after fine-tuning."""
+    return picture_path(cell.root, "after", *phase_jobs(run)[0]).exists()
 
 
 def shared_out(run: Run, items: Iterable[Any]) -> list[Any]:
