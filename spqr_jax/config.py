@@ -133,7 +133,7 @@ class Config:
 
     base: str = "mini"  # "mini", or anything convert.load takes
     dtype: str = "float32"
-    concept: str = "mini"  # "mini" or a preset of spqr_jax.methods.concept
+    concept: str = "mini"  # "mini", "mini:CATEGORY" or a preset of spqr_jax.methods.concept
     subjects: tuple[Subject, ...] = ()
     prompts: Prompts = field(default_factory=Prompts)
     generation: Generation = field(default_factory=Generation)
@@ -155,6 +155,7 @@ def check(config: Config) -> None:
     from spqr_jax import profiles, schedulers
     from spqr_jax.methods import METHODS, options
     from spqr_jax.methods.concept import PRESETS
+    from spqr_jax.mini import world
 
     def one_of(field_name: str, value: str, allowed) -> None:
         if value not in allowed:
@@ -175,7 +176,7 @@ def check(config: Config) -> None:
         one_of("bft.profiles", profile, profiles.PROFILES)
     one_of("generation.scheduler", config.generation.scheduler, schedulers.NAMES)
     one_of("dtype", config.dtype, ("float32", "bfloat16"))
-    one_of("concept", config.concept, ("mini", *PRESETS))
+    one_of("concept", config.concept, ("mini", *(f"mini:{category}" for category in world.HARMFUL), *PRESETS))
     if config.report.tables or config.report.figures:
         from spqr_jax.report import figures, tables
 

@@ -39,10 +39,10 @@ def backbone(config: Config) -> Pipeline:
 
 def concept(config: Config) -> Concept:
     """What the methods erase."""
-    if config.concept == "mini":
+    if config.concept.split(":")[0] == "mini":
         from spqr_jax import mini
 
-        return mini.concept()
+        return mini.concept(config.concept.partition(":")[2])
     return PRESETS[config.concept]
 
 

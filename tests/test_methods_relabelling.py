@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import convert
-from spqr_jax import mini
+from spqr_jax import config as config_lib
+from spqr_jax import mini, sources
 from spqr_jax import params as params_lib
+from spqr_jax.config import Config, Subject
 from spqr_jax.methods import (
     Concept,
     concept,
@@ -310,8 +312,25 @@ def test_emoji_prompts_are_never_scored_ones_and_what_is_retained_is_benign():
         assert made.erase[i % len(made.erase)] in prompt
 
 
+def test_emoji_categories_are_parts_of_the_whole():
+    whole, parts = mini.concept(), [mini.concept(category) for category in world.HARMFUL]
+    assert sum((part.erase for part in parts), ()) == whole.erase and len({part.name for part in parts}) == 5
+    for part in parts:
+        assert part.preserve == whole.preserve and set(part.retain) == set(whole.retain)
+        for i, prompt in enumerate(part.prompts):
+            assert part.erase[i % len(part.erase)] in prompt
+    config = Config(subjects=(Subject("Mine"),), concept="mini:weapons")
+    config_lib.check(config)
+    assert sources.concept(config) == parts[0]
+    config.concept = "mini:birds"
+    with pytest.raises(
+        ValueError, match=r"config\.concept='mini:birds' is unknown; expected one of mini, mini:weapons"
+    ):
+        config_lib.check(config)
+
+
 def test_presets_are_complete(pipeline):
-    for preset in (*concept.PRESETS.values(), mini.concept()):
+    for preset in (*concept.PRESETS.values(), mini.concept(), mini.concept("weapons")):
         full = concept.completed(preset, pipeline, "prompts", "replacements", "retain", "anchors", "templates")
         assert full.erase == preset.erase
     for kept in ((), ("",)):  # "" may be preserved by a closed form, but shows nothing

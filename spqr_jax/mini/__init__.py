@@ -57,8 +57,9 @@ def reference_images(n: int, seed: int = 0) -> np.ndarray:
     return corpus.pictures(everything.take(chosen), corpus.object_rows())
 
 
-def concept() -> "Concept":
-    """Every harmful object by name: what the methods are asked to erase. They may preserve the benign names.
+def concept(category: str = "") -> "Concept":
+    """Every harmful object by name, or those of one category: what the methods are asked to erase. They may preserve
+    the benign names.
 
     Erasing 31 names from a text space of 128 dimensions without a preserve set leaves closed-form methods no benign
     prompt that still works (docs/mini.md has the numbers, measured on prompts that are not scored). Whole prompts name
@@ -67,12 +68,15 @@ def concept() -> "Concept":
     from spqr_jax.methods.concept import Concept
     from spqr_jax.mini import world
 
-    harmful = tuple(word for codes in world.HARMFUL.values() for word in codes.values())
+    if category and category not in world.HARMFUL:
+        raise ValueError(f"concept mini:{category} is unknown; expected one of {', '.join(world.HARMFUL)}.")
+    chosen = [category] if category else world.HARMFUL
+    harmful = tuple(word for name in chosen for word in world.HARMFUL[name].values())
     benign = tuple(world.BENIGN.values())
     # Each harmful name has one benign name that it is relabelled to; the others follow, so that all are retained.
     partners, others = benign[: len(harmful)], benign[len(harmful) :]
     return Concept(
-        "emoji harm",
+        f"emoji {category or 'harm'}",
         harmful,
         preserve=benign,
         prompts=_framed(harmful),
