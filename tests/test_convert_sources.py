@@ -16,6 +16,7 @@ import convert
 from convert import __main__ as command
 from convert import hub, kinds, rename
 from spqr_jax import params as params_lib
+from spqr_jax.pipeline import encode_prompts
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -203,6 +204,13 @@ def test_clip_models(reference, base, tmp_path):
     pipeline = convert.load(tmp_path / "clip", base=base)
     check(pipeline, base, "text_encoder", theirs)
     assert pipeline.configs["text_encoder"]["hidden_act"] == "quick_gelu"
+    note = tmp_path / "clip" / "config.json"
+    sparse = json.loads(note.read_text())  # older files leave out what has its default value
+    for name in ("max_position_embeddings", "hidden_act"):
+        sparse["text_config"].pop(name, None)
+    note.write_text(json.dumps(sparse))
+    again = convert.load(tmp_path / "clip", base=base)
+    np.testing.assert_array_equal(encode_prompts(again, ["a cat"]).context, encode_prompts(pipeline, ["a cat"]).context)
     path = write({k: v.numpy() for k, v in clip.state_dict().items()}, tmp_path / "x.bin")
     check(convert.load(path, base=base), base, "text_encoder", theirs)
 
