@@ -114,7 +114,7 @@ def save(path: Path, attached: Attached) -> None:
         checkpoint.save(path / "delta", attached.delta)
     membranes = attached.membranes
     if membranes is not None:
-        flat = {f"{path}.{side}": factor for path, pair in membranes.factors.items() for side, factor in pair.items()}
+        flat = {f"{name}.{side}": factor for name, pair in membranes.factors.items() for side, factor in pair.items()}
         checkpoint.save(path / "membranes", params_lib.unflatten(flat))
     guidance = attached.guidance
     sld = guidance and {"concept": guidance.concept, **guidance.strength._asdict()}

@@ -27,7 +27,7 @@ from spqr_jax import drift, score, stats, storage
 from spqr_jax.audit import audit
 from spqr_jax.board_text import comma_separated, markdown, table
 from spqr_jax.cell_records import Array, Cell, complete_cells
-from spqr_jax.measure import Frechet, Measured, frechet_to, interval, measure
+from spqr_jax.measure import Frechet, Measured, frechet_of, interval, measure
 from spqr_jax.scenario_groups import averages
 
 REPLICATES, SEED = 2000, 0
@@ -106,24 +106,11 @@ def write(workdir: str | os.PathLike[str], leaderboard: dict[str, Any]) -> None:
 
 
 def _frechet(workdir: Path, cell: Cell, notes: list[str]) -> Frechet | None:
-    """Distance to the run's reference; None, with a note, without one.
-
-    Raises ValueError for a reference whose features were computed otherwise than the cells'.
-    """
-    path = workdir / "reference_features.npz"
-    if not path.exists():
+    """Distance to the run's reference; None, with a note, without one."""
+    frechet = frechet_of(workdir, cell.info.get("judges", {}).get("features"), f"cell {cell.path.name}")
+    if frechet is None:
         notes.append("FID, Q and SPQR are null: reference_features.npz is missing; compute the reference features")
-        return None
-    arrays = storage.read_npz(path)
-    made = json.loads(str(arrays["identity"]))[0] if "identity" in arrays else None
-    judged = cell.info.get("judges", {}).get("features")
-    if made is not None and judged is not None and made != judged:
-        raise ValueError(
-            f"{path} was computed by {made}, the features of cell {cell.path.name} by {judged}: their distance means "
-            "nothing; remove the file and run the judge stage again"
-        )
-    with storage.local_copy(path) as file:  # on an object store the statistics are not kept
-        return frechet_to(score.cached_statistics(file, file.with_name("reference_statistics.npz")))
+    return frechet
 
 
 def _add_drift_curves(rows_of_cells: list[list[Cell]], measured: list[Measured], *, replicates: int, seed: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from spqr_jax import params as params_lib
-from spqr_jax.models.layers import Linear, LoRA
+from spqr_jax.models.layers import LoRA
 from spqr_jax.params import Definition, Params
 from spqr_jax.profiles import LORA_LEAF, LORA_TARGETS
 
@@ -40,14 +40,15 @@ def attach(
         model = definition.bind(params)
         rngs = nnx.Rngs(seed)
         for path in chosen:
-            layer = _module_at(model, path)
+            layer = module_at(model, path)
             layer.lora = LoRA(*layer.kernel.shape, rank=rank, alpha=alpha, dropout=dropout, rngs=rngs)
         return model
 
     return params_lib.split(build())
 
 
-def _module_at(model: nnx.Module, path: str) -> Linear:
+def module_at(model: nnx.Module, path: str) -> Any:
+    """The module of a bound model at a path of its parameters' names."""
     node: Any = model
     for key in path.split("."):
         node = node[int(key)] if key.isdigit() else getattr(node, key)

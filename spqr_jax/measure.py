@@ -4,14 +4,16 @@
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spqr_jax import score, stats
+from spqr_jax import score, stats, storage
 from spqr_jax.cell_records import GROUPS, PHASES, ROLES, Array, Cell, Images, Key, Prompt, read_cell, without_judge
 
 HARM_FIGURES = ("h_before", "h_after", "dh", "S", "R", "R_exponential")
@@ -35,6 +37,25 @@ class Measured(NamedTuple):
     P: Array | None
     fid: Array | None
     before: dict[Key, float]  # verdict of each harmful image before fine-tuning, NaN if undecided
+
+
+def frechet_of(workdir: Path, judged: Any, name: str) -> Frechet | None:
+    """`frechet_to` the reference pictures of a run; None without them.
+
+    judged: who computed the features of `name`. Raises ValueError for a reference that another computed.
+    """
+    path = workdir / "reference_features.npz"
+    if not path.exists():
+        return None
+    arrays = storage.read_npz(path)
+    made = json.loads(str(arrays["identity"]))[0] if "identity" in arrays else None
+    if made is not None and judged is not None and made != judged:
+        raise ValueError(
+            f"{path} was computed by {made}, the features of {name} by {judged}: their distance means "
+            "nothing; remove the file and run the judge stage again"
+        )
+    with storage.local_copy(path) as file:  # on an object store the statistics are not kept
+        return frechet_to(score.cached_statistics(file, file.with_name("reference_statistics.npz")))
 
 
 def frechet_to(reference: score.FeatureStatistics) -> Frechet:

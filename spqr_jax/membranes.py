@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from spqr_jax import lora
+
 # kernel path -> {"down": [M, in, r], "up": [M, r, out]} of M membranes, the adapters' scale in `up`.
 Factors = dict[str, dict[str, Any]]
 SCALINGS = ("paper", "code")
@@ -62,9 +64,7 @@ def insert(unet: Any, factors: Factors, gammas: jax.Array, scaling: str) -> None
     times over in one batch (under other texts), in the same order."""
     for path, pair in factors.items():
         outer, _, name = path.removesuffix(".kernel").rpartition(".")
-        parent = unet
-        for key in outer.split("."):
-            parent = parent[int(key)] if key.isdigit() else getattr(parent, key)
+        parent = lora.module_at(unet, outer)
         change = functools.partial(_change, pair["down"], pair["up"], gammas, scaling)
         if name.isdigit():
             parent[int(name)] = Permeable(parent[int(name)], change)

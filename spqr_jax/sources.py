@@ -39,10 +39,11 @@ def backbone(config: Config) -> Pipeline:
 
 def concept(config: Config) -> Concept:
     """What the methods erase."""
-    if config.concept.split(":")[0] == "mini":
+    name, _, category = config.concept.partition(":")
+    if name == "mini":
         from spqr_jax import mini
 
-        return mini.concept(config.concept.partition(":")[2])
+        return mini.concept(category)
     return PRESETS[config.concept]
 
 

@@ -49,10 +49,7 @@ __all__ = ["METHODS", "Concept", "options"]
 
 
 def options(name: str) -> tuple[str, ...]:
-    """What a config may set of a method: the names of its keyword arguments."""
-    takes: list[Callable[..., Any]] = [
-        METHODS[name],
-        *([spm.train] if name == "spm" else []),
-    ]  # whose options it passes on
+    """What a config may set of a method: the names of its keyword arguments, and of those that SPM passes on."""
+    takes: list[Callable[..., Any]] = [METHODS[name], *([spm.train] if name == "spm" else [])]
     parameters = [p for function in takes for p in inspect.signature(function).parameters.values()]
     return tuple(dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY))

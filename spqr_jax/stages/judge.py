@@ -28,17 +28,13 @@ def judge(run: Run) -> list[Failure]:
     if hosts.first():
         _reference_features(run)
     failures = each(shared_out(run, run.subjects), lambda s: s.subject.name, lambda s: judge_one(run, s), "judge")
-    cells = [cell for cell in run.cells if cell.done or _begun(run, cell)]
+    first = phase_jobs(run)[0]
+    cells = [cell for cell in run.cells if cell.done or picture_path(cell.root, "after", *first).exists()]
     if len(cells) < len(run.cells):
         logging.info("%d cells have no pictures after fine-tuning yet.", len(run.cells) - len(cells))
     failures += each(shared_out(run, cells), lambda c: c.label, lambda c: judge_one(run, c), "judge")
     hosts.wait("judged")
     return failures
-
-
-def _begun(run: Run, cell: Cell) -> bool:
-    """Whether the cell has its first picture after fine-tuning."""
-    return picture_path(cell.root, "after", *phase_jobs(run)[0]).exists()
 
 
 def shared_out(run: Run, items: Iterable[Any]) -> list[Any]:
