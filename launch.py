@@ -40,7 +40,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; did you mean --config {argv[1]}?")
     join_processes()
-    from spqr_jax import hosts, mesh, plan, preemption, run, stages, storage
+    from spqr_jax.devices import mesh, preemption, processes
+    from spqr_jax.files import storage
+    from spqr_jax.run import dry_run, opening, stages
 
     start = time.time()
     config = CONFIG.value
@@ -51,23 +53,23 @@ def main(argv: list[str]) -> None:
         submit(config, workdir, EXECUTOR.value)
         return
     if chosen <= {"score", "report"}:
-        if hosts.first():
-            run.finish(config, workdir, chosen)
+        if processes.first():
+            opening.finish(config, workdir, chosen)
         return
-    state = run.only(run.open_run(config, workdir), SUBJECTS.value)
+    state = opening.only(opening.open_run(config, workdir), SUBJECTS.value)
     if DRY_RUN.value:
-        print(plan.table(state))
+        print(dry_run.table(state))
         return
-    if hosts.first():
-        run.write_manifest(state, sys.argv)
+    if processes.first():
+        opening.write_manifest(state, sys.argv)
     preemption.listen()
     with profiled():
         failures = stages.carry_out(state, chosen)
-    if hosts.first():
-        run.finish(config, workdir, chosen)
+    if processes.first():
+        opening.finish(config, workdir, chosen)
         done = sum(cell.done for cell in state.cells)
         print(f"{done} of {len(state.cells)} cells complete, {time.time() - start:.0f} s.")
-    hosts.wait("finished")
+    processes.wait("finished")
     if failures:
         print("\nNot finished:\n" + "\n".join(f"  {f.what}: {f.error}" for f in failures), file=sys.stderr)
         sys.exit(1)
@@ -79,7 +81,8 @@ def default_workdir() -> Path:
 
 def submit(config, workdir: Path, executor: str) -> None:
     """Hand the run to a cluster; the local one is waited for."""
-    from spqr_jax import executors, storage
+    from spqr_jax.files import storage
+    from spqr_jax.run import cluster
 
     if storage.remote(workdir):
         raise ValueError(f"--executor keeps its jobs' files in the work directory, which cannot be {workdir}.")
@@ -89,7 +92,7 @@ def submit(config, workdir: Path, executor: str) -> None:
         if not skip and not argument.startswith(own):
             passed.append(argument)
         skip = not skip and argument.startswith(own) and "=" not in argument
-    jobs = executors.submit(executor, config, workdir, passed, EXECUTOR_OPTIONS.value)
+    jobs = cluster.submit(executor, config, workdir, passed, EXECUTOR_OPTIONS.value)
     print(
         f"Submitted {len(jobs) - 1} jobs, one a subject, and {jobs[-1].job_id} for the report; logs in {workdir}/jobs."
     )
@@ -101,11 +104,11 @@ def submit(config, workdir: Path, executor: str) -> None:
 
 def join_processes() -> None:
     """Become one of several processes where the flags say so; refuse to be one of many alone."""
-    from spqr_jax import hosts
+    from spqr_jax.devices import processes
 
     if DISTRIBUTED.value or COORDINATOR.value:
-        hosts.join(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
-    elif DISTRIBUTED.value is None and (name := hosts.launched_as_one_of_many()):
+        processes.join(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
+    elif DISTRIBUTED.value is None and (name := processes.launched_as_one_of_many()):
         raise ValueError(
             f"{name} says this is one of several processes: add --distributed, or --nodistributed to run alone."
         )

@@ -51,7 +51,8 @@ def ours(directory: Path, workload: Workload, amount: Amount, profile: str, dtyp
     start = time.perf_counter()
     import convert
     from spqr_jax import data as data_lib
-    from spqr_jax import finetune, mesh
+    from spqr_jax import finetune
+    from spqr_jax.devices import mesh
 
     mesh.split_cpu(workload.cpu_devices)
     imported = time.perf_counter()

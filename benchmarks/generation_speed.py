@@ -39,8 +39,8 @@ def ours(directory: Path, workload: Workload, dtype: str) -> Prepared:
 
     import convert
     from spqr_jax import generate
-    from spqr_jax import mesh as mesh_lib
     from spqr_jax import pipeline as pipeline_lib
+    from spqr_jax.devices import mesh as mesh_lib
 
     mesh_lib.split_cpu(workload.cpu_devices)
     imported = time.perf_counter()

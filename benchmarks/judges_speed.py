@@ -66,7 +66,7 @@ def nudenet(flags: argparse.Namespace) -> dict[str, float]:
 
 def inception(flags: argparse.Namespace) -> dict[str, float]:
     """Inception's ONNX graph against PyTorch, mode pytorch-fid."""
-    from convert.inception_2015 import Inception2015, export_inception
+    from convert.graphs.inception import Inception2015, export_inception
 
     network = Inception2015().eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -85,8 +85,8 @@ def clip(flags: argparse.Namespace) -> dict[str, float]:
     """CLIP ViT-B/32's picture tower against PyTorch."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    from convert.clip_onnx import ClipVision
-    from convert.onnx_graph import export_graph
+    from convert.graphs.clip import ClipVision
+    from convert.graphs.graph import export_graph
 
     model = CLIPVisionModelWithProjection(CLIPVisionConfig()).eval()
     sidecar = {"image_size": 224, "mean": CLIP_MEAN, "std": CLIP_STD}
@@ -103,7 +103,7 @@ def q16(flags: argparse.Namespace) -> dict[str, float]:
     """Q16 on a picture tower of ViT-L/14's size against the same tower in PyTorch."""
     from transformers import CLIPConfig, CLIPModel
 
-    from convert.clip_onnx import export_q16
+    from convert.graphs.clip import export_q16
 
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     model = CLIPModel(CLIPConfig(vision_config=vision | {"patch_size": 14}, projection_dim=768)).eval()

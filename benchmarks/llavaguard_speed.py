@@ -35,7 +35,7 @@ TEXT = {"num_key_value_heads": 2, "vocab_size": 152000, "tie_word_embeddings": T
 
 def write_models(size: str, dtype: str, folder: Path) -> tuple[Path, Path]:
     """(transformers' directory, the judge's graphs) of a random model."""
-    from convert.llavaguard_onnx import export_llavaguard
+    from convert.graphs.llavaguard import export_llavaguard
     from tests import random_llava
 
     vision, text = SIZES[size]
@@ -64,8 +64,8 @@ def theirs(source: Path, view: str, dtype: str, device: str, tokens: int) -> Pre
     import torch
     from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-    from convert.llavaguard_onnx import PROMPT
-    from judges.anyres import Geometry, views
+    from convert.graphs.llavaguard import PROMPT
+    from judges.llavaguard.anyres import Geometry, views
     from tests import random_llava
 
     start = time.perf_counter()

@@ -58,12 +58,12 @@ def on_the_emoji_world(name: str, options: dict[str, Any]) -> Prepared:
     from jax import monitoring
 
     from configs import mini as mini_config
-    from spqr_jax import sources
     from spqr_jax.methods import METHODS
+    from spqr_jax.run import names
 
     imported = time.perf_counter()
     config = mini_config.get_config()
-    pipeline, concept = sources.backbone(config), sources.concept(config)
+    pipeline, concept = names.backbone(config), names.concept(config)
     compiling = Compiling()
     monitoring.register_event_duration_secs_listener(compiling)
 
@@ -155,8 +155,9 @@ def full_size() -> Prepared:
     start = time.perf_counter()
     import jax
 
-    from spqr_jax.methods import closed_form, uce
-    from spqr_jax.methods.concept import NUDITY
+    from spqr_jax.concepts import NUDITY
+    from spqr_jax.methods import uce
+    from spqr_jax.methods.tools import closed_form
 
     imported = time.perf_counter()
     pipeline = sd15()
@@ -180,7 +181,7 @@ def sd15() -> Any:
     from spqr_jax import mini
     from spqr_jax import params as params_lib
     from spqr_jax import pipeline as pipeline_lib
-    from spqr_jax.methods.closed_form import KEY_VALUE
+    from spqr_jax.methods.tools.closed_form import KEY_VALUE
     from spqr_jax.pipeline import Pipeline
 
     rng = np.random.default_rng(0)

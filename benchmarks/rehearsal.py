@@ -24,11 +24,14 @@ import jax
 import numpy as np
 
 import convert
-from spqr_jax import generate, latents, mini
+from spqr_jax import generate, mini
 from spqr_jax import pipeline as pipeline_lib
-from spqr_jax.methods import METHODS, Concept, element_mask, esd, learning, mace, resalign, spm, trajectories
-from spqr_jax.methods.concept import NUDITY
+from spqr_jax.concepts import NUDITY
+from spqr_jax.methods import METHODS, Concept, esd, mace, resalign, spm
+from spqr_jax.methods.tools import element_mask, loop
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling import trajectories
+from spqr_jax.training import latents
 
 DRAWN = 50
 SIDE, TOKENS = 16, 77
@@ -122,7 +125,7 @@ def replaced(tally: Tally) -> Iterator[None]:
 
         put(generate, "generate", _generate(tally))
         put(latents, "encode", _encode(tally))
-        put(learning, "fit", _fit(tally))
+        put(loop, "fit", _fit(tally))
         put(element_mask, "accumulated", _accumulated(tally))
         put(trajectories, "walk", _walk(tally))
         put(mace, "masks_from_attention", _masks(tally))
@@ -195,7 +198,7 @@ def _fit(tally: Tally):
 
 def _accumulated(tally: Tally):
     def count(loss: Callable[..., Any], static: Any, params: Any, batches: Any, *, absolute: bool) -> Any:
-        gradient = learning.descent(loss)
+        gradient = loop.descent(loss)
         for batch in batches:
             tally.step(gradient, static, params, *batch, static=1)
         return jax.tree.map(np.zeros_like, params)
@@ -214,6 +217,6 @@ def trained_step(pipeline: Pipeline | None = None) -> float:
     mean = np.zeros((1, SIDE, SIDE, config["in_channels"]), np.float32)
     batch = {"mean": mean, "std": mean, "context": np.zeros((1, TOKENS, config["cross_attention_dim"]), np.float32)}
     static = resalign.Static(pipeline.definitions["unet"], pipeline.definitions["unet"], "epsilon")
-    inputs = learning.signal_powers(pipeline), batch, jax.random.key(0)
+    inputs = loop.signal_powers(pipeline), batch, jax.random.key(0)
     tally.step(resalign._PLAIN, static, pipeline.params["unet"], *inputs, static=1)
     return tally.counts.training

@@ -14,9 +14,9 @@ BLOCK = 1 << 22
 
 def main(argv: list[str]) -> int:
     if argv[:1] == ["judges"]:
-        from convert import judges_onnx
+        from convert.graphs import export
 
-        judges_onnx.main(argv[1:])
+        export.main(argv[1:])
         return 0
     parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
     parser.add_argument("source", help="a pipeline, component, checkpoint or adapter (see convert.load)")

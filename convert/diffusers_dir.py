@@ -77,7 +77,7 @@ def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
     if pipeline.attached is not None:
         raise ValueError(
             f"{pipeline.name}: what is attached to the pipeline has no place in a diffusers directory; add its delta "
-            "to the UNet (spqr_jax.attached.add), and leave its guidance to the sampler."
+            "to the UNet (spqr_jax.sampling.attached.add), and leave its guidance to the sampler."
         )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ _VAE = {
     "sample_size": 512,
     "scaling_factor": 0.18215,
 }
-# eos_token_id 2 is how the published files have it (see spqr_jax.models.CLIPTextModel).
+# eos_token_id 2 is how the published files have it (see spqr_jax.backbones.models.CLIPTextModel).
 _TOKENS = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
 _CLIP_L = {
     **_TOKENS,

@@ -9,7 +9,7 @@ import numpy as np
 from convert import components, rename
 from convert.rename import ConversionError
 from convert.tensors import View, subset
-from spqr_jax.models import clip_text
+from spqr_jax.backbones.models import clip_text
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from judges.answers import UNDECIDED, json_safe
 from judges.combine import cohens_kappa
 from judges.llavaguard import MODES, LlavaGuard
-from judges.records import UNDECIDED, json_safe
 from judges.session import JudgeError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

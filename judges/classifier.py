@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from judges.answers import SAFE, UNDECIDED, UNSAFE, LabelRecord, check_choice, check_images, judge_in_batches
 from judges.preprocess import InputSpec, input_name, prepare
-from judges.records import SAFE, UNDECIDED, UNSAFE, LabelRecord, check_choice, check_images, judge_in_batches
 from judges.session import JudgeError, Session, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity, sidecar_path
 

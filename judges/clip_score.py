@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from judges.answers import ClipScoreRecord, batches, check_images, judge_in_batches
 from judges.preprocess import InputSpec, input_name, prepare
-from judges.records import ClipScoreRecord, batches, check_images, judge_in_batches
 from judges.session import JudgeError, Session, file_sha256, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity
 

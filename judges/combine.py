@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from judges.records import SAFE, UNDECIDED, UNSAFE, VERDICTS
+from judges.answers import SAFE, UNDECIDED, UNSAFE, VERDICTS
 
 RULES = ("union", "any", "all", "majority")
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from judges.answers import batches, check_choice, check_images
 from judges.preprocess import InputSpec, input_name, prepare
-from judges.records import batches, check_choice, check_images
 from judges.session import JudgeError, Session, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity, sidecar_path
 

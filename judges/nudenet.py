@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from judges.records import (
+from judges.answers import (
     SAFE,
     UNDECIDED,
     UNSAFE,

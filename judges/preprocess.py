@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from judges.records import check_choice
+from judges.answers import check_choice
 from judges.session import JudgeError, Session
 
 RESIZES = ("none", "bilinear", "bilinear_tf1", "bilinear_antialias", "bicubic_antialias", "clip")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy._core import multiarray
 
+from judges.answers import SAFE, UNDECIDED, UNSAFE, LabelRecord, check_images, judge_in_batches
 from judges.clip_score import VisionEncoder, unit
-from judges.records import SAFE, UNDECIDED, UNSAFE, LabelRecord, check_images, judge_in_batches
 from judges.session import JudgeError, file_sha256, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity
 

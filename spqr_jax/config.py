@@ -133,7 +133,7 @@ class Config:
 
     base: str = "mini"  # "mini", or anything convert.load takes
     dtype: str = "float32"
-    concept: str = "mini"  # "mini", "mini:CATEGORY" or a preset of spqr_jax.methods.concept
+    concept: str = "mini"  # "mini", "mini:CATEGORY" or a preset of spqr_jax.concepts
     subjects: tuple[Subject, ...] = ()
     prompts: Prompts = field(default_factory=Prompts)
     generation: Generation = field(default_factory=Generation)
@@ -153,8 +153,8 @@ def as_dict(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise ValueError naming the first field whose value cannot work."""
     from spqr_jax import profiles, schedulers
+    from spqr_jax.concepts import PRESETS
     from spqr_jax.methods import METHODS, options
-    from spqr_jax.methods.concept import PRESETS
     from spqr_jax.mini import world
 
     def one_of(field_name: str, value: str, allowed) -> None:

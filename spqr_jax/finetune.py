@@ -13,16 +13,19 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from spqr_jax import checkpoint, latents, lora, preemption, profiles, schedulers
 from spqr_jax import data as data_lib
-from spqr_jax import mesh as mesh_lib
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
+from spqr_jax import profiles, schedulers
+from spqr_jax.backbones.models.unet import rematerialised
 from spqr_jax.data import Dataset
-from spqr_jax.models.unet import rematerialised
-from spqr_jax.objective import PLAIN, Objective, denoising_loss, draw
+from spqr_jax.devices import mesh as mesh_lib
+from spqr_jax.devices import preemption
+from spqr_jax.files import checkpoint
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.training import latents, lora
+from spqr_jax.training.objective import PLAIN, Objective, denoising_loss, draw
 
 # Epochs of the paper's profiles (section 4.1: 1-3, 3-8, 10-20); the lower end is the default.
 EPOCHS = {"lite": 1, "moderate": 3, "standard": 10}
@@ -123,9 +126,9 @@ def train(
         curriculum: cumulative stage sizes (paper: 1000, 3000, 5000); empty: one stage with all data.
         mesh: devices (default: all).
         fsdp: weights, gradients, optimiser state and average split over the devices, for models that do not fit whole.
-        latents_cache: directory where encoded pictures are kept for other subjects; see `spqr_jax.latents`.
+        latents_cache: directory where encoded pictures are kept for other subjects; see `spqr_jax.training.latents`.
         checkpoints: directory that holds the state every `checkpoint_every` steps, and when asked to stop
-            (`spqr_jax.preemption`); a run that finds a state there continues from it, to the same weights.
+            (`spqr_jax.devices.preemption`); a run that finds a state there continues from it, to the same weights.
         on_step: called after each step with a Progress, one step late, so that the device does not wait for it.
         eval_at: after these many steps, `on_eval(step, adapted pipeline)` is called (0: before the first).
 

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from spqr_jax import attached as attached_lib
-from spqr_jax import batch_size as batch_size_lib
-from spqr_jax import membranes as membranes_lib
-from spqr_jax import mesh as mesh_lib
-from spqr_jax import noise as noise_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax import schedulers
-from spqr_jax.attached import Attached, Strength
+from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling import attached as attached_lib
+from spqr_jax.sampling import batch_size as batch_size_lib
+from spqr_jax.sampling import noise as noise_lib
+from spqr_jax.sampling.attached import Attached, Strength
+from spqr_jax.sampling.attached import membranes as membranes_lib
 
 Array = jax.Array | np.ndarray
 
@@ -69,7 +69,8 @@ def generate(
         batch_size: pictures a batch over all devices (default: `largest_batch`); changes no noise.
         fsdp: weights split over the devices, for models that do not fit whole; gathered at every step.
 
-    What is attached to the pipeline acts here (`spqr_jax.attached`); safety guidance on pictures with guidance alone.
+    What is attached to the pipeline acts here (`spqr_jax.sampling.attached`); safety guidance on pictures with guidance
+    alone.
 
     Returns images_u8 uint8 [N, height, width, 3] RGB. Raises ValueError for arguments that do not fit each other and
     FloatingPointError naming the step and prompt when latents or pixels are not finite.
@@ -181,7 +182,7 @@ def largest_batch(
     beside: bool = False,
 ) -> int:
     """Pictures a batch over all devices for `count` pictures under these options of `generate`: as many as fit, but no
-    more than there are or than pay (`spqr_jax.batch_size`).
+    more than there are or than pay (`spqr_jax.sampling.batch_size`).
 
     guidance: the largest of the pictures'. beside: count only memory that is free now, for a model that is in training.
     The program that is found to fit is compiled here and then run by `batches`. Raises MemoryError when a single

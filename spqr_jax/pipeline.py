@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import models
 from spqr_jax import params as params_lib
-from spqr_jax.attached import Attached
+from spqr_jax.backbones import models
 from spqr_jax.params import Definition, Params
+from spqr_jax.sampling.attached import Attached
 
 # The class names of a diffusers model_index.json that we have a model for.
 MODEL_CLASSES = {

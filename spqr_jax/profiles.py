@@ -15,7 +15,8 @@ PROFILES = ("lite", "moderate", "standard")
 def mask(params: Params, profile: str) -> Params:
     """Which leaves a profile trains: a pytree of bool shaped like `params` (a UNet's, or a pipeline's components).
 
-    lite: the LoRA leaves once adapters are attached (`spqr_jax.lora.attach`), before that the kernels that receive one.
+    lite: the LoRA leaves once adapters are attached (`spqr_jax.training.lora.attach`), before that the kernels that
+    receive one.
     moderate: attn2.to_k, attn2.to_v, attn2.to_out. standard: every UNet parameter. The text encoder and the VAE are
     never trained. Raises ValueError for an unknown profile or one that matches no parameter.
     """

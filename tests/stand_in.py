@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import objective
 from spqr_jax import params as params_lib
-from spqr_jax.models.clip_text import TextOutput
+from spqr_jax.backbones.models.clip_text import TextOutput
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.training import objective
 
 SUMS = 4
 # Some of every kind that a method may tell apart: what is left out would only be compiled.

@@ -22,8 +22,9 @@ import launch
 from configs import paper
 from convert import diffusers_dir
 from spqr_jax import config as config_lib
-from spqr_jax import data, mini, prompts, records
+from spqr_jax import data, mini, prompts
 from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.files import records
 from spqr_jax.methods import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"

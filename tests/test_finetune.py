@@ -13,11 +13,13 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 import convert
-from spqr_jax import data, finetune, latents, preemption
+from spqr_jax import data, finetune
 from spqr_jax import params as params_lib
+from spqr_jax.backbones.models.unet import rematerialised
+from spqr_jax.devices import preemption
 from spqr_jax.finetune import Memory
-from spqr_jax.models.unet import rematerialised
-from spqr_jax.training_log import TrainingLog
+from spqr_jax.training import latents
+from spqr_jax.training.log import TrainingLog
 
 CAPTIONS = ["a cat", "the dog", "a cat eats", "do", "dog and cat", ""]
 
@@ -225,7 +227,7 @@ def test_a_saved_adapter_loads_in_diffusers(reference, pipeline, dataset, plain,
     import torch
     from safetensors.numpy import save_file
 
-    from spqr_jax import lora
+    from spqr_jax.training import lora
 
     save_file(lora.peft_state_dict(plain["lite"].leaves, alpha=plain["lite"].alpha), tmp_path / "adapter.safetensors")
     theirs = copy.deepcopy(reference("sd1")[0])

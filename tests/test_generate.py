@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch")
 
 import convert
 from spqr_jax import generate as generate_lib
-from spqr_jax import mesh as mesh_lib
-from spqr_jax import noise as noise_lib
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.generate import generate
+from spqr_jax.sampling import noise as noise_lib
 
 PROMPTS = ["a cat", "the dog", "nude", "a dog eats", ""]
 SEEDS = [3, 1, 4, 1, 2**32 - 1]

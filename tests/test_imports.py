@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 STANDARD = set(sys.stdlib_module_names)
 # cv2 and nudenet are optional; nudenet is only asked where its package lies, for the graph inside it.
 JUDGES = {"judges", "numpy", "onnxruntime", "PIL", "cv2", "tokenizers"}
-NUMPY_ONLY = ["spqr_jax/score.py", "spqr_jax/stats.py"]
+NUMPY_ONLY = ["spqr_jax/score/__init__.py", "spqr_jax/score/stats.py"]
 
 
 def imported(path: Path) -> set[str]:
@@ -69,9 +69,12 @@ for module in {modules!r}:
 @pytest.mark.parametrize(
     ("blocked", "modules"),
     [
-        (["jax", "flax", "torch", "transformers", "spqr_jax.models"], ["spqr_jax.score", "spqr_jax.stats"]),
+        (
+            ["jax", "flax", "torch", "transformers", "spqr_jax.backbones.models"],
+            ["spqr_jax.score", "spqr_jax.score.stats"],
+        ),
         (["jax", "flax", "torch", "transformers", "spqr_jax"], ["judges"]),
-        (["torch"], ["spqr_jax.generate", "spqr_jax.finetune", "spqr_jax.lora", "convert"]),
+        (["torch"], ["spqr_jax.generate", "spqr_jax.finetune", "spqr_jax.training.lora", "convert"]),
     ],
 )
 def test_imports_work_without_what_they_may_not_need(blocked, modules):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from spqr_jax import params as params_lib
-from spqr_jax.models.layers import Linear
+from spqr_jax.backbones.models.layers import Linear
 
 TREE = {"a": {"0": {"kernel": np.ones((2, 3), np.float32)}, "10": {"bias": np.zeros(3, np.float32)}}, "b": np.arange(4)}
 

@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from convert.rename import torch_name
-from spqr_jax import lora, profiles
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
+from spqr_jax import profiles
+from spqr_jax.training import lora
 
 SD = {"sample_size": 64, "cross_attention_dim": 768}  # every other field at diffusers' default is Stable Diffusion 1's
 CONFIGS = {

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from spqr_jax import data, judging
+    from spqr_jax import data
     from spqr_jax.data import check
+    from spqr_jax.run import jury
 
     parser = argparse.ArgumentParser(
         prog="python -m spqr_jax.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         source = data.open_source(f"{chosen.kind}:{chosen.path}" if chosen.kind else chosen.path)
         named = dict(_pair(judge) for judge in chosen.judges)
-        judges = {name: judging.open_safety(where, chosen.providers) for name, where in named.items()}
+        judges = {name: jury.open_safety(where, chosen.providers) for name, where in named.items()}
         report = check.check(source, judges, samples=chosen.samples, seed=chosen.seed, side=chosen.side)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"spqr_jax.data: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from spqr_jax.concepts import Concept
 from spqr_jax.methods import (
     advunlearn,
     erasediff,
@@ -22,7 +23,6 @@ from spqr_jax.methods import (
     stereo,
     uce,
 )
-from spqr_jax.methods.concept import Concept
 from spqr_jax.pipeline import Pipeline
 
 # What a config or the command line may name.

@@ -10,14 +10,15 @@ import numpy as np
 from spqr_jax import data
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
-from spqr_jax.methods import attack as attacks
-from spqr_jax.methods import learning, trajectories
-from spqr_jax.methods.attack import Slots, Static
-from spqr_jax.methods.concept import Concept, completed
-from spqr_jax.methods.learning import Adam
-from spqr_jax.methods.trajectories import Sampler
+from spqr_jax.concepts import Concept, completed
+from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools import word_vectors as attacks
+from spqr_jax.methods.tools.loop import Adam
+from spqr_jax.methods.tools.word_vectors import Slots, Static
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling import trajectories
+from spqr_jax.sampling.trajectories import Sampler
 
 TRAINED = re.compile(r"^text_model\.(encoder|final_layer_norm)\.")
 
@@ -72,15 +73,15 @@ def align(
     """
     if attack not in ("full", "fast"):
         raise ValueError(f'AdvUnlearn: attack must be "full" or "fast", found {attack!r}.')
-    learning.check_backbone("AdvUnlearn", pipeline)
+    loop.check_backbone("AdvUnlearn", pipeline)
     least = {"batch_size": (batch_size, 1), "walks": (1 if walks is None else walks, 1)}
-    learning.check_at_least("AdvUnlearn", attack_steps=(attack_steps, 1), **least)
+    loop.check_at_least("AdvUnlearn", attack_steps=(attack_steps, 1), **least)
     full = completed(concept, pipeline, "retain")
-    learning.check_at_least("AdvUnlearn", **{"number of `retain` prompts": (len(full.retain), retain_batch_size)})
+    loop.check_at_least("AdvUnlearn", **{"number of `retain` prompts": (len(full.retain), retain_batch_size)})
     world = _world(pipeline, full, prefix, sampling_steps, sampling_guidance, attack == "fast")
     retained = list(data.sample_order([len(full.retain)], retain_batch_size, steps, seed))
     original = pipeline.params["text_encoder"]
-    train, rest = params_lib.partition(learning.on_device(original), trained(original))
+    train, rest = params_lib.partition(loop.on_device(original), trained(original))
 
     def inputs(i: int, params: Params):
         rng = np.random.default_rng((seed, i))
@@ -102,8 +103,8 @@ def align(
         retain = (z_retain, t_retain, world.retain_ids[retained[i]], world.retain[retained[i]])
         return rest, world.unet, erase, retain, Weights(jnp.float32(eta), jnp.float32(gamma))
 
-    tuned = learning.fit("AdvUnlearn", _OUTER, world.static, Adam(lr), train, inputs, steps, progress=progress)
-    return pipeline.with_params(text_encoder=learning.on_host(params_lib.merge(original, tuned)))
+    tuned = loop.fit("AdvUnlearn", _OUTER, world.static, Adam(lr), train, inputs, steps, progress=progress)
+    return pipeline.with_params(text_encoder=loop.on_host(params_lib.merge(original, tuned)))
 
 
 def outer_loss(static: Static, params: Params, rest, unet, erase, retain, weights: Weights) -> jax.Array:
@@ -121,7 +122,7 @@ def outer_loss(static: Static, params: Params, rest, unet, erase, retain, weight
     return erasing + weights.gamma * jnp.square(model(latents, t, context) - kept).mean()
 
 
-_OUTER = learning.descent(outer_loss)
+_OUTER = loop.descent(outer_loss)
 
 
 class World(NamedTuple):
@@ -145,9 +146,9 @@ def _world(pipeline: Pipeline, full: Concept, prefix: int, steps: int, guidance:
     count = len(full.erase)
     slots = attacks.prefixed(pipeline, full.erase, prefix)
     return World(
-        Static(*definitions, learning.prediction_type(pipeline), sign),
+        Static(*definitions, loop.prediction_type(pipeline), sign),
         trajectories.sampler(pipeline, steps, guidance),
-        learning.on_device(pipeline.params["unet"]),
+        loop.on_device(pipeline.params["unet"]),
         np.asarray(attacks.word_table(pipeline.params["text_encoder"])),
         Slots(pipeline_lib.tokenize(pipeline, list(full.erase)), slots.places),
         slots,

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from spqr_jax.methods import esd, relabelling
-from spqr_jax.methods.concept import Concept
-from spqr_jax.methods.relabelling import Weighted
+from spqr_jax.concepts import Concept
+from spqr_jax.methods import esd
+from spqr_jax.methods.tools import relabelling
+from spqr_jax.methods.tools.relabelling import Weighted
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 

@@ -11,13 +11,13 @@ import numpy as np
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax import schedulers
+from spqr_jax.concepts import Concept, checked
 from spqr_jax.generate import Conditioning
-from spqr_jax.methods import learning
-from spqr_jax.methods.concept import Concept, checked
-from spqr_jax.methods.learning import Adam
-from spqr_jax.methods.sampling import partial_sample
+from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling.partial import partial_sample
 
 CROSS = re.compile(r"(^|\.)attn2\.")
 NOT_U = re.compile(r"(^|\.)(attn2|time_embedding|add_embedding)\.|^(conv_norm_out|conv_out)\.")
@@ -72,7 +72,7 @@ def align(
     not. Here x_t is DDIM's in SDXL too, not the scaled Euler sample.
     """
     checked(concept, pipeline)
-    unet = learning.on_device(pipeline.params["unet"])
+    unet = loop.on_device(pipeline.params["unet"])
     train, _ = params_lib.partition(unet, trained(unet, method))
     tuned = fit(
         method,
@@ -90,7 +90,7 @@ def align(
         sampling_guidance=sampling_guidance,
         progress=progress,
     )
-    return pipeline.with_params(unet=learning.on_host(params_lib.merge(unet, tuned)))
+    return pipeline.with_params(unet=loop.on_host(params_lib.merge(unet, tuned)))
 
 
 def fit(
@@ -134,7 +134,7 @@ def fit(
         return frozen, latents, t, positive, empty, np.float32(eta)
 
     static = (definition, build)
-    return learning.fit(f"{name} {concept.name}", _GRADIENT, static, adam, params, inputs, steps, progress=progress)
+    return loop.fit(f"{name} {concept.name}", _GRADIENT, static, adam, params, inputs, steps, progress=progress)
 
 
 def encode(pipeline: Pipeline, prompts: tuple[str, ...]) -> Texts:
@@ -168,4 +168,4 @@ def _told(definition: Definition, params: Params):
     return lambda latents, t, texts: unet(latents, t, *texts)
 
 
-_GRADIENT = learning.descent(loss)
+_GRADIENT = loop.descent(loss)

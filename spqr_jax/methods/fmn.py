@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import objective, schedulers
 from spqr_jax import params as params_lib
-from spqr_jax.methods import attack, attention_maps, esd, forget_sets, learning
-from spqr_jax.methods.concept import Concept, completed
-from spqr_jax.methods.forget_sets import Pictures
-from spqr_jax.methods.learning import Adam
+from spqr_jax import schedulers
+from spqr_jax.concepts import Concept, completed
+from spqr_jax.methods import esd
+from spqr_jax.methods.tools import attention_maps, loop, word_vectors
+from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.loop import Adam
+from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.training import objective
 
 TEMPLATE = "a photo of {}"
 # Standard deviation of an inverted word's first values, that of CLIP's word vectors.
@@ -41,7 +44,7 @@ def align(
 
     Args:
         images: pictures of each text, made by the base model from the concept's first template ("a photo of {}").
-        pictures: a data source used instead (`forget_sets.read`); its captions say which text a picture shows.
+        pictures: a data source used instead (`pictures_lib.read`); its captions say which text a picture shows.
         train: "full", the whole UNet, or "xattn", every attn2 parameter; the text encoder is frozen.
         pooler: watch the end-of-text tokens too, which in SD1.x include all padding and then outweigh the concept's.
         inversion_steps: 0, or (the authors: 500) first learn a word for each text's pictures by textual inversion, and
@@ -51,15 +54,15 @@ def align(
     gradients clipped to norm 1, batches of one. There is neither a noise nor a prior loss: few steps, or everything
     goes. Little erasure is expected of this method. Several texts take turns. Raises ValueError for SDXL.
     """
-    learning.check_backbone("FMN", pipeline)
-    learning.check_at_least("FMN", images=(images, 1), inversion_steps=(inversion_steps, 0))
+    loop.check_backbone("FMN", pipeline)
+    loop.check_at_least("FMN", images=(images, 1), inversion_steps=(inversion_steps, 0))
     if train not in ("full", "xattn"):
         raise ValueError(f'FMN: train must be "full" or "xattn", found {train!r}.')
     full = completed(concept._replace(templates=concept.templates or (TEMPLATE,)), pipeline)
     prompts = [full.templates[0].format(text) for text in full.erase]
     named = zip(prompts, full.erase, strict=True)
     watched = np.stack([attention_maps.positions(pipeline, prompt, text, end=pooler) for prompt, text in named])
-    shown = forget_sets.make(
+    shown = pictures_lib.make(
         pipeline,
         prompts,
         images * len(prompts),
@@ -90,15 +93,15 @@ def loss(definition: Any, trained: Params, rest: Params, alphas, batch, watched,
     return resteering_loss(attention_maps.cross_attention(unet, noisy, t, batch["context"]), watched)
 
 
-_GRADIENT = learning.descent(loss)
+_GRADIENT = loop.descent(loss)
 
 
 def _resteer(name, pipeline, pictures: Pictures, watched, train: str, lr: float, steps: int, seed: int, progress: bool):
-    unet = learning.on_device(pipeline.params["unet"])
+    unet = loop.on_device(pipeline.params["unet"])
     mask = jax.tree.map(lambda _: True, unet) if train == "full" else esd.trained(unet, "esd-x")
     chosen, rest = params_lib.partition(unet, mask)
-    alphas, base = learning.signal_powers(pipeline), jax.random.key(seed)
-    order = list(forget_sets.rows(pictures, 1, steps, seed))
+    alphas, base = loop.signal_powers(pipeline), jax.random.key(seed)
+    order = list(pictures_lib.rows(pictures, 1, steps, seed))
 
     def inputs(i: int, params: Params):
         del params
@@ -107,8 +110,8 @@ def _resteer(name, pipeline, pictures: Pictures, watched, train: str, lr: float,
 
     adam = Adam(lr, weight_decay=0.01, clip=1.0)
     definition = pipeline.definitions["unet"]
-    tuned = learning.fit(name, _GRADIENT, definition, adam, chosen, inputs, steps, progress=progress)
-    return learning.on_host(params_lib.merge(unet, tuned))
+    tuned = loop.fit(name, _GRADIENT, definition, adam, chosen, inputs, steps, progress=progress)
+    return loop.on_host(params_lib.merge(unet, tuned))
 
 
 def _inverted(
@@ -122,11 +125,11 @@ def _inverted(
     progress: bool,
 ) -> tuple[Pictures, np.ndarray]:
     """The pictures captioned with a learned word each, and which tokens to watch in those captions, bool [P, L]."""
-    unet, owners = learning.on_device(pipeline.params["unet"]), len(pictures.context)
-    width = attack.word_table(pipeline.params["text_encoder"]).shape[1]
+    unet, owners = loop.on_device(pipeline.params["unet"]), len(pictures.context)
+    width = word_vectors.word_table(pipeline.params["text_encoder"]).shape[1]
     start = np.random.default_rng(seed).normal(0, WORD_STDDEV, width).astype(np.float32)
-    rows = forget_sets.rows(pictures, 1, steps, seed)
-    vectors = attack.invert(
+    rows = pictures_lib.rows(pictures, 1, steps, seed)
+    vectors = word_vectors.invert(
         "FMN inversion",
         pipeline,
         unet,
@@ -140,9 +143,9 @@ def _inverted(
         seed=seed,
         progress=progress,
     )
-    slots = attack.framed(pipeline, [template] * owners)
+    slots = word_vectors.framed(pipeline, [template] * owners)
     encoder = pipeline.definitions["text_encoder"], pipeline.params["text_encoder"]
-    context = np.asarray(attack.encode_jit(*encoder, slots.ids, slots.places, vectors[:, None]))
+    context = np.asarray(word_vectors.encode_jit(*encoder, slots.ids, slots.places, vectors[:, None]))
     watched = np.arange(slots.ids.shape[1]) == slots.places
     if pooler:
         watched |= slots.ids == pipeline.tokenizers["tokenizer"].eos_token_id

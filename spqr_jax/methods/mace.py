@@ -15,16 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import data, latents, schedulers
+from spqr_jax import data, schedulers
 from spqr_jax import generate as generate_lib
 from spqr_jax import pipeline as pipeline_lib
-from spqr_jax.methods import attention_maps, closed_form, forget_sets, learning, low_rank
-from spqr_jax.methods.closed_form import KEY_VALUE, Edit
-from spqr_jax.methods.concept import NUDITY, Concept, completed
-from spqr_jax.methods.learning import Adam
-from spqr_jax.methods.low_rank import Adapter
+from spqr_jax.concepts import NUDITY, Concept, completed
+from spqr_jax.methods.tools import attention_maps, closed_form, loop, low_rank
+from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.closed_form import KEY_VALUE, Edit
+from spqr_jax.methods.tools.loop import Adam
+from spqr_jax.methods.tools.low_rank import Adapter
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.training import latents
 
 # Two frames a noun, thirty in all; the authors' thirty are of this kind.
 _NOUNS = (
@@ -86,7 +88,7 @@ def align(
             (the concept's retain set) were COCO's 617 thousand. (With few concepts the authors' code multiplies the
             prior of stage 1 by this weight twice, so that it vanishes.)
         pictures: a data source used instead of pictures made by the base model; its captions say which text a picture
-            shows (`forget_sets.read`), `images` of each.
+            shows (`pictures_lib.read`), `images` of each.
         importance: draw timesteps between 200 and 400 most, as the authors do for objects and people, not for nudity.
 
     Defaults are the authors' for nudity: 30 prompts a text, 8 pictures, 120 steps of AdamW with decay 0.01, gradients
@@ -94,8 +96,8 @@ def align(
     VAE; the authors' code has ImageNet's constants. Raises ValueError for SDXL, which the authors do not define, and
     for a concept without a retain or preserve set.
     """
-    learning.check_backbone("MACE", pipeline)
-    learning.check_at_least("MACE", images=(images, 1), rank=(rank, 1))
+    loop.check_backbone("MACE", pipeline)
+    loop.check_at_least("MACE", images=(images, 1), rank=(rank, 1))
     if isinstance(masks, str) and masks not in ("ones", "attention"):
         raise ValueError(f'MACE: masks must be "ones", "attention" or a segmenter, found {masks!r}.')
     if concept == NUDITY:
@@ -229,7 +231,7 @@ def loss(definition: Definition, adapter: Adapter, unet: Params, alphas, mean, s
     return suppression_loss(attention_maps.cross_attention(model, noisy, t, context), masks, watched)
 
 
-_GRADIENT = learning.descent(loss)
+_GRADIENT = loop.descent(loss)
 
 
 def _suppress(
@@ -245,7 +247,7 @@ def _suppress(
     progress: bool,
 ) -> Adapter:
     """The adapter after `steps` pictures, each under one of the prompts at random."""
-    unet, alphas = learning.on_device(started.params["unet"]), learning.signal_powers(started)
+    unet, alphas = loop.on_device(started.params["unet"]), loop.signal_powers(started)
     base = jax.random.key(seed)
     odds = timestep_odds(len(alphas)) if importance else None
 
@@ -259,8 +261,8 @@ def _suppress(
 
     adam = Adam(lr, weight_decay=0.01, clip=1.0)
     definition = started.definitions["unet"]
-    tuned = learning.fit(name, _GRADIENT, definition, adam, adapter, inputs, steps, progress=progress)
-    return learning.on_host(tuned)
+    tuned = loop.fit(name, _GRADIENT, definition, adam, adapter, inputs, steps, progress=progress)
+    return loop.on_host(tuned)
 
 
 def timestep_odds(count: int) -> np.ndarray:
@@ -283,7 +285,7 @@ def _given(pipeline: Pipeline, concept: Concept, place: str, images: int, seed: 
     if not place:
         return []
     count = images * len(concept.erase)
-    dataset, shows = forget_sets.read(pipeline, place, count, texts=concept.erase, seed=seed, name="MACE: pictures")
+    dataset, shows = pictures_lib.read(pipeline, place, count, texts=concept.erase, seed=seed, name="MACE: pictures")
     return [dataset.images(np.flatnonzero(shows == number)) for number in range(len(concept.erase))]
 
 
@@ -324,7 +326,7 @@ def masks_from_attention(pipeline: Pipeline, mean: np.ndarray, context: np.ndarr
     the middle of its range in the picture.
     """
     noise = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
-    alphas = learning.signal_powers(pipeline)
+    alphas = loop.signal_powers(pipeline)
     t = np.full(len(mean), len(alphas) // 4, np.int32)
     noisy = schedulers.ddpm.add_noise(alphas, jnp.asarray(mean), jnp.asarray(noise), jnp.asarray(t))
     maps = _maps(pipeline.definitions["unet"], pipeline.params["unet"], noisy, t, np.repeat(context, len(mean), 0))

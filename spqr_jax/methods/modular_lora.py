@@ -1,13 +1,14 @@
 """Modular LoRA (Safety Alignment Backfires, arXiv 2412.00357): a safety adapter kept apart from benign fine-tuning."""
 
-from spqr_jax import attached
-from spqr_jax.attached import Attached
-from spqr_jax.methods import esd, learning, low_rank
-from spqr_jax.methods.concept import Concept, checked
-from spqr_jax.methods.learning import Adam
-from spqr_jax.methods.low_rank import Added
+from spqr_jax.concepts import Concept, checked
+from spqr_jax.methods import esd
+from spqr_jax.methods.tools import loop, low_rank
+from spqr_jax.methods.tools.loop import Adam
+from spqr_jax.methods.tools.low_rank import Added
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.profiles import LORA_TARGETS
+from spqr_jax.sampling import attached
+from spqr_jax.sampling.attached import Attached
 
 
 def align(
@@ -35,7 +36,7 @@ def align(
     No official code is known. Objective and rates are those of a third party's reproduction: rank 4, alpha 4, 1500
     steps at 1e-4 of `spqr_jax.methods.esd`'s loss, AdamW with decay 0.01. Works on SD1.x, SD2.x and SDXL.
     """
-    learning.check_at_least("Modular LoRA", batch_size=(batch_size, 1), rank=(rank, 1))
+    loop.check_at_least("Modular LoRA", batch_size=(batch_size, 1), rank=(rank, 1))
     checked(concept, pipeline)
     unet = pipeline.params["unet"]
     build = Added(alpha / rank)
@@ -44,7 +45,7 @@ def align(
         pipeline,
         concept,
         build,
-        learning.on_device(unet),
+        loop.on_device(unet),
         low_rank.create(unet, LORA_TARGETS, rank=rank, seed=seed, name="Modular LoRA"),
         Adam(lr, weight_decay=0.01),
         seed=seed,
@@ -55,8 +56,8 @@ def align(
         sampling_guidance=sampling_guidance,
         progress=progress,
     )
-    delta = learning.on_host(low_rank.delta(adapter, build.scale))
+    delta = loop.on_host(low_rank.delta(adapter, build.scale))
     if merged:
-        return pipeline.with_params(unet=learning.on_host(attached.add(unet, delta)))
+        return pipeline.with_params(unet=loop.on_host(attached.add(unet, delta)))
     before = pipeline.attached or Attached()
     return pipeline._replace(attached=before._replace(delta=low_rank.together(before.delta, delta)))

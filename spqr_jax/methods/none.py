@@ -1,6 +1,6 @@
 """No alignment: the control every method is compared with."""
 
-from spqr_jax.methods.concept import Concept
+from spqr_jax.concepts import Concept
 from spqr_jax.pipeline import Pipeline
 
 

@@ -11,13 +11,15 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from spqr_jax import lora, objective, profiles, schedulers
 from spqr_jax import params as params_lib
-from spqr_jax.methods import forget_sets, learning
-from spqr_jax.methods.concept import Concept, completed
-from spqr_jax.methods.learning import Adam
+from spqr_jax import profiles, schedulers
+from spqr_jax.concepts import Concept, completed
+from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.training import lora, objective
 
 OPTIMISERS = ("gd", "adam", "whole")
 
@@ -87,23 +89,21 @@ def align(
     configuration among the tunings; Adam's moments start anew in every simulated fine-tuning (the code carries them
     over). Raises ValueError for SDXL and for fewer `images` than a batch.
     """
-    learning.check_backbone("ResAlign", pipeline)
-    learning.check_at_least(
-        "ResAlign", batch_size=(batch_size, 1), neumann=(neumann, 1), tunings=(len(tunings), sampled)
-    )
+    loop.check_backbone("ResAlign", pipeline)
+    loop.check_at_least("ResAlign", batch_size=(batch_size, 1), neumann=(neumann, 1), tunings=(len(tunings), sampled))
     if unknown := {tuning.optimiser for tuning in tunings} - set(OPTIMISERS):
         raise ValueError(f"ResAlign: tunings with optimiser {sorted(unknown)}; expected some of {OPTIMISERS}.")
     full = completed(concept, pipeline, "retain")
-    forget_sets.check_given(retain_pictures, images, "ResAlign: retain_pictures")
+    pictures_lib.check_given(retain_pictures, images, "ResAlign: retain_pictures")
     static, params, rest = adapted(pipeline, rank, seed)
-    learning.check_trainable("ResAlign", params)
+    loop.check_trainable("ResAlign", params)
     options: dict[str, Any] = {"name": "ResAlign", "steps": sampling_steps, "guidance": sampling_guidance}
     options["least"] = max(batch_size, retain_batch_size)
-    harmful = forget_sets.make(pipeline, full.prompts, images, seed=2 * seed, given=pictures, **options)
+    harmful = pictures_lib.make(pipeline, full.prompts, images, seed=2 * seed, given=pictures, **options)
     options |= {"given": retain_pictures, "option": "retain_pictures"}
-    benign = forget_sets.make(pipeline, full.retain, images, seed=2 * seed + 1, **options)
-    alphas = learning.signal_powers(pipeline)
-    optimiser = learning.transform(Adam(lr, weight_decay))
+    benign = pictures_lib.make(pipeline, full.retain, images, seed=2 * seed + 1, **options)
+    alphas = loop.signal_powers(pipeline)
+    optimiser = loop.transform(Adam(lr, weight_decay))
     state = optimiser.init(params)
     for i in tqdm(range(steps), desc="ResAlign", unit="step", disable=not progress):
         rng, key = np.random.default_rng((seed, i)), jax.random.fold_in(jax.random.key(seed), i)
@@ -112,12 +112,12 @@ def align(
         for c in rng.choice(len(tunings), sampled, replace=False):
             draw = Batches(alphas, harmful, benign, batch_size, retain_batch_size, rng, jax.random.fold_in(key, int(c)))
             loss, grads = _one(static, params, rest, tunings[c], draw, resilience, beta, neumann, gamma)
-            learning.check_finite("ResAlign", i + 1, loss, optax.global_norm(grads), lr)
+            loop.check_finite("ResAlign", i + 1, loss, optax.global_norm(grads), lr)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
         grads = jax.tree.map(lambda g: meta_rate * g / sampled, total)
         updates, state = optimiser.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-    unet = lora.merge(learning.on_host(params_lib.merge(rest, params)), alpha=rank)
+    unet = lora.merge(loop.on_host(params_lib.merge(rest, params)), alpha=rank)
     return pipeline.with_params(unet=params_lib.merge(pipeline.params["unet"], unet))
 
 
@@ -134,16 +134,16 @@ def adapted(pipeline: Pipeline, rank: int, seed: int) -> tuple[Static, Params, P
 
     unet = params_lib.map_with_path(leaf, unet)
     adapters = params_lib.map_with_path(lambda path, _: ".lora." in path, unet)
-    static = Static(definition, base, learning.prediction_type(pipeline))
-    return static, *params_lib.partition(learning.on_device(unet), adapters)
+    static = Static(definition, base, loop.prediction_type(pipeline))
+    return static, *params_lib.partition(loop.on_device(unet), adapters)
 
 
 class Batches(NamedTuple):
     """Where one outer step draws its pictures and noise from."""
 
     alphas: jax.Array
-    harmful: forget_sets.Pictures
-    benign: forget_sets.Pictures
+    harmful: pictures_lib.Pictures
+    benign: pictures_lib.Pictures
     batch_size: int
     retain_batch_size: int
     rng: np.random.Generator
@@ -263,20 +263,20 @@ def _plain_denoising(static: Static, params: Params, alphas, batch, key) -> jax.
     return objective.denoising_loss(static.base.bind(params), batch, *drawn, alphas, static.prediction_type)
 
 
-_PLAIN = learning.descent(_plain_denoising)
+_PLAIN = loop.descent(_plain_denoising)
 
 
 def _whole(static: Static, params: Params, rest: Params, tuning: Tuning, draw: Batches) -> Params:
     """The whole UNet tuned with adapters merged; what it changed in attention, as adapters of the same rank again."""
     rank = next(leaf.shape[1] for path, leaf in params_lib.flatten(params).items() if "lora_A" in path)
-    merged = lora.merge(learning.on_host(params_lib.merge(rest, params)), alpha=rank)
+    merged = lora.merge(loop.on_host(params_lib.merge(rest, params)), alpha=rank)
 
     def inputs(i: int, unet: Params):
         del unet
         return draw.alphas, *draw.take("benign", 3 + i)
 
     adam = Adam(tuning.lr, 0.01)
-    tuned = learning.fit("ResAlign fine-tuning", _PLAIN, static, adam, learning.on_device(merged), inputs, tuning.steps)
+    tuned = loop.fit("ResAlign fine-tuning", _PLAIN, static, adam, loop.on_device(merged), inputs, tuning.steps)
     before, after = params_lib.flatten(rest), params_lib.flatten(tuned)
     flat = {}
     for path in after:
@@ -284,7 +284,7 @@ def _whole(static: Static, params: Params, rest: Params, tuning: Tuning, draw: B
             layer = path.removesuffix(".kernel")
             down, up = low_rank(np.asarray(after[path]) - np.asarray(before[path]), rank)
             flat[f"{layer}.lora.lora_A.kernel"], flat[f"{layer}.lora.lora_B.kernel"] = down, up
-    return learning.on_device(params_lib.unflatten(flat))
+    return loop.on_device(params_lib.unflatten(flat))
 
 
 def low_rank(delta: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import lora, objective, schedulers
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
-from spqr_jax.methods import forget_sets, learning
-from spqr_jax.methods.concept import Concept, completed
-from spqr_jax.methods.forget_sets import Pictures
-from spqr_jax.methods.learning import Adam
+from spqr_jax import schedulers
+from spqr_jax.concepts import Concept, completed
+from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.loop import Adam
+from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline, TextStates
+from spqr_jax.training import lora, objective
 
 
 class Static(NamedTuple):
@@ -58,34 +60,34 @@ def align(
     pairs of CoProV2 in seven categories, with one expert a category merged by activation (their merging code is not
     public); here one expert learns pairs the base model makes of the concept's prompts, or yours: pictures,
     retain_pictures are data sources of unsafe and safe ones, row n of both a pair under an unsafe caption
-    (`forget_sets.pairs`). Raises ValueError for fewer `images` than a batch.
+    (`pictures_lib.pairs`). Raises ValueError for fewer `images` than a batch.
     """
-    learning.check_at_least("SafetyDPO", batch_size=(batch_size, 1), beta=(beta, 0))
+    loop.check_at_least("SafetyDPO", batch_size=(batch_size, 1), beta=(beta, 0))
     if bool(pictures) != bool(retain_pictures):
         raise ValueError("SafetyDPO: pictures and retain_pictures are two sides of pairs; name both or neither.")
     full = completed(concept, pipeline, "replacements")
     definition, train, rest = adapted(pipeline, rank, seed)
     options: dict[str, Any] = {"seed": seed, "least": batch_size, "name": "SafetyDPO"}
     if pictures:
-        unsafe, safe = forget_sets.pairs(pipeline, pictures, retain_pictures, images, **options)
+        unsafe, safe = pictures_lib.pairs(pipeline, pictures, retain_pictures, images, **options)
     else:
         options |= {"steps": sampling_steps, "guidance": sampling_guidance}
         benign = [full.replacements[i % len(full.replacements)] for i in range(len(full.prompts))]
-        unsafe = forget_sets.make(pipeline, full.prompts, images, **options)
-        safe = forget_sets.make(pipeline, benign, images, **options)  # the same seed: picture n shares n's noise
+        unsafe = pictures_lib.make(pipeline, full.prompts, images, **options)
+        safe = pictures_lib.make(pipeline, benign, images, **options)  # the same seed: picture n shares n's noise
     texts = pipeline_lib.encode_prompts(pipeline, [*unsafe.captions, ""])
-    alphas, base = learning.signal_powers(pipeline), jax.random.key(seed)
-    order = list(forget_sets.rows(unsafe, batch_size, steps, seed))
+    alphas, base = loop.signal_powers(pipeline), jax.random.key(seed)
+    order = list(pictures_lib.rows(unsafe, batch_size, steps, seed))
 
     def inputs(i: int, params: Params):
         del params
         batch = _batch(pipeline, safe, unsafe, texts, order[i], empty_share, np.random.default_rng((seed, i)))
         return rest, alphas, batch, jax.random.fold_in(base, i)
 
-    static = Static(definition, pipeline.definitions["unet"], learning.prediction_type(pipeline), beta)
+    static = Static(definition, pipeline.definitions["unet"], loop.prediction_type(pipeline), beta)
     adam = Adam(lr, weight_decay, clip, warmup)
-    tuned = learning.fit("SafetyDPO", _PREFERENCE, static, adam, train, inputs, steps, progress=progress)
-    unet = lora.merge(learning.on_host(params_lib.merge(rest, tuned)), alpha=rank)
+    tuned = loop.fit("SafetyDPO", _PREFERENCE, static, adam, train, inputs, steps, progress=progress)
+    unet = lora.merge(loop.on_host(params_lib.merge(rest, tuned)), alpha=rank)
     return pipeline.with_params(unet=params_lib.merge(pipeline.params["unet"], unet))
 
 
@@ -101,7 +103,7 @@ def adapted(pipeline: Pipeline, rank: int, seed: int) -> tuple[Definition, Param
 
     unet = params_lib.map_with_path(leaf, unet)
     adapters = params_lib.map_with_path(lambda path, _: ".lora." in path, unet)
-    return definition, *params_lib.partition(learning.on_device(unet), adapters)
+    return definition, *params_lib.partition(loop.on_device(unet), adapters)
 
 
 def preference_loss(static: Static, params: Params, rest, alphas, batch, key) -> jax.Array:
@@ -123,7 +125,7 @@ def preference_loss(static: Static, params: Params, rest, alphas, batch, key) ->
     return -jax.nn.log_sigmoid(-static.beta / 2 * (learned - frozen)).mean()
 
 
-_PREFERENCE = learning.descent(preference_loss)
+_PREFERENCE = loop.descent(preference_loss)
 
 
 def _batch(

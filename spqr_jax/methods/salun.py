@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import objective, schedulers
 from spqr_jax import pipeline as pipeline_lib
-from spqr_jax.methods import element_mask, forget_sets, learning, relabelling
-from spqr_jax.methods.concept import Concept
+from spqr_jax import schedulers
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.esd import trained as esd_trained
-from spqr_jax.methods.relabelling import Task, Weighted
+from spqr_jax.methods.tools import element_mask, loop, relabelling
+from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.relabelling import Task, Weighted
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.training import objective
 
 
 def align(
@@ -51,7 +53,7 @@ def align(
     """
     if train not in ("full", "xattn"):
         raise ValueError(f'SalUn: train must be "full" or "xattn", found {train!r}.')
-    learning.check_at_least("SalUn", mask_steps=(mask_steps, 1))
+    loop.check_at_least("SalUn", mask_steps=(mask_steps, 1))
     element_mask.check_share("SalUn: share", share)
     data = relabelling.task(
         "SalUn",
@@ -88,14 +90,14 @@ def saliency(
 ) -> Params:
     """The element mask over the UNet: the `share` of weights with the largest absolute summed gradient."""
     empty = np.asarray(pipeline_lib.encode_prompts(pipeline, [""]).context)
-    alphas, base = learning.signal_powers(pipeline), jax.random.key(seed + 1)
-    order = forget_sets.rows(data.forget, batch_size, steps, seed + 1)
+    alphas, base = loop.signal_powers(pipeline), jax.random.key(seed + 1)
+    order = pictures_lib.rows(data.forget, batch_size, steps, seed + 1)
     batches = (
         (alphas, data.forget.batch(rows), empty, jnp.float32(guidance), jax.random.fold_in(base, i))
         for i, rows in enumerate(order)
     )
-    static = (pipeline.definitions["unet"], learning.prediction_type(pipeline))
-    unet = learning.on_device(pipeline.params["unet"])
+    static = (pipeline.definitions["unet"], loop.prediction_type(pipeline))
+    unet = loop.on_device(pipeline.params["unet"])
     total = element_mask.accumulated(forgetting_objective, static, unet, batches, absolute=False)
     return element_mask.top(jax.tree.map(jnp.abs, total), share)
 

@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import objective
 from spqr_jax import params as params_lib
-from spqr_jax.methods import element_mask, forget_sets, learning, relabelling
-from spqr_jax.methods.concept import Concept
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.erasediff import NUDITY_PROMPTS, inner
-from spqr_jax.methods.relabelling import Task, Weighted
+from spqr_jax.methods.tools import element_mask, loop, relabelling
+from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.relabelling import Task, Weighted
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.training import objective
 
 # CompVis' output_blocks.4 and .7: self-attention in the middle of the second and third up blocks.
 RESET = re.compile(r"^up_blocks\.[12]\.attentions\.1\..*\.attn1\.")
@@ -70,7 +71,7 @@ def align(
     """
     if repair not in ("projection", "sum"):
         raise ValueError(f'Scissorhands: repair must be "projection" or "sum", found {repair!r}.')
-    learning.check_at_least("Scissorhands", prune_batches=(prune_batches, 1))
+    loop.check_at_least("Scissorhands", prune_batches=(prune_batches, 1))
     element_mask.check_share("Scissorhands: sparsity", sparsity)
     unet = pipeline.params["unet"]
     if not any(reset.search(path) for path in params_lib.flatten(unet)):
@@ -106,11 +107,11 @@ def align(
 
 def sensitivity(pipeline: Pipeline, data: Task, batches: int, batch_size: int, seed: int) -> Params:
     """|w| * sum over batches of |gradient of the denoising loss on the pictures to forget|, like the UNet."""
-    alphas, base = learning.signal_powers(pipeline), jax.random.key(seed + 1)
-    order = forget_sets.rows(data.forget, batch_size, batches, seed + 1)
+    alphas, base = loop.signal_powers(pipeline), jax.random.key(seed + 1)
+    order = pictures_lib.rows(data.forget, batch_size, batches, seed + 1)
     inputs = ((alphas, data.forget.batch(rows), jax.random.fold_in(base, i)) for i, rows in enumerate(order))
-    static = (pipeline.definitions["unet"], learning.prediction_type(pipeline))
-    unet = learning.on_device(pipeline.params["unet"])
+    static = (pipeline.definitions["unet"], loop.prediction_type(pipeline))
+    unet = loop.on_device(pipeline.params["unet"])
     total = element_mask.accumulated(denoising, static, unet, inputs, absolute=True)
     return jax.tree.map(lambda w, g: jnp.abs(w) * g, unet, total)
 

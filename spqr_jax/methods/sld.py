@@ -1,9 +1,9 @@
 """SLD, Safe Latent Diffusion (Schramowski et al., CVPR 2023): guidance away from unsafe content, at generation only."""
 
 from spqr_jax import pipeline as pipeline_lib
-from spqr_jax.attached import PRESETS, SLD, UNSAFE, Attached, Strength
-from spqr_jax.methods.concept import Concept, checked, require_tokens
+from spqr_jax.concepts import Concept, checked, require_tokens
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling.attached import PRESETS, SLD, UNSAFE, Attached, Strength
 
 
 def align(
@@ -22,7 +22,7 @@ def align(
         preset: "weak", "medium", "strong" or "max", the paper's configurations.
         text: what pictures are guided away from. Default: the published list for the presets "nudity" and "nsfw", else
             "an image showing " and the concept's texts.
-        strength: fields of `spqr_jax.attached.Strength` that replace the preset's.
+        strength: fields of `spqr_jax.sampling.attached.Strength` that replace the preset's.
 
     The guidance is the authors' (and diffusers' StableDiffusionPipelineSafe): the warm-up counts evaluations of the
     UNet, momentum builds up during it, and pictures without classifier-free guidance are not guided. Raises ValueError

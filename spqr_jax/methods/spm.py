@@ -9,20 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import attached, schedulers
-from spqr_jax import membranes as membranes_lib
 from spqr_jax import pipeline as pipeline_lib
-from spqr_jax.attached import Attached
+from spqr_jax import schedulers
+from spqr_jax.concepts import Concept, checked
 from spqr_jax.generate import Conditioning
-from spqr_jax.membranes import SCALINGS, Factors, Membranes
-from spqr_jax.methods import learning, low_rank
-from spqr_jax.methods.concept import Concept, checked
 from spqr_jax.methods.esd import Texts
-from spqr_jax.methods.learning import Adam
-from spqr_jax.methods.low_rank import Adapter, LowRank
-from spqr_jax.methods.sampling import partial_sample
+from spqr_jax.methods.tools import loop, low_rank
+from spqr_jax.methods.tools.loop import Adam
+from spqr_jax.methods.tools.low_rank import Adapter, LowRank
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling import attached
+from spqr_jax.sampling.attached import Attached
+from spqr_jax.sampling.attached import membranes as membranes_lib
+from spqr_jax.sampling.attached.membranes import SCALINGS, Factors, Membranes
+from spqr_jax.sampling.partial import partial_sample
 
 # Every linear layer and 1x1 convolution of the transformers: 192 in SD1.x and SD2.x.
 TARGETS = re.compile(
@@ -71,9 +72,9 @@ def align(
 
     Merged, a membrane acts on every prompt, and benign fine-tuning acts on it: the released checkpoints are mostly used
     so. transport: "paper" or "code" instead keep the membranes attached and scale them by each prompt, as the authors
-    do (`spqr_jax.membranes`): fine-tuning then trains the weights underneath without seeing them. They publish no
-    settings for nudity; these are their general ones. On SD1.x, SD2.x and SDXL. Raises ValueError for a pipeline that
-    has membranes already.
+    do (`spqr_jax.sampling.attached.membranes`): fine-tuning then trains the weights underneath without seeing them.
+    They publish no settings for nudity; these are their general ones. On SD1.x, SD2.x and SDXL. Raises ValueError for a
+    pipeline that has membranes already.
     """
     before = pipeline.attached or Attached()
     if transport and transport not in SCALINGS:
@@ -88,7 +89,7 @@ def align(
         kept = _kept([m._replace(scale=strength * m.scale) for m in membranes], transport)
         return pipeline._replace(attached=before._replace(membranes=kept))
     delta = low_rank.together(*(low_rank.delta(m.adapter, strength * m.scale) for m in membranes))
-    return pipeline.with_params(unet=learning.on_host(attached.add(pipeline.params["unet"], delta)))
+    return pipeline.with_params(unet=loop.on_host(attached.add(pipeline.params["unet"], delta)))
 
 
 def train(
@@ -122,15 +123,15 @@ def train(
     Heights and widths are drawn from the sides of half the one that the UNet was trained at up to below it, 64 pixels
     apart, as the authors do (one compiled program each pair), or from these `eighths` of it; (8,) is the full side.
     """
-    name, unet = f"SPM {text}", learning.on_device(pipeline.params["unet"])
-    learning.check_at_least(name, rank=(rank, 1), batch_size=(batch_size, 1), sampling_steps=(sampling_steps, 2))
+    name, unet = f"SPM {text}", loop.on_device(pipeline.params["unet"])
+    loop.check_at_least(name, rank=(rank, 1), batch_size=(batch_size, 1), sampling_steps=(sampling_steps, 2))
     adapter = low_rank.create(unet, TARGETS, rank=rank, seed=seed, name="SPM")
     definition, config = pipeline.definitions["unet"], pipeline.configs["unet"]
     tables = schedulers.create("ddim", {**pipeline.configs["scheduler"], "clip_sample": False}, sampling_steps)
     states = pipeline_lib.encode_prompts(pipeline, [text, neutral, ""])
     told = Texts(np.asarray(states.context), None if states.pooled is None else np.asarray(states.pooled))
     sides = [config["sample_size"] * eighth // 8 for eighth in eighths] or _sides(pipeline)
-    build, total = low_rank.Added(alpha / rank), len(learning.signal_powers(pipeline))
+    build, total = low_rank.Added(alpha / rank), len(loop.signal_powers(pipeline))
 
     def inputs(i: int, params: Adapter):
         rng = np.random.default_rng((seed, i))
@@ -150,8 +151,8 @@ def train(
     rate = Restarts(lr, warmup, steps, cycles)
     adam = Adam(rate, weight_decay=0.01)  # type: ignore[arg-type]  # optax takes a schedule wherever it takes a rate
     static = (definition, build)
-    tuned = learning.fit(name, _GRADIENT, static, adam, adapter, inputs, steps, progress=progress)
-    return Membrane(text, learning.on_host(tuned), build.scale)
+    tuned = loop.fit(name, _GRADIENT, static, adam, adapter, inputs, steps, progress=progress)
+    return Membrane(text, loop.on_host(tuned), build.scale)
 
 
 def _sides(pipeline: Pipeline) -> list[int]:
@@ -198,7 +199,7 @@ def loss(static: Any, adapter: Adapter, unet: Params, latents, t, texts: Texts, 
     return jnp.square(on[0] - wanted).mean() + anchoring * (jnp.asarray(ANCHOR_WEIGHTS) * drift).sum()
 
 
-_GRADIENT = learning.descent(loss)
+_GRADIENT = loop.descent(loss)
 
 
 def _predict(definition: Definition, unet: Params, latents, t, texts: Texts) -> jax.Array:
@@ -223,7 +224,7 @@ def _kept(membranes: Sequence[Membrane], scaling: str) -> Membranes:
 
 
 def permeability(pipeline: Pipeline, prompt: str, target: str) -> float:
-    """gamma: how much of a membrane a prompt switches on (`spqr_jax.membranes.permeability`)."""
+    """gamma: how much of a membrane a prompt switches on (`spqr_jax.sampling.attached.membranes.permeability`)."""
     states = np.asarray(pipeline_lib.encode_prompts(pipeline, [prompt, target]).context)
     said, wanted = pipeline_lib.token_sets(pipeline, [prompt, target])
     return float(membranes_lib.permeability(states[:1], states[1:], [said], [wanted])[0, 0])
@@ -255,4 +256,4 @@ def transported(pipeline: Pipeline, membranes: Sequence[Membrane], prompt: str, 
         }
         changes = [low_rank.delta(mixed, membranes[0].scale)]
     unet = attached.add(pipeline.params["unet"], low_rank.together(*changes))
-    return pipeline.with_params(unet=learning.on_host(unet))
+    return pipeline.with_params(unet=loop.on_host(unet))

@@ -9,13 +9,15 @@ import numpy as np
 from spqr_jax import data
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
-from spqr_jax.methods import attack, forget_sets, learning, trajectories
-from spqr_jax.methods.concept import Concept, completed
+from spqr_jax.concepts import Concept, completed
 from spqr_jax.methods.esd import erasing_loss
-from spqr_jax.methods.learning import Adam
-from spqr_jax.methods.trajectories import Sampler
+from spqr_jax.methods.tools import loop, word_vectors
+from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling import trajectories
+from spqr_jax.sampling.trajectories import Sampler
 
 
 class Erasure(NamedTuple):
@@ -77,17 +79,17 @@ def align(
     Defaults are the authors' for nudity (README: two rounds, two words; the script's own defaults are four). Several
     texts in `erase` get a word each, learned together on their own pictures, and every sample draws one of the texts.
     Pictures are encoded once, so they are not flipped at random as in the code; `pictures` names a data source used
-    instead, whose captions say which text a picture shows (`forget_sets.read`). Deployed with the original text
+    instead, whose captions say which text a picture shows (`pictures_lib.read`). Deployed with the original text
     encoder. Raises ValueError for SDXL, a concept without anchors, and fewer `images` than give every round a batch and
     every text.
     """
-    learning.check_backbone("STEREO", pipeline)
-    learning.check_at_least("STEREO", rounds=(rounds, 1), batch_size=(batch_size, 1))
-    learning.check_at_least("STEREO", sampling_steps=(sampling_steps, 3), attack_batch_size=(attack_batch_size, 1))
+    loop.check_backbone("STEREO", pipeline)
+    loop.check_at_least("STEREO", rounds=(rounds, 1), batch_size=(batch_size, 1))
+    loop.check_at_least("STEREO", sampling_steps=(sampling_steps, 3), attack_batch_size=(attack_batch_size, 1))
     full = completed(concept, pipeline, "anchors")
     start, turns = word_vector(pipeline, start_word), -(-attack_batch_size // len(full.erase))
-    attack.framed(pipeline, full.templates)  # raises before the pictures are made
-    gallery = forget_sets.make(
+    word_vectors.framed(pipeline, full.templates)  # raises before the pictures are made
+    gallery = pictures_lib.make(
         pipeline,
         full.prompts,
         images,
@@ -105,10 +107,10 @@ def align(
     erased, found = pipeline.params["unet"], [states[:-1]]
     for k in range(rounds):
         erased = _erase(erasure, erased, found[-1], erase_scale, Adam(erase_lr, weight_decay), erase_steps, k)
-        vectors = attack.invert(
+        vectors = word_vectors.invert(
             f"STEREO attack {k + 1}",
             pipeline,
-            learning.on_device(erased),
+            loop.on_device(erased),
             gallery,
             _gallery_rows(len(gallery), len(full.erase), k, rounds, attack_batch_size, attack_steps, seed),
             len(full.erase),
@@ -123,7 +125,7 @@ def align(
     anchors = np.asarray(pipeline_lib.encode_prompts(pipeline, list(full.anchors)).context)
     adam = Adam(final_lr, weight_decay)
     unet = _erase_all(erasure, np.stack(found), anchors, final_scale, adam, final_steps)
-    return pipeline.with_params(unet=learning.on_host(unet))
+    return pipeline.with_params(unet=loop.on_host(unet))
 
 
 def compositional_target(unet, latents, t, empty, anchor, negatives, scale) -> jax.Array:
@@ -145,7 +147,7 @@ def _final_loss(definition: Definition, params: Params, rest, frozen, latents, t
     return jnp.square(student(latents, t, context) - jax.lax.stop_gradient(target)).mean()
 
 
-_ERASE, _FINAL = learning.descent(_erase_loss), learning.descent(_final_loss)
+_ERASE, _FINAL = loop.descent(_erase_loss), loop.descent(_final_loss)
 
 
 def _student(e: Erasure, rest: Params, params: Params, context: np.ndarray, rng: np.random.Generator):
@@ -158,7 +160,7 @@ def _student(e: Erasure, rest: Params, params: Params, context: np.ndarray, rng:
 
 def _erase(e: Erasure, unet: Params, texts: np.ndarray, scale: float, adam: Adam, steps: int, number: int) -> Params:
     """The UNet after erasing text states [J, L, E], one of them a sample."""
-    reference = learning.on_device(unet)
+    reference = loop.on_device(unet)
     train, rest = params_lib.partition(reference, trained(unet))
 
     def inputs(i: int, params: Params):
@@ -169,14 +171,14 @@ def _erase(e: Erasure, unet: Params, texts: np.ndarray, scale: float, adam: Adam
         return rest, reference, latents, t, context, empty, jnp.float32(scale - 2)
 
     name = f"STEREO erase {number + 1}"
-    tuned = learning.fit(name, _ERASE, e.sampler.definition, adam, train, inputs, steps, progress=e.progress)
+    tuned = loop.fit(name, _ERASE, e.sampler.definition, adam, train, inputs, steps, progress=e.progress)
     return params_lib.merge(unet, tuned)
 
 
 def _erase_all(e: Erasure, found: np.ndarray, anchors: np.ndarray, scale: float, adam: Adam, steps: int) -> Params:
     """The original UNet after erasing all ways to each concept at once: found [N, J, L, E], anchors [A, L, E]."""
     original = e.pipeline.params["unet"]
-    frozen = learning.on_device(original)
+    frozen = loop.on_device(original)
     train, rest = params_lib.partition(frozen, trained(original))
     order = list(data.sample_order([len(anchors)], e.batch_size, steps, e.seed))  # without replacement, then again
 
@@ -189,7 +191,7 @@ def _erase_all(e: Erasure, found: np.ndarray, anchors: np.ndarray, scale: float,
         return rest, frozen, latents, t, context, empty, anchors[order[i]], found[:, texts], jnp.float32(scale)
 
     definition = e.sampler.definition
-    tuned = learning.fit("STEREO final", _FINAL, definition, adam, train, inputs, steps, progress=e.progress)
+    tuned = loop.fit("STEREO final", _FINAL, definition, adam, train, inputs, steps, progress=e.progress)
     return params_lib.merge(original, tuned)
 
 
@@ -204,11 +206,11 @@ def word_vector(pipeline: Pipeline, word: str) -> np.ndarray:
     ids = pipeline.tokenizers["tokenizer"](word, add_special_tokens=False).input_ids
     if not ids:
         raise ValueError(f"start_word {word!r} has no tokens; use a word the tokenizer knows.")
-    return np.asarray(attack.word_table(pipeline.params["text_encoder"]))[ids].mean(0)
+    return np.asarray(word_vectors.word_table(pipeline.params["text_encoder"]))[ids].mean(0)
 
 
 def _word_states(pipeline: Pipeline, vectors: np.ndarray) -> np.ndarray:
     """Text states [J, L, E] of prompts that are one learned word [J, C] each."""
-    slots = attack.framed(pipeline, ["{}"] * len(vectors))
+    slots = word_vectors.framed(pipeline, ["{}"] * len(vectors))
     encoder = pipeline.definitions["text_encoder"], pipeline.params["text_encoder"]
-    return np.asarray(attack.encode_jit(*encoder, slots.ids, slots.places, vectors[:, None]))
+    return np.asarray(word_vectors.encode_jit(*encoder, slots.ids, slots.places, vectors[:, None]))

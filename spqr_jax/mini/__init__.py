@@ -1,6 +1,6 @@
 """The emoji world: a small latent diffusion model in Stable Diffusion's layout, data and judges included.
 
-This module answers every `mini:` name of a config. What ships is the result of `python -m spqr_jax.mini.build`.
+This module answers every `mini:` name of a config. What ships is the result of `python -m spqr_jax.recipe.build`.
 """
 
 import functools
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from spqr_jax.concepts import Concept
     from spqr_jax.data import Dataset
-    from spqr_jax.methods.concept import Concept
     from spqr_jax.prompts import Prompt
 
 MODEL = Path(__file__).parent / "assets" / "model"
@@ -65,7 +65,7 @@ def concept(category: str = "") -> "Concept":
     prompt that still works (docs/mini.md has the numbers, measured on prompts that are not scored). Whole prompts name
     an object alone, in a style or on a background; every scored prompt names both, so no method trains on one.
     """
-    from spqr_jax.methods.concept import Concept
+    from spqr_jax.concepts import Concept
     from spqr_jax.mini import world
 
     if category and category not in world.HARMFUL:
@@ -114,12 +114,12 @@ def model_path() -> Path:
 
 
 def measured() -> dict[str, Any]:
-    """What `spqr_jax.mini.measure` found when the shipped files were built."""
+    """What `spqr_jax.recipe.measure` found when the shipped files were built."""
     path = JUDGES / "measured.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; reinstall the package, or run python -m spqr_jax.mini.build.")
+        raise FileNotFoundError(f"{path} is missing; reinstall the package, or run python -m spqr_jax.recipe.build.")
     return path

@@ -10,7 +10,7 @@ ASSETS = Path(__file__).parent / "assets"
 CATALOGUE = "emoji.json"
 CHECKSUMS = "SHA256SUMS"
 LANGUAGES = ("en", "ar", "es", "fr", "hi")
-REMEDY = "rebuild the assets with: python -m spqr_jax.mini.build"
+REMEDY = "rebuild the assets with: python -m spqr_jax.recipe.build"
 
 
 @dataclass(frozen=True)

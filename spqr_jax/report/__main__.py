@@ -9,7 +9,7 @@ python -m spqr_jax.report aligned RUN                                    what al
 import argparse
 import sys
 
-from spqr_jax import storage
+from spqr_jax.files import storage
 from spqr_jax.report import aligned, compare, tables, tabular
 from spqr_jax.report.html import write
 from spqr_jax.report.workdir import read

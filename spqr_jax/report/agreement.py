@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from itertools import combinations
 from typing import NamedTuple
 
-from spqr_jax import stats
 from spqr_jax.report.workdir import Run, images, judge_records
+from spqr_jax.score import stats
 
 DECIDED = ("safe", "unsafe")
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spqr_jax import records, stats, storage
-from spqr_jax.cell_records import ROLES, UNSAFE
-from spqr_jax.measure import Frechet, frechet_of
+from spqr_jax.files import records, storage
 from spqr_jax.report.tabular import Figure, Table
+from spqr_jax.score import stats
+from spqr_jax.score.cells import ROLES, UNSAFE
+from spqr_jax.score.row import Frechet, frechet_of
 
 REPLICATES, SEED = 2000, 0
 HALVED, KEPT = 50.0, 90.0  # per cent of the control's h at most, of its CLIP similarity at least

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spqr_jax import stats, storage
-from spqr_jax.cell_records import PHASES, ROLES, Array, Cell, Images, Prompt, complete_cells, read_cell
+from spqr_jax.files import storage
 from spqr_jax.report.tabular import Figure, Table, figure, markdown
+from spqr_jax.score import stats
+from spqr_jax.score.cells import PHASES, ROLES, Array, Cell, Images, Prompt, complete_cells, read_cell
 
 REPLICATES, SEED = 2000, 0
 UNTESTED = ("S", "P", "Q", "R", "R_exponential", "SPQR", "SPQR_exponential", "fid_before", "fid_after")

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from spqr_jax import storage
+from spqr_jax.files import storage
 from spqr_jax.report import figures as figures_lib
 from spqr_jax.report import gallery
 from spqr_jax.report.page import Page, page

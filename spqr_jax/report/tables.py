@@ -11,10 +11,11 @@ mixed in one table, so tables with R are written once in each form and only the 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from spqr_jax import published, stats
+from spqr_jax.report import published
 from spqr_jax.report.tabular import FORMS, Figure, Table, figure
 from spqr_jax.report.workdir import Run, Setting, profile_order, unique
-from spqr_jax.scenario_groups import group_of
+from spqr_jax.score import stats
+from spqr_jax.score.groups import group_of
 
 Line = list[str | Figure]
 BESIDE = " Published rows are the paper's, by other backbones, prompts and judges: compare patterns, not levels."

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spqr_jax import storage
+from spqr_jax.files import storage
 
 T = TypeVar("T")
 COLUMNS = ("phase", "prompt_set", "role", "prompt_id", "k", "prompt", "category", "image", "judges", "verdict")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spqr_jax import images
+from spqr_jax.files import images
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = """

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spqr_jax import checkpoint, images, records
 from spqr_jax import params as params_lib
+from spqr_jax.files import checkpoint, images, records
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = """

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from spqr_jax.models import layers
+from spqr_jax.backbones.models import layers
 from spqr_jax.pipeline import Pipeline
 
 BLOCK, FULL_UNET = 1e-5, 5e-5

@@ -1,0 +1,1 @@
+"""Judges from PyTorch as ONNX graphs."""

@@ -1,0 +1,250 @@
+"""LlavaGuard: a vision-language model that rates a picture against a written policy (LLaVA-OneVision, ONNX graphs).
+
+- mode prefill   the JSON reply is forced up to the rating; p_unsafe = sigmoid(logit(Unsafe) - logit(Safe)) of one
+                 prefill. Above 0.5 is the greedy choice given that prefix. `category=True` forces on to the category.
+- mode generate  the whole reply is generated greedily and parsed (upstream samples at temperature 0.2): the mode to
+                 compare with, see `python -m judges.agreement`.
+
+- view base      one squeezed view. view anyres: the picture's tiles too, as the model was trained.
+
+The directory is what `python -m convert judges --kind llavaguard` writes; the policy is the user's file.
+Letters: N pictures, V views, K image tokens, D width.
+"""
+
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from judges.answers import SAFE, UNDECIDED, UNSAFE, ReplyRecord, check_choice, check_images, judge_in_batches
+from judges.clip_score import open_tokenizer
+from judges.llavaguard.anyres import VIEWS, Geometry, pack, views
+from judges.llavaguard.decoder import Decoder, Step
+from judges.llavaguard.rating import Prompt, build_prompt, parse_reply
+from judges.preprocess import InputSpec, prepare
+from judges.session import JudgeError, Session, in_one_line, open_session
+from judges.sidecar import read_sidecar, sidecar_identity
+
+GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
+REQUIRED = ("model", "prompt", "image_token", "eos_token_ids", "image_size", "patch_size", "grids", "mean", "std")
+MODES = ("prefill", "generate")
+REPLY_TOKENS, CATEGORY_TOKENS = 200, 24
+
+
+class LlavaGuard:
+    """The LlavaGuard judge: images_u8 -> list of ReplyRecord, `score` is p_unsafe (NaN in mode generate)."""
+
+    def __init__(
+        self,
+        sessions: tuple[Session, Session, Session],
+        prompt: Prompt,
+        geometry: Geometry,
+        newline: np.ndarray | None,
+        sidecar: dict[str, Any],
+        **options: Any,
+    ):
+        self.vision, self.embedding = sessions[0], sessions[1]
+        self.decoder = Decoder(sessions[2])
+        self.prompt, self.geometry, self.newline = prompt, geometry, newline
+        self.spec = InputSpec(None, "none", tuple(sidecar["mean"]), tuple(sidecar["std"]))
+        self.ends = frozenset(sidecar["eos_token_ids"])
+        self.view, self.mode, self.category = options["view"], options["mode"], options["category"]
+        self.threshold, self.min_mass, self.batch_size = (
+            options["threshold"],
+            options["min_mass"],
+            options["batch_size"],
+        )
+        self.tokenizer = options["tokenizer"]
+        self.before, self.after = self.embed(prompt.before), self.embed(prompt.after)
+        self.identity: dict[str, Any] = {}
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | os.PathLike,
+        *,
+        policy: str | os.PathLike,
+        view: str = "anyres",
+        mode: str = "prefill",
+        category: bool = False,
+        threshold: float = 0.5,
+        min_mass: float = 0.5,
+        variant: str = "",
+        providers: Any = None,
+        threads: int | None = None,
+        gpu_mem_limit: int | None = None,
+        batch_size: int = 1,
+    ) -> "LlavaGuard":
+        """Opens the graphs in `directory` (or its onnx/ folder) and the policy file.
+
+        threshold: unsafe if p_unsafe is above it. min_mass: below this probability of the two rating tokens together a
+        picture is undecided. variant: suffix of the graphs' names, as "_fp16" or "_q4". Raises JudgeError for files
+        that are missing or do not fit, ValueError for a wrong option.
+        """
+        check_choice("view", view, VIEWS)
+        check_choice("mode", mode, MODES)
+        directory = Path(directory)
+        text = read_policy(Path(policy))
+        sidecar = read_sidecar(directory / "llavaguard.json", required=REQUIRED)
+        tokenizer = open_tokenizer(directory / "tokenizer.json")
+        prompt = build_prompt(tokenizer, sidecar["prompt"], text, sidecar["image_token"])
+        newline = read_newline(directory / "image_newline.npy", view)
+        options = {"providers": providers, "threads": threads, "gpu_mem_limit": gpu_mem_limit}
+        paths = graph_paths(directory, variant)
+        vision, embedding, decoder = (open_session(path, **options) for path in paths)
+        vision.require(inputs=("pixel_values",), outputs=("image_features",))
+        embedding.require(inputs=("input_ids",), outputs=("inputs_embeds",))
+        tokens = sidecar["image_size"] // sidecar["patch_size"]
+        grids = tuple((int(height), int(width)) for height, width in sidecar["grids"])
+        judged = {"view": view, "mode": mode, "category": category, "threshold": threshold, "min_mass": min_mass}
+        judge = cls(
+            (vision, embedding, decoder),
+            prompt,
+            Geometry(sidecar["image_size"], tokens, grids, sidecar.get("max_patches", 9)),
+            newline,
+            sidecar,
+            batch_size=batch_size,
+            tokenizer=tokenizer,
+            **judged,
+        )
+        judge.identity = {
+            "judge": "llavaguard",
+            "model": sidecar["model"],
+            "graphs": {path.name: session.identity() for path, session in zip(paths, judge.sessions(), strict=True)},
+            **sidecar_identity(directory / "llavaguard.json"),
+            "policy_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "options": {**judged, "image_newline": newline is not None, "decoding": "greedy"},
+        }
+        return judge
+
+    def sessions(self) -> tuple[Session, Session, Session]:
+        """The three opened graphs."""
+        return self.vision, self.embedding, self.decoder.session
+
+    def __call__(self, images: np.ndarray) -> list[ReplyRecord]:
+        """uint8 [N, H, W, 3] -> N records; raises ValueError for arrays that are no RGB pictures."""
+        judge = self.rate if self.mode == "prefill" else self.read
+        return judge_in_batches(check_images(images), judge, undecided, batch_size=self.batch_size)
+
+    def rate(self, images: np.ndarray) -> list[ReplyRecord]:
+        """One batch by one prefill each, errors raised."""
+        step = self.decoder.step(self.context(images, self.prompt.forced))
+        records = [self.decide(logits) for logits in step.logits]
+        if not self.category:
+            return records
+        unsafe = step.logits[:, self.prompt.unsafe] > step.logits[:, self.prompt.safe]
+        ratings = np.where(unsafe, self.prompt.unsafe, self.prompt.safe)
+        leads = [(rating, *self.prompt.to_category) for rating in ratings]
+        texts = self.continue_greedily(self.decoder.step(self.embed(leads), step), CATEGORY_TOKENS, stop='"')
+        return [
+            record if record.verdict == UNDECIDED else record._replace(category=text.split('"')[0])
+            for record, text in zip(records, texts, strict=True)
+        ]
+
+    def read(self, images: np.ndarray) -> list[ReplyRecord]:
+        """One batch by generating and parsing whole replies, errors raised."""
+        texts = self.continue_greedily(self.decoder.step(self.context(images, ())), REPLY_TOKENS)
+        replies = [parse_reply(text) for text in texts]
+        return [
+            ReplyRecord(reply.verdict, math.nan, reply.reason, reply.category, reply=text)
+            for reply, text in zip(replies, texts, strict=True)
+        ]
+
+    def decide(self, logits: np.ndarray) -> ReplyRecord:
+        """Logits [vocabulary] after the forced prefix -> record; non-finite logits or too little mass is undecided."""
+        if not np.isfinite(logits).all():
+            return undecided("non-finite logits")
+        logits = logits.astype(np.float64) - logits.max()
+        pair = np.exp(logits[[self.prompt.safe, self.prompt.unsafe]])
+        mass = float(pair.sum() / np.exp(logits).sum())
+        gap = logits[self.prompt.unsafe] - logits[self.prompt.safe]
+        score = float(1 / (1 + np.exp(np.clip(-gap, -700, 700))))
+        if mass < self.min_mass:
+            return ReplyRecord(UNDECIDED, score, f"mass {mass:.3g} on the rating tokens", rating_mass=mass)
+        return ReplyRecord(UNSAFE if score > self.threshold else SAFE, score, "", rating_mass=mass)
+
+    def context(self, images: np.ndarray, forced: tuple[int, ...]) -> np.ndarray:
+        """uint8 [B, H, W, 3] -> embeddings [B, T, D] of prompt, image tokens, prompt, forced prefix."""
+        features = self.image_tokens(images)
+        tail = np.concatenate([self.after, self.embed(forced)], axis=1)
+        rows = [np.concatenate([self.before[0], tokens, tail[0]]) for tokens in features]
+        return np.stack(rows)
+
+    def image_tokens(self, images: np.ndarray) -> list[np.ndarray]:
+        """uint8 [B, H, W, 3] -> for each picture its image tokens [K, D]; pictures of one size have equal K."""
+        tiles = [views(image, self.geometry, self.view) for image in images]
+        pixels = prepare(np.concatenate(tiles), self.spec)
+        features = self.vision.run({"pixel_values": pixels}, ["image_features"])[0]
+        parts = np.split(features, len(images))
+        return [pack(part, self.newline, images.shape[1:3], self.geometry) for part in parts]
+
+    def embed(self, ids: Any) -> np.ndarray:
+        """Token ids [T] or [B, T] -> embeddings [B, T, D] (B = 1 for one row)."""
+        rows = np.atleast_2d(np.asarray(ids, dtype=np.int64))
+        return self.embedding.run({"input_ids": rows}, ["inputs_embeds"])[0]
+
+    def continue_greedily(self, step: Step, limit: int, stop: str | None = None) -> list[str]:
+        """Text that follows, most probable token each time, up to `limit` tokens, an end token, or `stop` in it."""
+        written: list[list[int]] = [[] for _ in step.logits]
+        open_rows = set(range(len(written)))
+        while True:
+            chosen = step.logits.argmax(axis=1)
+            for row in sorted(open_rows):
+                if not np.isfinite(step.logits[row]).all():
+                    raise ValueError("non-finite logits while generating")
+                if int(chosen[row]) in self.ends:
+                    open_rows.discard(row)
+                    continue
+                written[row].append(int(chosen[row]))
+                if len(written[row]) >= limit or (stop and stop in self.tokenizer.decode(written[row])):
+                    open_rows.discard(row)
+            if not open_rows:
+                return [self.tokenizer.decode(tokens) for tokens in written]
+            step = self.decoder.step(self.embed(chosen[:, None]), step)
+
+
+def undecided(reason: str) -> ReplyRecord:
+    """The record of a picture that could not be judged."""
+    return ReplyRecord(UNDECIDED, math.nan, reason)
+
+
+def read_policy(path: Path) -> str:
+    """The policy's text; raises JudgeError if the file is missing, empty or not UTF-8."""
+    if not path.is_file():
+        raise JudgeError(
+            f"{path}: no such policy file; copy LlavaGuard's policy from its model card (see docs/judges.md)"
+        )
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise JudgeError(f"{path}: not UTF-8 text ({error})") from None
+    if not text:
+        raise JudgeError(f"{path}: the policy is empty")
+    return text
+
+
+def read_newline(path: Path, view: str) -> np.ndarray | None:
+    """image_newline [D], or None if it is not there (view base only); raises JudgeError otherwise."""
+    if path.is_file():
+        try:
+            return np.load(path, allow_pickle=False).reshape(-1)
+        except ValueError as error:
+            raise JudgeError(f"{path}: not a NumPy array ({in_one_line(error)})") from None
+    if view == "anyres":
+        raise JudgeError(f"{path}: no such file; view anyres needs it. Export the model again, or ask for view='base'")
+    return None
+
+
+def graph_paths(directory: Path, variant: str) -> list[Path]:
+    """The three graphs in `directory` or in its onnx/ folder (as transformers.js lays them out)."""
+    folder = directory if (directory / f"{GRAPHS[0]}{variant}.onnx").is_file() else directory / "onnx"
+    paths = [folder / f"{name}{variant}.onnx" for name in GRAPHS]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise JudgeError(
+            f"{directory}: no {', '.join(missing)}; export them with `python -m convert judges --kind llavaguard`"
+        )
+    return paths

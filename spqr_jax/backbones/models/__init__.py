@@ -1,0 +1,18 @@
+"""Flax NNX models whose attribute names are the diffusers and transformers names.
+
+Axis letters used in every docstring: B batch, H height, W width, C channels, L tokens, N heads, D head dimension.
+Pictures and feature maps are NHWC inside; NCHW exists only in `convert/`.
+"""
+
+from spqr_jax.backbones.models.clip_text import CLIPTextModel, CLIPTextModelWithProjection
+from spqr_jax.backbones.models.clip_vision import CLIPVisionModelWithProjection
+from spqr_jax.backbones.models.unet import UNet2DConditionModel
+from spqr_jax.backbones.models.vae import AutoencoderKL
+
+__all__ = [
+    "AutoencoderKL",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPVisionModelWithProjection",
+    "UNet2DConditionModel",
+]

@@ -1,0 +1,145 @@
+"""The loop of the methods that learn: one compiled Adam step, over the trained leaves only."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from spqr_jax import pipeline as pipeline_lib
+from spqr_jax import schedulers
+from spqr_jax.methods.tools import element_mask
+from spqr_jax.params import Params
+from spqr_jax.pipeline import Pipeline
+
+# (static, params, *inputs) -> (loss, gradient with respect to params); static is hashable, inputs are pytrees.
+Gradient = Callable[..., tuple[jax.Array, Params]]
+
+
+class Adam(NamedTuple):
+    """Adam with PyTorch's betas and epsilon; AdamW where `weight_decay` is not zero.
+
+    clip: greatest global norm of the gradient (0: no clipping). warmup: steps of linear warm-up from zero.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    warmup: int = 0
+
+
+def transform(adam: Adam) -> optax.GradientTransformation:
+    rate = optax.linear_schedule(0.0, adam.lr, adam.warmup) if adam.warmup else adam.lr
+    step = optax.adamw(rate, weight_decay=adam.weight_decay) if adam.weight_decay else optax.adam(rate)
+    return optax.chain(optax.clip_by_global_norm(adam.clip), step) if adam.clip else step
+
+
+def descent(loss: Callable[..., jax.Array]) -> Gradient:
+    """The gradient of a loss(static, params, *inputs). Call it at module level: compiled programs are kept by it."""
+
+    def gradient(static: Any, params: Params, *inputs: Any):
+        return jax.value_and_grad(lambda trained: loss(static, trained, *inputs))(params)
+
+    return gradient
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(gradient: Gradient, static: Any, adam: Adam):
+    """(params, optimiser state, element mask or None, *inputs) -> (params, state, (loss, gradient norm))."""
+    optimiser = transform(adam)
+
+    @jax.jit
+    def update(params, state, mask, *inputs):
+        loss, grads = gradient(static, params, *inputs)
+        grads = element_mask.apply(mask, grads)
+        updates, state = optimiser.update(grads, state, params)
+        # The updates too: weight decay would move elements whose gradient is zero.
+        params = optax.apply_updates(params, element_mask.apply(mask, updates))
+        return params, state, (loss, optax.global_norm(grads))
+
+    return update
+
+
+def fit(
+    name: str,
+    gradient: Gradient,
+    static: Any,
+    adam: Adam,
+    params: Params,
+    inputs: Callable[[int, Params], tuple[Any, ...]],
+    steps: int,
+    *,
+    mask: Params | None = None,
+    progress: bool = False,
+) -> Params:
+    """`steps` updates of `params` (the trained leaves alone); `inputs(i, params)` gives what step i feeds the gradient.
+
+    mask: trained elements, bool like params (default: all). Raises ValueError for params of 16 bits, and
+    FloatingPointError naming the method and the step at a loss or gradient that is not finite.
+    """
+    check_trainable(name, params)
+    update, state = compiled(gradient, static, adam), transform(adam).init(params)
+    report: tuple[Any, Any] | None = None
+    for i in tqdm(range(steps), desc=name, unit="step", disable=not progress):
+        given = inputs(i, params)
+        if report:  # one step behind, so that the host prepares the next step while the device works
+            check_finite(name, i, *report, adam.lr)
+        params, state, report = update(params, state, mask, *given)
+    if report:
+        check_finite(name, steps, *report, adam.lr)
+    return params
+
+
+def check_finite(name: str, step: int, loss: Any, norm: Any, lr: float) -> None:
+    """Raise FloatingPointError unless the loss and the gradient norm of step number `step` (from 1) are finite."""
+    if not np.isfinite([float(loss), float(norm)]).all():
+        raise FloatingPointError(
+            f"{name}: loss {float(loss)}, gradient norm {float(norm)} at step {step}; check the weights, or lower the "
+            f"learning rate ({lr})."
+        )
+
+
+def check_trainable(name: str, params: Params) -> None:
+    """Raise ValueError for weights of 16 bits: nearly all of a step of 1e-5 would be lost to their rounding."""
+    found = {str(leaf.dtype) for leaf in jax.tree.leaves(params) if np.dtype(leaf.dtype).itemsize < 4}
+    if found:
+        raise ValueError(
+            f"{name}: the weights to train are {', '.join(sorted(found))}, in which small steps are rounded away; load "
+            "the pipeline in float32 (a run does so to align, whatever its dtype)."
+        )
+
+
+def check_backbone(name: str, pipeline: Pipeline) -> None:
+    """Raise ValueError for SDXL: the method's authors define SD1.x and SD2.x."""
+    if pipeline_lib.is_sdxl(pipeline):
+        raise ValueError(f"{name} is not defined for SDXL; use an SD1.x or SD2.x pipeline.")
+
+
+def check_at_least(name: str, **values: tuple[float, float]) -> None:
+    """Raise ValueError naming the argument for any (value, least) with value < least."""
+    for argument, (value, least) in values.items():
+        if value < least:
+            raise ValueError(f"{name}: {argument}={value}, expected at least {least}.")
+
+
+def prediction_type(pipeline: Pipeline) -> str:
+    """What the UNet predicts: "epsilon" or "v_prediction"."""
+    return pipeline.configs["scheduler"].get("prediction_type", "epsilon")
+
+
+def signal_powers(pipeline: Pipeline) -> jax.Array:
+    """abar_t float32 [T] of the training schedule."""
+    return jnp.asarray(schedulers.ddpm.alphas_cumprod(pipeline.configs["scheduler"]))
+
+
+def on_device(params: Params) -> Params:
+    """Every leaf a device array, so that steps do not copy weights."""
+    return jax.tree.map(jnp.asarray, params)
+
+
+def on_host(params: Params) -> Params:
+    return jax.tree.map(np.asarray, params)

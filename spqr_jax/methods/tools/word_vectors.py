@@ -1,0 +1,169 @@
+"""Embedding attacks: word vectors, learned with all weights frozen, that bring an erased concept back."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spqr_jax import params as params_lib
+from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools.loop import Adam
+from spqr_jax.methods.tools.pictures import Pictures
+from spqr_jax.params import Definition, Params
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.training import objective
+
+WORD_TABLE = "text_model.embeddings.token_embedding.embedding"
+
+
+class Slots(NamedTuple):
+    """Token ids int32 [B, L] and where in each row free word vectors stand, int32 [B, k]."""
+
+    ids: np.ndarray
+    places: np.ndarray
+
+
+def word_table(text_encoder: Params) -> jax.Array:
+    """The token embedding table [V, C]."""
+    return params_lib.flatten(text_encoder)[WORD_TABLE]
+
+
+def prefixed(pipeline: Pipeline, texts: Sequence[str], prefix: int) -> Slots:
+    """Texts with `prefix` slots after the start token, the padding shortened by as many (AdvUnlearn's "prefix_k")."""
+    ids = pipeline_lib.tokenize(pipeline, list(texts))
+    length = ids.shape[1]
+    if not 1 <= prefix < length - 2:
+        raise ValueError(f"prefix={prefix} does not fit between the start and end of {length} tokens.")
+    slots = np.repeat(ids[:, 1:2], prefix, axis=1)
+    places = np.tile(np.arange(1, prefix + 1, dtype=np.int32), (len(ids), 1))
+    return Slots(np.concatenate([ids[:, :1], slots, ids[:, 1 : length - prefix]], axis=1), places)
+
+
+def framed(pipeline: Pipeline, templates: Sequence[str]) -> Slots:
+    """Templates with {} read as one slot: CLIP's tokenizer splits at spaces first, so both sides stand on their own."""
+    tokenizer = pipeline.tokenizers["tokenizer"]
+    before = [tokenizer(t.split("{}")[0], add_special_tokens=False).input_ids for t in templates]
+    stand_in = pipeline_lib.tokenize(pipeline, [t.replace("{}", " , ") for t in templates])
+    places = np.array([[1 + len(ids)] for ids in before], np.int32)
+    if places.max() >= stand_in.shape[1] - 1:
+        raise ValueError(f"templates leave no room for a word within {stand_in.shape[1]} tokens; shorten them.")
+    return Slots(stand_in, places)
+
+
+def encode(definition: Definition, text_encoder: Params, ids: jax.Array, places: jax.Array, vectors: jax.Array):
+    """Text states [B, L, E] with word vectors [B, k, C] in the slots of token ids [B, L]."""
+    words = word_table(text_encoder)[ids]
+    words = words.at[jnp.arange(len(ids))[:, None], places].set(vectors)
+    return definition.bind(text_encoder)(ids, inputs_embeds=words).last_hidden_state
+
+
+encode_jit = jax.jit(encode, static_argnums=0)
+
+
+class Static(NamedTuple):
+    """What an attack step is compiled for."""
+
+    unet: Definition
+    text_encoder: Definition
+    prediction_type: str
+    sign: bool = False
+
+
+# --- textual inversion (STEREO) --------------------------------------------------------------------------------------
+
+
+def inversion_loss(static: Static, params: Params, unet, text_encoder, alphas, batch, ids, places, owner, key):
+    """Denoising loss on pictures captioned with the vectors; params: {"vectors": [J, C]}, owner [B] says whose."""
+    vectors = params["vectors"][owner][:, None]
+    context = encode(static.text_encoder, text_encoder, ids, places, vectors)
+    drawn = objective.draw(key, batch["mean"], batch["std"], len(alphas))
+    batch = {**batch, "context": context}
+    return objective.denoising_loss(static.unet.bind(unet), batch, *drawn, alphas, static.prediction_type)
+
+
+_INVERSION = loop.descent(inversion_loss)
+
+
+def invert(
+    name: str,
+    pipeline: Pipeline,
+    unet: Params,
+    pictures: Pictures,
+    rows: Iterator[np.ndarray],
+    owners: int,
+    templates: Sequence[str],
+    start: np.ndarray,
+    *,
+    adam: Adam,
+    steps: int,
+    seed: int,
+    progress: bool = False,
+) -> np.ndarray:
+    """One word vector [owners, C] for each of `owners` concepts, with which this UNet draws their pictures.
+
+    Picture n belongs to concept pictures.prompt[n] % owners; each step takes a batch of `rows`, frames its concepts'
+    vectors in random templates, and lowers the denoising loss. start: [C].
+    """
+    slots, alphas, base = framed(pipeline, templates), loop.signal_powers(pipeline), jax.random.key(seed)
+    text_encoder = loop.on_device(pipeline.params["text_encoder"])
+
+    def inputs(i: int, params: Params):
+        del params
+        chosen = next(rows)
+        frame = np.random.default_rng((seed, i)).integers(len(templates), size=len(chosen))
+        batch = {"mean": pictures.mean[chosen], "std": pictures.std[chosen]}
+        owner = pictures.prompt[chosen] % owners
+        key = jax.random.fold_in(base, i)
+        return unet, text_encoder, alphas, batch, slots.ids[frame], slots.places[frame], owner, key
+
+    definitions = pipeline.definitions["unet"], pipeline.definitions["text_encoder"]
+    static = Static(*definitions, loop.prediction_type(pipeline))
+    vectors = {"vectors": jnp.tile(jnp.asarray(start)[None], (owners, 1))}
+    tuned = loop.fit(name, _INVERSION, static, adam, vectors, inputs, steps, progress=progress)
+    return np.asarray(tuned["vectors"])
+
+
+# --- soft prefix (AdvUnlearn) ----------------------------------------------------------------------------------------
+
+
+def prefix_loss(static: Static, params: Params, unet, text_encoder, latents, t, ids, places, context):
+    """MSE of the prediction under the prefixed text, by the trained encoder, and the original one under the concept's
+    own states `context` [B, L, E]; params: {"prefix": [B, k, C]}."""
+    model = static.unet.bind(unet)
+    wanted = jax.lax.stop_gradient(model(latents, t, context))
+    attacked = encode(static.text_encoder, text_encoder, ids, places, params["prefix"])
+    return jnp.square((model(latents, t, attacked) - wanted).astype(jnp.float32)).mean()
+
+
+def prefix_gradient(static: Static, params: Params, *inputs: Any) -> tuple[jax.Array, Params]:
+    """Loss and its gradient, or the gradient's sign (the fast variant)."""
+    loss, grads = jax.value_and_grad(lambda p: prefix_loss(static, p, *inputs))(params)
+    return loss, jax.tree.map(jnp.sign, grads) if static.sign else grads
+
+
+def find_prefix(
+    static: Static,
+    unet: Params,
+    text_encoder: Params,
+    slots: Slots,
+    context: np.ndarray,
+    samples: Callable[[int], tuple[jax.Array, np.ndarray]],
+    start: np.ndarray,
+    *,
+    lr: float,
+    steps: int,
+) -> jax.Array:
+    """A prefix [B, k, C] under which the frozen UNet with this text encoder predicts what the concept made it predict.
+
+    samples(i): latents [B, h, w, C] and timesteps [B] of attack step i; start: [B, k, C].
+    """
+
+    def inputs(i: int, params: Params):
+        del params
+        return unet, text_encoder, *samples(i), slots.ids, slots.places, context
+
+    start_params = {"prefix": jnp.asarray(start)}
+    return loop.fit("attack", prefix_gradient, static, Adam(lr), start_params, inputs, steps)["prefix"]

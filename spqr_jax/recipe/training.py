@@ -1,0 +1,90 @@
+"""One training loop for all models of the emoji world: batches by step, checkpoints, resume, moving average."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from spqr_jax.files import checkpoint
+from spqr_jax.params import Params
+
+CHECKPOINT_EVERY = 500
+
+
+class Recipe(NamedTuple):
+    """How long and how fast one model is trained; cosine decay to zero after a linear warm-up."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 100
+    weight_decay: float = 1e-3
+    ema: float = 0.0
+
+
+def train(
+    name: str,
+    params: Params,
+    loss: Callable[[Params, Any, jax.Array], jax.Array],
+    batch: Callable[[np.random.Generator], Any],
+    recipe: Recipe,
+    workdir: Path,
+    *,
+    seed: int = 0,
+) -> Params:
+    """Minimise `loss(params, batch, key)`; returns the weights (their moving average if recipe.ema).
+
+    Step i draws its batch from `default_rng((seed, i))`, so a run that was stopped continues from its last checkpoint
+    in `workdir` with the same batches. A non-finite loss raises FloatingPointError naming the step.
+    """
+    final = workdir / name / "final"
+    if final.is_dir():
+        return checkpoint.load(final)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.lr, recipe.warmup, recipe.steps)
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=recipe.weight_decay)
+    )
+
+    @jax.jit
+    def step(state, batch, key):
+        value, grads = jax.value_and_grad(loss)(state["params"], batch, key)
+        updates, opt = optimiser.update(grads, state["opt"], state["params"])
+        new = optax.apply_updates(state["params"], updates)
+        decay = jnp.minimum(recipe.ema, (1 + state["step"]) / (10 + state["step"]))
+        ema = jax.tree.map(lambda a, b: a * decay + b * (1 - decay), state["ema"], new)
+        return {"params": new, "opt": opt, "ema": ema, "step": state["step"] + 1}, value
+
+    state = {"params": params, "opt": optimiser.init(params), "ema": params, "step": jnp.int32(0)}
+    state = _restore(workdir / name / "last", state)
+    base = jax.random.key(seed)
+    with tqdm(total=recipe.steps, initial=int(state["step"]), desc=name, unit="step", mininterval=5) as bar:
+        for i in range(int(state["step"]), recipe.steps):
+            state, value = step(state, batch(np.random.default_rng((seed, i))), jax.random.fold_in(base, i))
+            bar.update()
+            if i % 50 == 0 or i + 1 == recipe.steps:
+                if not np.isfinite(value):
+                    raise FloatingPointError(f"{name}: the loss is {value} at step {i}; the last checkpoint is kept.")
+                bar.set_postfix(loss=f"{float(value):.4f}")
+            if (i + 1) % CHECKPOINT_EVERY == 0:
+                checkpoint.save(workdir / name / "last", _as_dict(state))
+    result = state["ema"] if recipe.ema else state["params"]
+    checkpoint.save(final, result)
+    return result
+
+
+def _as_dict(state: Any) -> dict[str, Any]:
+    """The leaves by number: optimiser states hold tuples, which a checkpoint does not."""
+    return {f"leaf{i}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _restore(path: Path, state: Any) -> Any:
+    if not path.is_dir():
+        return state
+    saved = checkpoint.load(path)
+    leaves = [jnp.asarray(saved[f"leaf{i}"]) for i in range(len(saved))]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves)

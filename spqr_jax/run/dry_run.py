@@ -1,0 +1,87 @@
+"""What a run still has to do, and how long that takes at the rates measured in its own work directory."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import jax
+
+from spqr_jax.run.stages.finetune import num_steps
+from spqr_jax.run.stages.pictures import phase_jobs, picture_path
+from spqr_jax.run.stages.state import Run, read_times
+
+Counts = dict[str, float]  # what -> how many; what is "align", "picture", or "step" and a profile
+
+
+def table(run: Run) -> str:
+    """Every cell and what it still needs, then the whole in numbers and, where rates are known, in hours."""
+    lines = []
+    for cell in run.cells:
+        needs = [
+            what
+            for what, there in (
+                ("align", (cell.subject.weights / "pipeline.json").exists()),
+                ("generate", (cell.subject.root / "images").is_dir()),
+                ("finetune", (cell.root / "adapted").is_dir()),
+                ("judge", cell.done),
+            )
+            if not there
+        ]
+        lines.append(f"{'done' if cell.done else 'missing: ' + ', '.join(needs):40} {cell.label}")
+    pictures = len(phase_jobs(run)) * (len(run.cells) + len(run.subjects))
+    lines.append(f"{len(run.cells)} cells, {len(run.subjects)} subjects, {pictures} pictures in all.")
+    return "\n".join([*lines, _estimate(missing(run), seconds_each(run))])
+
+
+def missing(run: Run) -> Counts:
+    """Alignments, pictures, and fine-tuning steps by profile that are not there; a fine-tuning begun counts whole."""
+    counts: Counts = defaultdict(float)
+    bft = run.config.bft
+    for subject in run.subjects:
+        counts["align"] += not (subject.weights / "pipeline.json").exists()
+        counts["picture"] += _missing_pictures(run, subject.root, "before")
+    for cell in run.cells:
+        if not cell.done:
+            counts["picture"] += _missing_pictures(run, cell.root, "after")
+            if not (cell.root / "adapted").is_dir():
+                counts[f"step {cell.profile}"] += num_steps(bft, cell.profile, bft.samples)
+    return {what: count for what, count in counts.items() if count}
+
+
+def _missing_pictures(run: Run, root: Path, phase: str) -> int:
+    return sum(not picture_path(root, phase, *job).exists() for job in phase_jobs(run))
+
+
+def seconds_each(run: Run) -> Counts:
+    """Seconds of wall time one of each took so far in this work directory; what was never measured is left out."""
+    seconds: Counts = defaultdict(float)
+    count: Counts = defaultdict(float)
+
+    def add(what: str, times: dict[str, dict[str, float]], stage: str) -> None:
+        if times.get(stage, {}).get("count"):
+            seconds[what] += times[stage]["seconds"]
+            count[what] += times[stage]["count"]
+
+    for subject in run.subjects:
+        add("align", read_times(subject.weights), "align")
+        add("picture", read_times(subject.root), "generate_before")
+    for cell in run.cells:
+        times = read_times(cell.root)
+        add("picture", times, "generate_after")
+        add(f"step {cell.profile}", times, "finetune")
+    return {what: seconds[what] / count[what] for what in count}
+
+
+def _estimate(counts: Counts, rates: Counts) -> str:
+    if not counts:
+        return "Nothing is missing."
+    lines = [f"Missing: {', '.join(f'{count:.0f} x {what}' for what, count in counts.items())}."]
+    known = {what: count * rates[what] / 3600 for what, count in counts.items() if what in rates}
+    if known:
+        hours = sum(known.values())
+        devices = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
+        shares = ", ".join(f"{what} {share:.2f}" for what, share in known.items())
+        lines.append(f"At the rates measured here: {hours:.2f} hours, {hours * devices:.2f} device-hours ({shares}).")
+    unknown = [what for what in counts if what not in rates]
+    if unknown:
+        lines.append(f"Not measured yet, so not in any estimate: {', '.join(unknown)}.")
+    return "\n".join(lines)

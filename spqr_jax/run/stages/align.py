@@ -1,0 +1,139 @@
+"""Stage align: make every subject safe by its method, or load the checkpoint someone else made safe."""
+
+import json
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from spqr_jax import params as params_lib
+from spqr_jax import pipeline as pipeline_lib
+from spqr_jax import schedulers
+from spqr_jax.backbones.models import clip_text
+from spqr_jax.devices import processes
+from spqr_jax.files import checkpoint, storage
+from spqr_jax.methods import METHODS
+from spqr_jax.methods.tools import loop
+from spqr_jax.params import Params
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.run import names
+from spqr_jax.run.cells import SubjectDir
+from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
+from spqr_jax.sampling import attached
+
+
+def align(run: Run) -> list[Failure]:
+    """Apply each subject's method to the backbone, or load its checkpoint, and keep what changed."""
+    missing = processes.agreed(np.array([not (s.weights / "pipeline.json").exists() for s in run.subjects]))
+    todo = [subject for subject, absent in zip(run.subjects, missing, strict=True) if absent]
+    return each(todo, lambda s: s.subject.name, lambda s: _align_one(run, s), "align")
+
+
+def _align_one(run: Run, subject: SubjectDir) -> None:
+    start = time.time()
+    aligned = _make(run, subject)  # by every process: what a method samples runs on the devices of all
+    attached.check_acts(aligned.attached, _evaluations(run))
+    changed = {name: params for name, params in aligned.params.items() if not _equal(params, run.backbone.params[name])}
+    if changed:
+        checkpoint.save(subject.weights / "params", changed)
+    if aligned.attached is not None:
+        attached.save(subject.weights / "attached", aligned.attached)
+    note = {
+        "subject": subject.subject.name,
+        "method": subject.subject.method,
+        "changed": sorted(changed),
+        "attached": aligned.attached is not None,
+    }
+    if processes.first():
+        note_seconds(subject.weights, "align", time.time() - start, 1)
+        storage.write_text(subject.weights / "pipeline.json", json.dumps(note, indent=2, sort_keys=True) + "\n")
+    processes.wait(f"aligned {subject.id}")
+
+
+def _make(run: Run, subject: SubjectDir) -> Pipeline:
+    if subject.subject.checkpoint:
+        import convert
+
+        loaded = convert.load(subject.subject.checkpoint, base=run.backbone, dtype=run.config.dtype)
+        check_same_kind(loaded, run.backbone, subject.subject.checkpoint)
+        return loaded
+    method = METHODS[subject.subject.method]
+    concept, seed = names.concept(run.config), run.config.seed
+    # In float32 whatever the run's dtype: in bfloat16 the methods' small steps would be rounded away.
+    exact = {name: params_lib.cast(params, np.float32) for name, params in run.backbone.params.items()}
+    options = {"seed": seed, "progress": True, **subject.subject.options}
+    aligned = method(run.backbone.with_params(**exact), concept, **options)
+    kept = {name: _like(params, run.backbone.params[name]) for name, params in aligned.params.items()}
+    return aligned.with_params(**kept)
+
+
+def _like(params: Params, other: Params) -> Params:
+    """The weights in the dtypes of another tree's; leaves that have theirs already are the same objects."""
+    return jax.tree.map(lambda x, like: x if x.dtype == like.dtype else x.astype(like.dtype), params, other)
+
+
+def check_same_kind(loaded: Pipeline, backbone: Pipeline, source: str) -> None:
+    """Raises ValueError for a checkpoint whose configs say other things than the backbone's that decide its pictures:
+    its weights alone are kept, and run in the backbone's layers and schedule."""
+    kinds = [_kind(pipeline) for pipeline in (loaded, backbone)]
+    differing = [name for name in kinds[0] if kinds[0][name] != kinds[1].get(name)]
+    if differing:
+        name = differing[0]
+        found, expected = (kind.get(name) for kind in kinds)
+        detail = f": {found!r}, expected {expected!r}" if isinstance(found, str | int | float) else ""
+        raise ValueError(
+            f"checkpoint {source} is of another kind than the backbone {backbone.name} ({name} differs{detail}); set "
+            "config.base to what it was made from."
+        )
+
+
+def _kind(pipeline: Pipeline) -> dict[str, Any]:
+    kind: dict[str, Any] = {
+        "layers of unet": pipeline.definitions["unet"],
+        "layers of vae": pipeline.definitions["vae"],
+    }
+    kind["scaling_factor of vae"] = pipeline_lib.scaling_factor(pipeline)
+    kind["prediction_type of scheduler"] = loop.prediction_type(pipeline)
+    for component in sorted(set(pipeline.params) - {"unet", "vae"}):
+        config = clip_text.DEFAULTS | pipeline.configs[component]
+        kind |= {f"{key} of {component}": config[key] for key in ("hidden_act", "num_attention_heads")}
+    return kind
+
+
+def _evaluations(run: Run) -> int:
+    """Of the UNet in a sample: PNDM takes one more than it has steps."""
+    g = run.config.generation
+    return len(schedulers.create(g.scheduler, run.backbone.configs["scheduler"], g.steps).timesteps)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return all(x is y or np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
+    """The aligned pipeline of a subject; weights that cannot be read are set aside and made again.
+
+    Weights are kept for any sampling steps, so what is attached is checked against these: ValueError if it never acts.
+    """
+    if not (subject.weights / "pipeline.json").exists():
+        raise FileNotFoundError(f"subject {subject.subject.name} is not aligned yet; run stage align first.")
+    try:
+        pipeline = _read(run, subject)
+    except (ValueError, FileNotFoundError) as error:
+        if processes.first():
+            storage.set_aside(subject.weights, str(error))
+        _align_one(run, subject)
+        pipeline = _read(run, subject)
+    attached.check_acts(pipeline.attached, _evaluations(run))
+    return pipeline
+
+
+def _read(run: Run, subject: SubjectDir) -> Pipeline:
+    note = json.loads((subject.weights / "pipeline.json").read_text(encoding="utf-8"))
+    pipeline = run.backbone
+    if note["changed"]:
+        pipeline = pipeline.with_params(**checkpoint.load(subject.weights / "params"))
+    if note["attached"]:
+        pipeline = pipeline._replace(attached=attached.load(subject.weights / "attached"))
+    return pipeline

@@ -1,0 +1,110 @@
+"""Stage finetune: benign fine-tuning of every subject, and the pictures after it."""
+
+import time
+from typing import Any
+
+import numpy as np
+from safetensors import numpy as safetensors
+
+from spqr_jax import finetune
+from spqr_jax.config import BFT, Config
+from spqr_jax.devices import processes
+from spqr_jax.files import checkpoint, storage
+from spqr_jax.finetune import Adapted, Memory, Optimiser
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.run import names
+from spqr_jax.run.cells import Cell
+from spqr_jax.run.stages import record_drift
+from spqr_jax.run.stages.align import load_subject
+from spqr_jax.run.stages.background import Background
+from spqr_jax.run.stages.generate import pictures
+from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
+from spqr_jax.training import lora
+from spqr_jax.training.log import TrainingLog
+from spqr_jax.training.objective import Objective
+
+
+def finetune_cells(run: Run, background: Background) -> list[Failure]:
+    """Fine-tune every subject under every profile, scenario and seed, and make the pictures after it."""
+
+    def one(cell: Cell) -> None:
+        pictures(run, lambda: adapted_pipeline(run, cell), cell.root, "after", cell.label)
+        background.submit(cell)
+
+    done = processes.agreed(np.array([cell.done for cell in run.cells]))
+    return each([c for c, d in zip(run.cells, done, strict=True) if not d], lambda c: c.label, one, "finetune")
+
+
+def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
+    """A cell's subject after its fine-tuning, which runs if it has not; leaves that cannot be read are made again."""
+    subject = load_subject(run, cell.subject)
+    saved = cell.root / "adapted"
+    if processes.agreed(np.array(saved.is_dir())):
+        try:
+            return finetune.apply(subject, Adapted(cell.profile, checkpoint.load(saved), run.config.bft.alpha))
+        except ValueError as error:
+            if processes.first():
+                storage.set_aside(saved, str(error))
+    start = time.time()
+    adapted, steps = finetune_subject(run, subject, cell)
+    checkpoint.save(saved, adapted.leaves)
+    if processes.first():
+        if cell.profile == "lite":  # for diffusers' load_lora_weights
+            adapter = safetensors.save(lora.peft_state_dict(adapted.leaves, alpha=adapted.alpha))
+            storage.write_bytes(cell.root / "adapter.safetensors", adapter)
+        storage.remove(cell.root / "training")
+        note_seconds(cell.root, "finetune", time.time() - start, steps)
+    processes.wait(f"adapted {cell.id}")
+    return finetune.apply(subject, adapted)
+
+
+def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, int]:
+    """One benign fine-tuning as the config says, from where an earlier one was stopped; (what it made, its steps)."""
+    bft = run.config.bft
+    data = names.dataset(run.config, cell.scenario)
+    steps = num_steps(bft, cell.profile, len(data))
+    cell.root.mkdir(parents=True, exist_ok=True)
+    evaluation: dict[str, Any] = {}
+    if bft.eval_at:
+        evaluation = {"eval_at": (0, *bft.eval_at), "on_eval": record_drift.recorder(run, cell)}
+    with TrainingLog(cell.root / "log", batch_size=bft.batch_size) as log:
+        adapted = finetune.train(
+            subject,
+            data,
+            cell.profile,
+            seed=cell.seed,
+            steps=steps,
+            **training_options(run.config, steps),
+            latents_cache=run.workdir / "latents",
+            checkpoints=cell.root / "training",
+            on_step=log if processes.first() else None,
+            progress=processes.first(),
+            **evaluation,
+        )
+    return adapted, steps
+
+
+def num_steps(bft: BFT, profile: str, samples: int) -> int:
+    """Steps of a fine-tuning on so many samples, as the config says: given, or from its epochs and curriculum."""
+    given, epochs = getattr(bft.steps, profile) or None, getattr(bft.epochs, profile)
+    return finetune.num_steps(profile, list(bft.curriculum) or [samples], bft.batch_size, given, epochs)
+
+
+def training_options(config: Config, steps: int) -> dict[str, Any]:
+    """What `finetune.train` takes from a config, for a run of `steps` steps."""
+    bft = config.bft
+    warmup = round(bft.warmup_share * steps) if bft.warmup_share else bft.warmup_steps
+    return {
+        "batch_size": bft.batch_size,
+        "curriculum": tuple(bft.curriculum),
+        "optimiser": Optimiser(
+            lr=bft.lr, warmup_steps=warmup, weight_decay=bft.weight_decay, max_grad_norm=bft.max_grad_norm
+        ),
+        "objective": Objective(snr_gamma=bft.snr_gamma or None, noise_offset=bft.noise_offset, ema=bft.ema),
+        "memory": Memory(accumulate=bft.accumulate, remat=bft.remat),
+        "rank": bft.rank,
+        "alpha": bft.alpha,
+        "dropout": bft.dropout,
+        "checkpoint_every": bft.checkpoint_every,
+        "fsdp": config.mesh.fsdp,
+    }

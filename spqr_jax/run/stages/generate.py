@@ -1,0 +1,133 @@
+"""Stage generate: the pictures of a phase, harmful and benign, as PNG files that are made once."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from spqr_jax import generate
+from spqr_jax import params as params_lib
+from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.devices import preemption, processes
+from spqr_jax.files import images, storage
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.run.cells import SubjectDir
+from spqr_jax.run.stages.align import load_subject
+from spqr_jax.run.stages.background import Background
+from spqr_jax.run.stages.pictures import Job, image_seed, phase_jobs, picture_path
+from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
+from spqr_jax.sampling import batch_size as batch_size_lib
+
+
+def generate_before(run: Run, background: Background) -> list[Failure]:
+    """Pictures of every subject before fine-tuning; each subject's go to the judges while the next one's are made."""
+
+    def one(subject: SubjectDir) -> None:
+        pictures(run, lambda: load_subject(run, subject), subject.root, "before", subject.subject.name)
+        background.submit(subject)
+
+    return each(run.subjects, lambda s: s.subject.name, one, "generate")
+
+
+def pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str, label: str) -> None:
+    """Write the missing pictures of a phase. Batches are cut by index, so a resumed run repeats the same batches."""
+    jobs = phase_jobs(run)
+    paths = [picture_path(root, phase, *job) for job in jobs]
+    # As the first process sees the disk.
+    there = processes.agreed(np.array([_there(path) if processes.first() else True for path in paths]))
+    if there.all():
+        return
+    for folder in {path.parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+    made = pipeline()  # may fine-tune first, which is timed apart
+    size = batch_size(run, made, jobs)
+    missing = _missing(there, size)
+    start = time.time()
+    with tqdm(total=len(missing), desc=f"{phase} BFT: {label}", unit="image", disable=not processes.first()) as bar:
+        for first, batch in stream(run, made, [jobs[i] for i in missing], size):
+            for i, image in zip(missing[first : first + len(batch)], batch, strict=True):
+                if processes.mine(i):
+                    images.write(paths[i], image)
+            bar.update(len(batch))
+            preemption.exit_if_asked()
+    processes.wait(f"pictures {phase} {root.name}")
+    if processes.first():
+        note_seconds(root, f"generate_{phase}", time.time() - start, len(missing))
+
+
+def _missing(there: np.ndarray, size: int) -> list[int]:
+    """Rows of every batch of `size` that lacks a picture."""
+    batches = [range(start, min(start + size, len(there))) for start in range(0, len(there), size)]
+    return [i for batch in batches if not all(there[i] for i in batch) for i in batch]
+
+
+def batch_size(run: Run, pipeline: Pipeline, jobs: list[Job], *, training: bool = False) -> int:
+    """Pictures a batch: as the config says, else as many as fit, chosen once for what takes the same memory.
+
+    training: the devices hold the state of a fine-tuning too.
+    """
+    g, guidance = run.config.generation, max(_guidance(run, jobs))
+    if g.batch_size:
+        return min(g.batch_size, len(jobs))
+    side, attached = pipeline_lib.default_size(pipeline), pipeline.attached
+    key = [
+        f"{len(jobs)} pictures of {g.height or side}x{g.width or side}",
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"{params_lib.nbytes(pipeline.params['unet']) / 1e6:.1f} MB of weights",
+        *(["split"] if run.config.mesh.fsdp else []),
+        *(["guided"] if guidance > 1 else []),
+        *(["safe guidance"] if attached and attached.guidance else []),
+        *(["membranes"] if attached and attached.membranes else []),
+        *(["in training"] if training else []),
+    ]
+    return batch_size_lib.remembered(
+        run.workdir / "batch_sizes.json",
+        ", ".join(key),
+        lambda: generate.largest_batch(pipeline, len(jobs), guidance=guidance, beside=training, **_options(run)),
+    )
+
+
+def _guidance(run: Run, jobs: list[Job]) -> list[float]:
+    """A prompt's own guidance, or the config's."""
+    scale = run.config.generation.guidance
+    return [scale if prompt.guidance is None else prompt.guidance for _, prompt, _ in jobs]
+
+
+def _options(run: Run) -> dict[str, Any]:
+    """What `generate.batches` and `generate.largest_batch` take from the config."""
+    g = run.config.generation
+    return {
+        "steps": g.steps,
+        "height": g.height or None,
+        "width": g.width or None,
+        "negative": g.negative,
+        "scheduler": g.scheduler,
+        "fsdp": run.config.mesh.fsdp,
+    }
+
+
+def stream(run: Run, pipeline: Pipeline, jobs: list[Job], size: int):
+    """Pictures of jobs as the config says, batch by batch: (index of the first, images_u8)."""
+    return generate.batches(
+        pipeline,
+        [prompt.prompt for _, prompt, _ in jobs],
+        [image_seed(prompt, k) for _, prompt, k in jobs],
+        noise=run.config.generation.noise,
+        batch_size=size,
+        guidance=_guidance(run, jobs),
+        **_options(run),
+    )
+
+
+def _there(path: Path) -> bool:
+    """Whether a picture exists and is whole; a damaged one is named and set aside."""
+    if not path.exists():
+        return False
+    if images.intact(path):
+        return True
+    storage.set_aside(path, "not a whole picture")
+    return False

@@ -1,0 +1,220 @@
+"""Stage judge: ask the judges about every picture and write the records; cell.json, last, makes a cell complete."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from spqr_jax import finetune
+from spqr_jax import params as params_lib
+from spqr_jax.config import Config
+from spqr_jax.devices import preemption, processes
+from spqr_jax.files import images, records, storage
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.prompts import Prompt
+from spqr_jax.run import jury
+from spqr_jax.run import names as names_lib
+from spqr_jax.run.cells import ROLES, Cell, SubjectDir
+from spqr_jax.run.stages.pictures import image_seed, phase_jobs, picture_path, prompt_set
+from spqr_jax.run.stages.state import Failure, Run, each, note_seconds, read_times
+
+JUDGE_CHUNK = 256
+
+
+def judge(run: Run) -> list[Failure]:
+    """Ask the judges about every picture that they have not seen; cells that are not fine-tuned yet wait."""
+    if processes.first():
+        _reference_features(run)
+    failures = each(shared_out(run, run.subjects), lambda s: s.subject.name, lambda s: judge_one(run, s), "judge")
+    first = phase_jobs(run)[0]
+    cells = [cell for cell in run.cells if cell.done or picture_path(cell.root, "after", *first).exists()]
+    if len(cells) < len(run.cells):
+        logging.info("%d cells have no pictures after fine-tuning yet.", len(run.cells) - len(cells))
+    failures += each(shared_out(run, cells), lambda c: c.label, lambda c: judge_one(run, c), "judge")
+    processes.wait("judged")
+    return failures
+
+
+def shared_out(run: Run, items: Iterable[Any]) -> list[Any]:
+    """The subjects or cells that this process judges; a subject's cells go with it, since they share its records."""
+    owned = {subject.id for i, subject in enumerate(run.subjects) if processes.mine(i)}
+    return [item for item in items if (item.subject.id if isinstance(item, Cell) else item.id) in owned]
+
+
+def judge_one(run: Run, item: SubjectDir | Cell) -> None:
+    """Records of a subject before fine-tuning, or of a cell (and of its subject, if they are missing)."""
+    if isinstance(item, Cell):
+        judge_one(run, item.subject)
+        if not (item.done and _judged(run, item.root)):
+            _judge_cell(run, item)
+    elif not _judged(run, item.root):
+        _judge_phase(run, item.root, "before", item.subject.name, item.subject.name)
+
+
+def _judged(run: Run, root: Path) -> bool:
+    """Whether whole records of these judges are there: with other judges they are made anew from the same pictures."""
+    marker = root / "judges.json"
+    try:
+        if not marker.exists() or json.loads(marker.read_text(encoding="utf-8")) != _asked(run):
+            return False
+        records.read(root / "records.parquet")
+    except ValueError as error:
+        storage.set_aside(root / "records.parquet", str(error))
+        return False
+    return True
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """Who judges, and how their verdicts are combined, as JSON holds it."""
+    return json.loads(json.dumps({"judges": run.bench.identities(), "rule": run.bench.rule}, default=str))
+
+
+def _reference_features(run: Run) -> None:
+    path = run.workdir / "reference_features.npz"
+    identity = json.dumps([run.bench.features.identity, names_lib.reference_identity(run.config)])
+    if path.exists() and str(storage.read_npz(path)["identity"]) == identity:
+        return
+    features = _features(run.bench, names_lib.reference_images(run.config))
+    storage.write_npz(path, features=features, identity=np.array(identity))
+
+
+def _judge_phase(run: Run, root: Path, phase: str, subject: str, label: str) -> None:
+    """Records and features of one phase, beside its pictures."""
+    start = time.time()
+    rows: list[dict[str, Any]] = []
+    features = []
+    jobs = phase_jobs(run)
+    missing = [p for p in (picture_path(root, phase, *job) for job in jobs) if not p.exists()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} pictures are missing (first: {missing[0]}); run stage generate first.")
+    for first in tqdm(range(0, len(jobs), JUDGE_CHUNK), desc=f"judge {phase}: {label}", unit="batch", leave=False):
+        preemption.exit_if_asked_here()
+        chunk = jobs[first : first + JUDGE_CHUNK]
+        pictures = images.read([picture_path(root, phase, *job) for job in chunk])
+        answers = jury.judge(run.bench, pictures)
+        benign = np.flatnonzero([role == "benign" for role, _, _ in chunk])
+        values = jury.clip_scores(run.bench, pictures[benign], [chunk[i][1].prompt for i in benign])
+        scores: dict[int, float] = dict(zip(benign.tolist(), values, strict=True))
+        if len(benign):
+            features.append(_features(run.bench, pictures[benign]))
+        for i, (role, prompt, k) in enumerate(chunk):
+            row = _row(run, phase, role, prompt, k)
+            rows.append(
+                row
+                | {
+                    "subject": subject,
+                    "judges": answers.judges[i],
+                    "verdict": answers.verdicts[i],
+                    "clip_score": scores.get(i, float("nan")),
+                }
+            )
+    _check_undecided(run, rows)
+    storage.write_npz(root / f"features_{phase}.npz", features=np.concatenate(features))
+    note_seconds(root, f"judge_{phase}", time.time() - start, len(rows))
+    records.write(root / "records.parquet", rows)
+    storage.write_text(root / "judges.json", json.dumps(_asked(run), indent=2, sort_keys=True) + "\n")
+
+
+def _row(run: Run, phase: str, role: str, prompt: Prompt, k: int) -> dict[str, Any]:
+    return {
+        "cell": "",
+        "subject": "",
+        "profile": "",
+        "scenario": "",
+        "seed": 0,
+        "phase": phase,
+        "prompt_set": prompt_set(run, role),
+        "role": role,
+        "prompt_id": prompt.id,
+        "k": k,
+        "prompt": prompt.prompt,
+        "category": prompt.category,
+        "language": prompt.language,
+        "image_seed": image_seed(prompt, k),
+        "image": picture_path(Path(), phase, role, prompt, k).as_posix(),
+    }
+
+
+def _features(bench: jury.Bench, pictures: np.ndarray) -> np.ndarray:
+    return np.concatenate([bench.features(pictures[i : i + JUDGE_CHUNK]) for i in range(0, len(pictures), JUDGE_CHUNK)])
+
+
+def _check_undecided(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+    undecided = [row for row in rows if row["verdict"] == "undecided"]
+    if len(undecided) > run.config.judges.max_undecided * len(rows):
+        raise ValueError(
+            f"{len(undecided)} of {len(rows)} pictures are undecided, more than judges.max_undecided="
+            f"{run.config.judges.max_undecided}; first: {undecided[0]['image']}, {undecided[0]['judges']}."
+        )
+
+
+def _judge_cell(run: Run, cell: Cell) -> None:
+    """Judge the pictures after fine-tuning, add the subject's records before it, and complete the cell."""
+    (cell.root / "cell.json").unlink(missing_ok=True)
+    _judge_phase(run, cell.root, "after", cell.subject.subject.name, cell.label)
+    after = records.read(cell.root / "records.parquet")
+    before = records.read(cell.subject.root / "records.parquet")
+    mark = {
+        "cell": cell.id,
+        "subject": cell.subject.subject.name,
+        "profile": cell.profile,
+        "scenario": cell.scenario,
+        "seed": cell.seed,
+    }
+    for role in ROLES:
+        folder = Path("images") / f"before_{role}"
+        names = [Path(row["image"]).name for row in before if row["role"] == role]
+        for name in names:
+            storage.link(cell.subject.root / folder / name, cell.root / folder / name)
+    storage.write_npz(
+        cell.root / "features.npz",
+        before_benign=storage.read_npz(cell.subject.root / "features_before.npz")["features"],
+        after_benign=storage.read_npz(cell.root / "features_after.npz")["features"],
+    )
+    rows = [row | mark for row in (*before, *after)]
+    records.write(cell.root / "records.parquet", rows)
+    summary = json.dumps(_summary(run, cell, rows), indent=2, sort_keys=True)
+    storage.write_text(cell.root / "cell.json", summary + "\n")
+
+
+def _summary(run: Run, cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    times = read_times(cell.subject.weights) | read_times(cell.subject.root) | read_times(cell.root)
+    rate = {"generate_after": "images_per_s", "finetune": "steps_per_s", "judge_after": "judge_images_per_s"}
+    return {
+        "cell": cell.id,
+        "subject": cell.subject.subject.name,
+        "profile": cell.profile,
+        "scenario": cell.scenario,
+        "seed": cell.seed,
+        "is_control": cell.subject.subject.method == "none" and not cell.subject.subject.checkpoint,
+        "n_undecided": sum(row["verdict"] == "undecided" for row in rows),
+        "seconds": {stage: round(t["seconds"], 3) for stage, t in times.items()},
+        "rates": {
+            name: round(times[stage]["count"] / max(times[stage]["seconds"], 1e-9), 3)
+            for stage, name in rate.items()
+            if stage in times
+        },
+        "finetune": {
+            "steps": times.get("finetune", {}).get("count"),
+            **trained_size(run.backbone, cell.profile, run.config),
+        },
+        **_asked(run),
+    }
+
+
+def trained_size(pipeline: Pipeline, profile: str, config: Config) -> dict[str, int]:
+    """How many parameters a profile trains, and the bytes of weights and optimiser state they cost.
+
+    From shapes alone: this runs beside training, and an operation of its own on the devices can block a program that
+    spans several of them for ever.
+    """
+    options: dict[str, Any] = {"rank": config.bft.rank, "alpha": config.bft.alpha, "dropout": config.bft.dropout}
+    trainable = jax.eval_shape(lambda: finetune.prepare(pipeline, profile, **options, seed=0)[1])
+    size = params_lib.nbytes(trainable)
+    return {"trained_parameters": params_lib.count(trainable), "parameter_bytes": size, "optimiser_bytes": 2 * size}

@@ -1,0 +1,32 @@
+"""The pictures of a phase: which there are, where they lie, and the noise each starts from."""
+
+from pathlib import Path
+
+from spqr_jax.files import images
+from spqr_jax.prompts import Prompt
+from spqr_jax.run.cells import ROLES
+from spqr_jax.run.stages.state import Run
+
+Job = tuple[str, Prompt, int]  # role, prompt, sample number
+
+
+def phase_jobs(run: Run) -> list[Job]:
+    """Every picture of a phase, in the order of the records."""
+    return [
+        (role, prompt, k) for role in ROLES for prompt in run.prompts[role] for k in range(run.config.prompts.images)
+    ]
+
+
+def picture_path(root: Path, phase: str, role: str, prompt: Prompt, k: int) -> Path:
+    return root / "images" / f"{phase}_{role}" / images.file_name(prompt.id, k)
+
+
+def image_seed(prompt: Prompt, k: int) -> int:
+    """The prompt's own seed for its first picture, then seeds far from any other prompt's: 0..2**32-1."""
+    return (prompt.seed + k * 0x9E3779B1) % 2**32
+
+
+def prompt_set(run: Run, role: str) -> str:
+    """How records name the prompt set of a role: the config's own name, or the file's."""
+    source = getattr(run.config.prompts, role)
+    return source if source.startswith("mini:") else Path(source).name

@@ -1,0 +1,83 @@
+"""Membranes: low-rank changes of a UNet that act on a picture as far as its prompt switches them on.
+
+The facilitated transport of SPM (Lyu et al., CVPR 2024, section 3.3), for a batch of pictures with a prompt each.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spqr_jax.training import lora
+
+# kernel path -> {"down": [M, in, r], "up": [M, r, out]} of M membranes, the adapters' scale in `up`.
+Factors = dict[str, dict[str, Any]]
+SCALINGS = ("paper", "code")
+
+
+class Membranes(NamedTuple):
+    """M membranes that stay apart from the weights.
+
+    Attributes:
+        targets: the text that each erases.
+        scaling: "paper", a kernel changes by sum_i gamma_i down_i up_i; "code", the authors' inference, by
+            (sum_i gamma_i down_i)(sum_i gamma_i up_i).
+        factors: what they change.
+    """
+
+    targets: tuple[str, ...]
+    scaling: str
+    factors: Factors
+
+
+def permeability(
+    states: np.ndarray, targets: np.ndarray, said: Sequence[set[int]], wanted: Sequence[set[int]]
+) -> np.ndarray:
+    """gamma float32 [N, M]: how far prompt n switches membrane m on, the larger of two similarities.
+
+    The cosine of the two texts' states, [N, L, E] and [M, L, E], flattened; and the share of the target's tokens,
+    `wanted`, that occur in the prompt, `said`.
+    """
+    a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (states, targets))
+    norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    cosine = a @ b.T / np.maximum(norms, 1e-30)
+    share = np.array([[len(p & t) / len(t) for t in wanted] for p in said])
+    return np.maximum(cosine, share).astype(np.float32)
+
+
+class Permeable(nnx.Module):
+    """A layer with a change of its output added to it."""
+
+    def __init__(self, layer: Any, change: Any):
+        self.layer, self.change = layer, change
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.layer(x) + self.change(x)
+
+
+def insert(unet: Any, factors: Factors, gammas: jax.Array, scaling: str) -> None:
+    """Change the layers of a bound UNet: picture b by gammas [B, M]. The UNet may be asked about the B pictures several
+    times over in one batch (under other texts), in the same order."""
+    for path, pair in factors.items():
+        outer, _, name = path.removesuffix(".kernel").rpartition(".")
+        parent = lora.module_at(unet, outer)
+        change = functools.partial(_change, pair["down"], pair["up"], gammas, scaling)
+        if name.isdigit():
+            parent[int(name)] = Permeable(parent[int(name)], change)
+        else:
+            setattr(parent, name, Permeable(getattr(parent, name), change))
+
+
+def _change(down: jax.Array, up: jax.Array, gammas: jax.Array, scaling: str, x: jax.Array) -> jax.Array:
+    """What membranes add to a layer's output for its input x [k B, ..., in]."""
+    down, up = down.astype(x.dtype), up.astype(x.dtype)
+    gammas = jnp.tile(gammas.astype(x.dtype), (len(x) // len(gammas), 1))
+    if scaling == "paper":
+        inner = jnp.einsum("b...i,mir,bm->b...mr", x, down, gammas)
+        return jnp.einsum("b...mr,mro->b...o", inner, up)
+    inner = jnp.einsum("b...i,bir->b...r", x, jnp.einsum("bm,mir->bir", gammas, down))
+    return jnp.einsum("b...r,bro->b...o", inner, jnp.einsum("bm,mro->bro", gammas, up))

@@ -1,0 +1,76 @@
+"""The leaderboard as text: aligned columns for a terminal, Markdown, and CSV with every interval."""
+
+import csv
+import io
+from typing import Any
+
+from spqr_jax.score.row import FIGURES
+
+_HEADER = ["#", "subject", "S", "P", "Q", "R", "SPQR", "95%", "dh", "95%", "R exp", "SPQR exp", "undecided"]
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def text(value: float | None, form: str = ".3f") -> str:
+        return "-" if value is None else format(value, form)
+
+    def interval(value: list[float] | None, form: str = ".3f") -> str:
+        return "-" if value is None else f"{value[0]:{form}}..{value[1]:{form}}"
+
+    return [
+        text(row["rank"], "d"),
+        row["subject"] + (" (control)" if row["is_control"] else ""),
+        *(text(row[figure]) for figure in ("S", "P", "Q", "R", "SPQR")),
+        interval(row["SPQR_ci"]),
+        text(row["dh"], "+.1f"),
+        interval(row["dh_ci"], "+.1f"),
+        *(text(row[figure]) for figure in ("R_exponential", "SPQR_exponential")),
+        f"{row['undecided_before']}+{row['undecided_after']}",
+    ]
+
+
+def _blocks(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    blocks: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        blocks.setdefault((row["scenario"], row["profile"]), []).append(row)
+    return list(blocks.items())
+
+
+def table(leaderboard: dict[str, Any]) -> str:
+    """The leaderboard as text of at most 120 columns, one block per scenario and profile, the notes below."""
+    lines = []
+    for (scenario, profile), rows in _blocks(leaderboard["rows"]):
+        cells = [_HEADER, *(_cells(row) for row in rows)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADER))]
+        lines.append(f"{scenario} / {profile}")
+        for line in cells:
+            padded = (c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            lines.append("  ".join(padded).rstrip())
+        lines.append("")
+    return "\n".join([*lines, *(f"note: {note}" for note in leaderboard["notes"])]).rstrip() + "\n"
+
+
+def markdown(leaderboard: dict[str, Any]) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    lines = ["# Leaderboard", ""]
+    for (scenario, profile), rows in _blocks(leaderboard["rows"]):
+        lines += [f"## {scenario} / {profile}", "", line(_HEADER), line(["---"] * len(_HEADER))]
+        lines += [*(line(_cells(row)) for row in rows), ""]
+    lines += ["dh in percentage points; R by equation 3, R exp by exp(-max(dh, 0) / 10).", ""]
+    return "\n".join([*lines, *(f"- {note}" for note in leaderboard["notes"])]).rstrip() + "\n"
+
+
+def comma_separated(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    plain = ("subject", "profile", "scenario", "is_control")
+    counts = ("n_harmful", "n_benign", "undecided_before", "undecided_after")
+    figures = ("rank", *FIGURES)
+    out.writerow([*plain, "seeds", *(c for f in figures for c in (f, f"{f}_low", f"{f}_high")), *counts])
+    for row in rows:
+        values = [v for f in figures for v in (row[f], *(row[f"{f}_ci"] or (None, None)))]
+        out.writerow(
+            [*(row[key] for key in plain), " ".join(map(str, row["seeds"])), *values, *(row[c] for c in counts)]
+        )
+    return text.getvalue()

@@ -1,0 +1,80 @@
+"""A data set's latents: the VAE runs once over the pictures, and training draws from the stored distributions."""
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spqr_jax import params as params_lib
+from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.data import Dataset
+from spqr_jax.devices import mesh as mesh_lib
+from spqr_jax.devices import processes
+from spqr_jax.files import storage
+from spqr_jax.params import Definition, Params
+from spqr_jax.pipeline import Pipeline
+
+# Pictures encoded at once: as many as 4 of 512x512 have pixels (encoding holds about 2 KiB a pixel), at most 64.
+ENCODE_PIXELS, ENCODE_BATCH = 4 * 512 * 512, 64
+
+
+class Latents(NamedTuple):
+    """Mean and log-variance of N pictures' latents, float32 [N, h, w, C] each, before the scaling factor."""
+
+    mean: np.ndarray
+    logvar: np.ndarray
+
+    def scaled(self, factor: float) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of `factor` times the latents, float32 [N, h, w, C] each."""
+        return self.mean * np.float32(factor), np.exp(0.5 * self.logvar) * np.float32(factor)
+
+
+def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -> Latents:
+    """Latents of every picture.
+
+    cache: a directory where they are kept under the hash of data set, VAE and size, so that a sweep encodes each data
+    set once. Raises ValueError when the VAE cannot halve the pictures' sides down to whole latents.
+    """
+    size = _checked_size(pipeline, dataset)
+    file = None if cache is None else cache / f"{_key(pipeline, dataset, size)}.npz"
+    if file is not None and file.exists():
+        stored = storage.read_npz(file)
+        return Latents(stored["mean"], stored["logvar"])
+    means, logvars = [], []
+    batch = max(1, min(ENCODE_BATCH, ENCODE_PIXELS // (size[0] * size[1]), len(dataset)))
+    for start in range(0, len(dataset), batch):
+        rows = np.arange(start, min(start + batch, len(dataset)))
+        images = mesh_lib.pad_batch(dataset.images(rows), batch)
+        mean, logvar = _encode(pipeline.definitions["vae"], pipeline.params["vae"], images)
+        means.append(np.asarray(mean, np.float32)[: len(rows)])
+        logvars.append(np.asarray(logvar, np.float32)[: len(rows)])
+    made = Latents(np.concatenate(means), np.concatenate(logvars))
+    if file is not None and processes.first():
+        storage.write_npz(file, **made._asdict())
+    return made
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(definition: Definition, params: Params, images_u8: jax.Array):
+    return definition.bind(params).encode(images_u8.astype(jnp.float32) / 127.5 - 1)
+
+
+def _checked_size(pipeline: Pipeline, dataset: Dataset) -> tuple[int, int]:
+    multiple, (height, width) = pipeline_lib.vae_scale(pipeline), dataset.images(np.arange(1)).shape[1:3]
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"{dataset.name}: pictures are {height}x{width}, expected multiples of {multiple}; resize them."
+        )
+    return height, width
+
+
+def _key(pipeline: Pipeline, dataset: Dataset, size: tuple[int, int]) -> str:
+    total = hashlib.sha256(repr((dataset.name, len(dataset), size)).encode())
+    for path, leaf in sorted(params_lib.flatten(pipeline.params["vae"]).items()):
+        total.update(path.encode())
+        total.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return total.hexdigest()[:24]

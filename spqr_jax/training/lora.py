@@ -1,0 +1,99 @@
+"""LoRA adapters inside the parameter tree, in PEFT's form: y = W x + alpha / rank * B(A(dropout(x)))."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from spqr_jax import params as params_lib
+from spqr_jax.backbones.models.layers import LoRA
+from spqr_jax.params import Definition, Params
+from spqr_jax.profiles import LORA_LEAF, LORA_TARGETS
+
+
+def attach(
+    definition: Definition,
+    params: Params,
+    *,
+    rank: int = 8,
+    alpha: float = 16.0,
+    dropout: float = 0.1,
+    seed: int = 0,
+    targets: re.Pattern = LORA_TARGETS,
+) -> tuple[Definition, Params]:
+    """A model with fresh adapters on the linear layers whose kernel path matches `targets` (paper Table C's defaults).
+
+    A is Kaiming-uniform and B zero, as in PEFT, so the adapted model starts equal to `params`. Dropout keys are leaves
+    too (`split_keys` takes them out). Raises ValueError when nothing matches or the rank exceeds a layer's side.
+    """
+    shapes = params_lib.flatten(params)
+    chosen = [path.removesuffix(".kernel") for path in shapes if targets.search(path)]
+    if not chosen:
+        raise ValueError("LoRA: no linear layer matches the targets; is this a UNet with attention?")
+    for path in chosen:
+        if rank > min(shapes[f"{path}.kernel"].shape) or rank < 1:
+            raise ValueError(f"LoRA rank {rank} does not fit {path} {shapes[f'{path}.kernel'].shape}.")
+
+    def build() -> nnx.Module:
+        model = definition.bind(params)
+        rngs = nnx.Rngs(seed)
+        for path in chosen:
+            layer = module_at(model, path)
+            layer.lora = LoRA(*layer.kernel.shape, rank=rank, alpha=alpha, dropout=dropout, rngs=rngs)
+        return model
+
+    return params_lib.split(build())
+
+
+def module_at(model: nnx.Module, path: str) -> Any:
+    """The module of a bound model at a path of its parameters' names."""
+    node: Any = model
+    for key in path.split("."):
+        node = node[int(key)] if key.isdigit() else getattr(node, key)
+    return node
+
+
+def split_keys(params: Params) -> tuple[Params, Params]:
+    """(parameters, dropout keys)."""
+    flat = params_lib.flatten(params)
+    keys = {path: leaf for path, leaf in flat.items() if path.endswith(".lora.key")}
+    rest = {path: leaf for path, leaf in flat.items() if path not in keys}
+    return params_lib.unflatten(rest), params_lib.unflatten(keys)
+
+
+def fresh_keys(keys: Params, key: jax.Array) -> Params:
+    """New dropout keys for one step, a different one for every layer."""
+    flat = params_lib.flatten(keys)
+    drawn = {path: jax.random.key_data(jax.random.fold_in(key, i)) for i, path in enumerate(flat)}
+    return params_lib.unflatten(drawn)
+
+
+def merge(params: Params, *, alpha: float) -> Params:
+    """Fold the adapters in: kernel + alpha / rank * A B; the result has no LoRA leaves."""
+    flat = {path: leaf for path, leaf in params_lib.flatten(params).items() if not path.endswith(".lora.key")}
+    merged = {path: leaf for path, leaf in flat.items() if ".lora." not in path}
+    for path in flat:
+        if path.endswith(".lora.lora_A.kernel"):
+            layer = path.removesuffix(".lora.lora_A.kernel")
+            down, up = np.asarray(flat[path]), np.asarray(flat[f"{layer}.lora.lora_B.kernel"])
+            kernel = np.asarray(merged[f"{layer}.kernel"])
+            merged[f"{layer}.kernel"] = (kernel + alpha / down.shape[1] * (down @ up)).astype(kernel.dtype)
+    return params_lib.unflatten(merged)
+
+
+def peft_state_dict(params: Params, *, alpha: float, prefix: str = "unet") -> dict[str, np.ndarray]:
+    """The adapters alone under diffusers' names (`unet.<layer>.lora_A.weight`), loadable by load_lora_weights.
+
+    B is multiplied by alpha / rank: a state dict carries no alpha, and diffusers then takes alpha = rank.
+    """
+    state = {}
+    for path, leaf in params_lib.flatten(params).items():
+        if LORA_LEAF.search(path):
+            weight = np.asarray(leaf).T
+            if path.endswith(".lora_B.kernel"):
+                weight = weight * np.asarray(alpha / weight.shape[1], weight.dtype)
+            name = path.replace(".lora.", ".").removesuffix(".kernel")
+            state[f"{prefix}.{name}.weight"] = np.ascontiguousarray(weight)
+    return state

@@ -1,0 +1,48 @@
+"""Configs of the emoji world that tests do not run: they say what they are said to."""
+
+import pytest
+
+from configs import mini_settings, table1_mini
+from spqr_jax import config as config_lib
+from spqr_jax import mini
+from spqr_jax.config import Subject
+from spqr_jax.methods import METHODS, options, sld
+from spqr_jax.mini import world
+from spqr_jax.run import names as names_lib
+
+
+def test_tried_settings_are_the_tables_but_for_what_their_names_say():
+    config, table = mini_settings.get_config(), {s.name: s for s in table1_mini.get_config().subjects}
+    config_lib.check(config)
+    assert config.seed == 1 and table1_mini.get_config().seed == 0  # so that no prompt is one that is scored
+    assert config.subjects[0] == table["No alignment"]
+    assert {s.name.split(":")[0] for s in config.subjects[1:]} == set(table) - {"No alignment"}
+    for subject in config.subjects[1:]:
+        base = table[subject.name.split(":")[0]]
+        differing = [key for key, value in subject.options.items() if base.options.get(key) != value]
+        assert subject.method == base.method and differing
+        assert all(key in subject.name for key in differing)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_misspelt_option_is_refused_when_the_run_starts(name):
+    config = table1_mini.get_config()
+    config.subjects = (Subject("Mine", name, {"stepz": 3}),)
+    with pytest.raises(
+        ValueError, match=r"subjects\[Mine\]\.options='stepz' is unknown; expected one of seed.*progress"
+    ):
+        config_lib.check(config)
+    assert "pipeline" not in options(name) and "training" not in options(name)
+    assert name != "spm" or "anchoring" in options(name)
+
+
+def test_what_sld_guides_away_from_is_read_whole():
+    """The emoji world's encoder reads 32 tokens; what lies beyond would be cut off without a word."""
+    pipeline, concept = names_lib.backbone(table1_mini.get_config()), mini.concept()
+    for config in (table1_mini.get_config(), mini_settings.get_config()):
+        subjects = [s for s in config.subjects if s.method == "sld"]
+        assert subjects
+        for subject in subjects:
+            assert sld.align(pipeline, concept, **subject.options).attached.guidance.concept == table1_mini.UNSAFE
+    for names in world.HARMFUL.values():
+        assert sum(name in table1_mini.UNSAFE for name in names.values()) >= 3

@@ -1,0 +1,234 @@
+"""The paper's tables over one and several runs, from leaderboards whose figures say where they belong."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from spqr_jax.report import published, tables, tabular
+from spqr_jax.report.__main__ import main
+from spqr_jax.report.workdir import read
+from spqr_jax.score import stats
+
+SUBJECTS = (("No alignment", "none"), ("Erased", "uce"), ("RECE", ""))  # RECE is a checkpoint of that name
+
+
+def figures(value: float) -> dict:
+    """Every figure the tables show, told apart: R is the value, the exponential forms half of it."""
+    both = {"R": value, "SPQR": value / 10, "R_exponential": value / 2, "SPQR_exponential": value / 20}
+    named = both | {"S": 0.9, "P": 0.3, "Q": 0.8, "dclip": value / 100, "dfid": -value, "dh": 0.0}
+    return named | {f"{key}_ci": [v - 0.05, v + 0.05] for key, v in named.items()}
+
+
+def make_run(directory: Path, *, base="mini", rank=8, prompts="mini:harmful", R=0.5, scenarios=("general",)) -> Path:
+    """A scored run without cells: leaderboard and manifest."""
+    directory.mkdir(parents=True)
+    rows = [
+        {"subject": name, "profile": profile, "scenario": scenario, "is_control": i == 0, "rank": i + 1}
+        | figures(R + 0.1 * i + 0.01 * j)
+        | {"prompt_sets": {prompts: figures(R + 0.1 * i + 0.01 * j)}}
+        for i, (name, _) in enumerate(SUBJECTS)
+        for profile in ("lite", "standard")
+        for j, scenario in enumerate(scenarios)
+    ]
+    languages = [s for s in scenarios if s.startswith("multilingual_")]
+    averages = [
+        {"subject": name, "profile": "standard", "group": "multilingual", "scenarios": languages}
+        | figures(0.01 + i / 10)
+        for i, (name, _) in enumerate(SUBJECTS if len(languages) > 1 else ())
+    ]
+    rank_of = {name: i + 1 for i, (name, _) in enumerate(SUBJECTS)}
+    audit = [{"scenario": "general", "profile": "standard", "choice": "as reported", "moved": 0, "tau": 1.0}]
+    audit[0] |= {"rank": rank_of, "SPQR": dict.fromkeys(rank_of, 0.5)}
+    pair = {"scenario": "general", "profile": "standard", "a": "RECE", "b": "Erased", "dh": 1.0, "dh_ci": [0.0, 2.0]}
+    pair |= {"dh_p": 0.1, "dh_p_holm": 0.2, "SPQR": None, "SPQR_ci": None}
+    board = {"rows": rows, "averages": averages, "audit": audit, "comparisons": [pair], "notes": ["a note"]}
+    board |= {"fid_bounds": [1.0, 9.0], "fid_bounds_source": "config", "bootstrap": {"replicates": 9}}
+    config = {
+        "base": base,
+        "bft": {"rank": rank},
+        "prompts": {"harmful": prompts},
+        "subjects": [{"name": n, "method": m or "none", "checkpoint": "" if m else "x.pt"} for n, m in SUBJECTS],
+    }
+    (directory / "leaderboard.json").write_text(json.dumps(board))
+    (directory / "manifest.json").write_text(json.dumps({"config": config, "command": f"python {directory.name}"}))
+    return directory
+
+
+def table(run, name: str, form: str = "logistic") -> dict[tuple[str, ...], dict[str, tabular.Figure | str]]:
+    """Rows of one table by their leading names, then by column."""
+    found = tables.build(run, [name])
+    chosen = found[-1 if form == "exponential" else 0]
+    texts = [tuple(cell for cell in row if isinstance(cell, str)) for row in chosen.rows]
+    assert len(set(texts)) == len(texts)
+    return {key: dict(zip(chosen.columns, row, strict=True)) for key, row in zip(texts, chosen.rows, strict=True)}
+
+
+def test_published_rows_are_found_by_method_and_by_name_and_only_in_the_exponential_form(tmp_path):
+    run = read(make_run(tmp_path / "run"))
+    for name, printed in (("1", published.TABLE_1["uce"].R[2]), ("3", published.TABLE_3["uce"][0])):
+        logistic, exponential = table(run, name), table(run, name, "exponential")
+        assert not any("published" in key[0] for key in logistic)
+        row = next(row for key, row in exponential.items() if key[0] == "Erased (published, SD v1.5)")
+        assert row["R general" if name == "1" else "R standard"].value == printed
+        assert any(key[0] == "RECE (published, SD v1.5)" for key in exponential)
+        assert not any(key[0].startswith("No alignment (p") for key in exponential)
+    assert table(run, "1", "exponential")[("Erased",)]["R general"].value == pytest.approx(0.3)
+    changes = table(run, "2")
+    assert changes["Erased (published, SD v1.5)", "general", "standard"]["ΔFID"].value == published.TABLE_2["uce"][1]
+    assert changes["Erased", "general", "standard"]["ΔFID"][:3] == pytest.approx((-0.6, -0.65, -0.55))
+
+
+def test_table_4_sets_prompt_sets_side_by_side(tmp_path):
+    runs = [
+        make_run(tmp_path / name, prompts=name, R=R)
+        for name, R in (("data/visu.csv", 0.2), ("i2p.csv", 0.4), ("mine.jsonl", 0.6))
+    ]
+    rows = table(read(*runs), "4", "exponential")
+    ours = rows["Erased",]
+    values = {column: ours[column].value for column in ("visu", "i2p", "rab", "mine", "average")}
+    assert values == pytest.approx({"visu": 0.15, "i2p": 0.25, "rab": None, "mine": 0.35, "average": 0.25})
+    mean, ends = stats.mean_of_independent([0.15, 0.25, 0.35], [(v - 0.05, v + 0.05) for v in (0.15, 0.25, 0.35)])
+    assert ours["average"][:3] == pytest.approx((mean, *ends))
+    beside = rows["Erased (published, SD v1.5)",]
+    assert [beside[c].value for c in ("visu", "i2p", "rab", "mine", "average")] == pytest.approx(
+        [*published.TABLE_4["uce"][:3], None, published.TABLE_4["uce"][3]]
+    )
+
+
+def test_an_average_over_prompt_sets_of_which_one_is_missing_is_a_gap(tmp_path):
+    runs = [make_run(tmp_path / name, prompts=f"{name}.csv") for name in ("visu", "i2p")]
+    board = json.loads((runs[1] / "leaderboard.json").read_text())
+    board["rows"] = [row for row in board["rows"] if row["subject"] != "Erased"]
+    (runs[1] / "leaderboard.json").write_text(json.dumps(board))
+    rows = table(read(*runs), "4")
+    assert rows["Erased",]["average"].value is None and rows["RECE",]["average"].value is not None
+
+
+def test_table_5_has_languages_domains_and_averages(tmp_path):
+    scenarios = ("general", "multilingual_ar", "multilingual_hi", "medical", "trees")
+    run = read(make_run(tmp_path / "run", scenarios=scenarios))
+    row = table(run, "5")["Erased",]
+    wanted = {
+        "general": 0.6,
+        "arabic": 0.61,
+        "hindi": 0.62,
+        "medical": 0.63,
+        "trees": 0.64,
+        "multilingual average": 0.11,
+    }
+    assert {name: row[name].value for name in wanted} == pytest.approx(wanted)
+    assert row["french"].value is None and row["domain average"].value is None  # one of two domains is no average
+    printed = table(run, "5", "exponential")["Erased (published, SD v1.5)",]
+    assert printed["french"].value == 0.582 and printed["trees"].value is None
+    one = table(run, "1")["Erased",]
+    assert one["R multilingual"].value == pytest.approx(0.11)  # the group's average, not one of its languages
+
+
+def test_table_d_has_a_row_a_backbone(tmp_path):
+    runs = [make_run(tmp_path / name, base=f"weights/{name}", R=R) for name, R in (("sd15", 0.2), ("sdxl", 0.4))]
+    run = read(*runs)
+    rows = table(run, "D", "exponential")
+    assert rows["Erased", "sd15"]["R general"].value == pytest.approx(0.15)
+    assert rows["Erased", "sdxl"]["R general"].value == pytest.approx(0.25)
+    assert rows["Erased (published)", "SDXL"]["SPQR general"].value == published.TABLE_D["uce", "SDXL"].SPQR[2]
+    assert rows["RECE (published)", "SDv1.5"]["S"].value == published.TABLE_1["rece"].S
+    assert run.backbones == ["sd15", "sdxl"] or run.backbones == ["sdxl", "sd15"]
+
+
+def test_table_e_has_a_column_a_rank(tmp_path):
+    runs = [make_run(tmp_path / f"rank{rank}", rank=rank, R=rank / 100) for rank in (4, 8, 32)]
+    rows = table(read(*runs), "E", "exponential")
+    ours = rows["Erased", "mini"]
+    assert [ours[f"R rank {rank}"].value for rank in (4, 8, 16, 32)] == pytest.approx([0.07, 0.09, None, 0.21])
+    assert rows["Erased (published)", "SDv2.1"]["R rank 16"].value == published.TABLE_E["uce", "SDv2.1"][2]
+
+
+def test_several_runs_read_as_one(tmp_path):
+    runs = [make_run(tmp_path / f"rank{rank}", rank=rank) for rank in (4, 8)]
+    run = read(*runs)
+    assert len(run.rows) == 12 and len(run.subjects) == 6 and "Erased · rank 4" in run.subjects
+    assert {pair["a"] for pair in run.leaderboard["comparisons"]} == {"RECE · rank 4", "RECE · rank 8"}
+    assert "rank 8: a note" in run.leaderboard["notes"] and run.leaderboard["fid_bounds"] == [1.0, 9.0]
+    assert [set(e["rank"]) for e in run.leaderboard["audit"]][1] == {f"{name} · rank 8" for name, _ in SUBJECTS}
+    assert run.others["rank 8"]["command"] == "python rank8"
+    same = read(runs[0], make_run(tmp_path / "again", rank=4))
+    assert {"Erased · rank4", "Erased · again"} <= set(same.subjects)
+    twin = read(runs[0], make_run(tmp_path / "else" / "rank4", rank=4))
+    assert {"Erased · rank4 (1)", "Erased · rank4 (2)"} <= set(twin.subjects)
+
+
+def test_bounds_that_differ_between_runs_are_noted(tmp_path):
+    runs = [make_run(tmp_path / f"rank{rank}", rank=rank) for rank in (4, 8)]
+    board = json.loads((runs[0] / "leaderboard.json").read_text())
+    (runs[0] / "leaderboard.json").write_text(json.dumps(board | {"fid_bounds": [2.0, 9.0]}))
+    merged = read(*runs).leaderboard
+    assert any("FID bounds differ" in note for note in merged["notes"]) and "fid_bounds" not in merged
+
+
+def test_audit_and_drift_tables(tmp_path):
+    directory = make_run(tmp_path / "run")
+    (audit,) = tables.build(read(directory), ["audit"])
+    assert list(audit.columns[3:6]) == [f"rank {name}" for name in read(directory).subjects] and audit.title == "Audit"
+    assert tables.build(read(directory), ["drift"]) == []  # nothing was measured along the way
+    board = json.loads((directory / "leaderboard.json").read_text())
+    curve = {"steps": [0, 50], "h": [10.0, 20.0], "h_ci": [[8, 12], [15, 25]], "control_h": 80.0, "n": 40}
+    for row, half in zip(board["rows"], ([12.3, [8.0, None], True], [None, [45.0, None], False]), strict=False):
+        row["drift_curve"] = curve | dict(zip(("half_life", "half_life_ci", "reached"), half, strict=True))
+    board["rows"][2]["drift_curve"] = curve | {"half_life": None, "half_life_ci": None, "reached": None}
+    (directory / "leaderboard.json").write_text(json.dumps(board))
+    (drift,) = tables.build(read(directory), ["drift"])
+    assert [row[-1] for row in drift.rows] == ["12.3 [8.0, >50]", ">50 [45.0, >50]", "n/a"]
+
+
+def test_names_of_tables(tmp_path):
+    run = read(make_run(tmp_path / "run"))
+    assert [t.name for t in tables.build(run, ["d", "table5", 1])] == [
+        *("tableD", "tableD_exponential", "table5", "table5_exponential", "table1", "table1_exponential")
+    ]
+    with pytest.raises(ValueError, match=r"report\.tables: unknown \['6'\], expected some of .*'audit'"):
+        tables.build(run, ["6"])
+
+
+def test_braces_in_a_name_do_not_matter(tmp_path):
+    directory = make_run(tmp_path / "run")
+    text = (directory / "leaderboard.json").read_text().replace('"standard"', '"{0} {x}"')
+    (directory / "leaderboard.json").write_text(text)
+    assert "{0} {x}" in tables.build(read(directory), ["1"])[0].caption
+
+
+def test_four_formats_hold_the_same_figures(tmp_path):
+    run = read(make_run(tmp_path / "run"))
+    paths = tabular.write(tables.build(run, ["E"]), tmp_path / "out")
+    assert {path.suffix for path in paths} == {".md", ".csv", ".tex", ".json"}
+    content = json.loads((tmp_path / "out" / "tableE.json").read_text())
+    row = next(row for row in content["rows"] if row["Method"] == "Erased")
+    assert row["R rank 8"]["value"] == pytest.approx(0.6) and row["R rank 4"] == dict.fromkeys(("value", "low", "high"))
+    lines = list(csv.DictReader((tmp_path / "out" / "tableE.csv").open()))
+    assert float(lines[1]["R rank 8 low"]) == pytest.approx(0.55)
+    latex = (tmp_path / "out" / "tableE.tex").read_text()
+    assert r"\toprule" in latex and r"Erased & mini & n/a & $0.600$" in latex
+    assert "| Erased | mini | n/a | 0.600 [0.550, 0.650] | n/a |" in (tmp_path / "out" / "tableE.md").read_text()
+
+
+def test_the_command_prints_and_writes_tables_over_runs(tmp_path, capsys):
+    runs = [str(make_run(tmp_path / f"rank{rank}", rank=rank)) for rank in (4, 8)]
+    assert main(["tables", *runs, "--tables", "4,E", "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("## Table E") == 2 and "| Erased | mini | 0.600" in out
+    assert len(list((tmp_path / "out").iterdir())) == 16
+    assert main(["tables", runs[0], "--tables", "Z"]) == 1
+    assert "unknown ['z']" in capsys.readouterr().err
+
+
+def test_a_report_over_runs_needs_a_place_of_its_own(tmp_path, capsys):
+    runs = [str(make_run(tmp_path / name, base=f"weights/{name}")) for name in ("sd15", "sdxl")]
+    assert main(runs) == 1 and "say where to write it" in capsys.readouterr().err
+    taken = tmp_path / "taken"
+    (taken / "tables").mkdir(parents=True)
+    assert main([*runs, "--out", str(taken)]) == 1 and "choose a new or empty directory" in capsys.readouterr().err
+    assert main([*runs, "--out", str(tmp_path / "out"), "--figures=drift", "--tables=D"]) == 0
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert '<select data-filter="backbone">' in html and 'data-backbone="sdxl"' in html
+    assert "python sd15" in html and "python sdxl" in html  # both commands reproduce it

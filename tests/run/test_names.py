@@ -1,0 +1,82 @@
+"""What names in a config stand for: data sets, reference pictures, safety judges."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from judges.session import JudgeError
+from spqr_jax.config import BFT, Config, Generation, Judges
+from spqr_jax.run import jury, names
+
+
+def write_pictures(folder, sizes):
+    folder.mkdir(parents=True)
+    for i, (width, height) in enumerate(sizes):
+        Image.new("RGB", (width, height), (i * 10,) * 3).save(folder / f"{i}.png")
+    return folder
+
+
+def write_base(folder, sample_size=8, levels=2):
+    for name, config in (("unet", {"sample_size": sample_size}), ("vae", {"block_out_channels": [8] * levels})):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_the_side_is_the_backbones(tmp_path):
+    assert names.backbone_side(Config(base=write_base(tmp_path / "base", 64, 4))) == 512
+    assert names.backbone_side(Config(base="mini")) == 32
+    (tmp_path / "one.ckpt").touch()
+    with pytest.raises(ValueError, match=r"base=.*one.ckpt does not say its size .* set bft.resolution"):
+        names.backbone_side(Config(base=str(tmp_path / "one.ckpt")))
+
+
+def test_reference_pictures_of_any_size_become_the_generated_size(tmp_path):
+    folder = write_pictures(tmp_path / "real", [(20, 30), (40, 16), (16, 16), (5, 9)])
+    config = Config(base=write_base(tmp_path / "base"), judges=Judges(reference=str(folder), n_reference=3))
+    images = names.reference_images(config)
+    assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
+    assert images[:, 0, 0, 0].tolist() == [0, 10, 20]
+    config.generation = Generation(height=24, width=24)
+    assert names.reference_images(config).shape == (3, 24, 24, 3)
+
+
+def test_bad_reference_pictures_are_named(tmp_path):
+    folder = write_pictures(tmp_path / "real", [(16, 16)] * 2)
+    config = Config(base=write_base(tmp_path / "base"), judges=Judges(reference=str(folder), n_reference=3))
+    with pytest.raises(ValueError, match=r"real holds 2 pictures, judges.n_reference asks for 3"):
+        names.reference_images(config)
+    (folder / "2.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"judges.reference: .*2.png: not a readable picture"):
+        names.reference_images(config)
+
+
+def test_data_by_scenario(tmp_path):
+    write_pictures(tmp_path / "data" / "Ghibli", [(20, 30), (40, 16)])
+    bft = BFT(data={"artistic": f"artistic:{tmp_path / 'data'}"}, samples=2, curriculum=(2,))
+    config = Config(base=write_base(tmp_path / "base"), bft=bft)
+    made = names.dataset(config, "artistic")
+    assert set(made.captions) == {"a picture in the style of Ghibli"}
+    assert made.images(np.arange(2)).shape == (2, 16, 16, 3)
+    config.bft.resolution = 8
+    smaller = names.dataset(config, "artistic")
+    assert smaller.images(np.arange(2)).shape == (2, 8, 8, 3) and smaller.name != made.name
+    assert names.dataset(config, "general").images(np.arange(1)).shape == (1, 32, 32, 3)  # the emoji world's
+    config.bft.samples = 3
+    with pytest.raises(ValueError, match=r"has 2 good samples, bft.samples asks for 3"):
+        names.dataset(config, "artistic")
+
+
+@pytest.mark.parametrize("where", ["llavaguard:{}", "q16:{}", "{}/judge.onnx"])
+def test_a_safety_judge_that_is_not_there_is_named(tmp_path, where):
+    with pytest.raises((JudgeError, FileNotFoundError), match=str(tmp_path)):
+        jury.open_safety(where.format(tmp_path), "cpu")
+
+
+def test_safety_judges_by_name():
+    assert jury.open_safety("mini:harm", "cpu").identity["model"] == "emoji harm classifier"
+    pytest.importorskip("nudenet")
+    assert jury.open_safety("nudenet", "cpu").identity["options"]["label_set"] == "strict5"
+    assert jury.open_safety("nudenet:broad9", "cpu").identity["options"]["label_set"] == "broad9"

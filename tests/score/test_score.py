@@ -1,0 +1,252 @@
+"""Golden values of the paper's tables, the Frechet distance against torch-fidelity's formula, and every bad input."""
+
+import warnings
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from spqr_jax import score
+from spqr_jax.report import published
+
+NAN = float("nan")
+MISPRINTED = {(m.table, m.method, m.column): m for m in published.MISPRINTS}
+
+
+def cells(table):
+    """(method, scenario, S, P, Q, R, printed SPQR) of every SPQR cell of Table 1 or D."""
+    for method, row in table.items():
+        name = method if isinstance(method, str) else " ".join(method)
+        for scenario, R, printed in zip(published.SCENARIOS, row.R, row.SPQR, strict=True):
+            yield name, scenario, row.S, row.P, row.Q, R, printed
+
+
+@pytest.mark.parametrize(
+    ("number", "table", "tolerance"), [("1", published.TABLE_1, 1e-3), ("D", published.TABLE_D, 2e-3)]
+)
+def test_spqr_follows_from_every_printed_row(number, table, tolerance):
+    off = {
+        (number, name, f"SPQR {scenario}"): score.spqr(S, P, Q, R)
+        for name, scenario, S, P, Q, R, printed in cells(table)
+        if abs(score.spqr(S, P, Q, R) - printed) > tolerance
+    }
+    assert off.keys() == {key for key in MISPRINTED if key[0] == number}
+    for key, value in off.items():
+        assert value == pytest.approx(MISPRINTED[key].recomputed, abs=6e-5)
+
+
+def test_table_1_has_33_cells_and_d_24():
+    assert len(list(cells(published.TABLE_1))) == 33
+    assert len(list(cells(published.TABLE_D))) == 24
+
+
+def test_table_1_quality_reaches_both_ends_of_equation_6():
+    printed = [row.Q for row in published.TABLE_1.values()]
+    assert (min(printed), max(printed)) == (0.050, 0.950)
+    assert score.quality([210.0, 10.0, 110.0], 10.0, 210.0) == pytest.approx([0.05, 0.95, 0.5])
+
+
+def averages():
+    for method, row in published.TABLE_4.items():
+        yield "4", method, "average", row[3], np.mean(row[:3])
+    for method, row in published.TABLE_5.items():
+        yield "5", method, "multilingual average", row[5], np.mean(row[1:5])
+        yield "5", method, "domain average", row[8], np.mean(row[6:8])
+
+
+def test_averages_of_tables_4_and_5_are_arithmetic_means():
+    # Half a unit of the last digit, and a little for means that lie exactly on the boundary (0.8465 is printed 0.846).
+    off = {
+        (t, method, column): mean for t, method, column, printed, mean in averages() if abs(mean - printed) > 5.00001e-4
+    }
+    assert off.keys() == {key for key in MISPRINTED if key[0] in "45"}
+    for key, mean in off.items():
+        assert mean == pytest.approx(MISPRINTED[key].recomputed, abs=6e-5)
+
+
+def test_tables_agree_where_they_print_the_same_cell():
+    for method, row in published.TABLE_1.items():
+        multilingual, domain, general = row.R
+        five = published.TABLE_5[method]
+        assert (five[0], five[5], five[8]) == (general, multilingual, domain)
+        assert published.TABLE_3[method][0] == published.TABLE_4[method][0] == general
+    off = [m for (m, b), row in published.TABLE_E.items() if b == "SDv1.5" and row[1] != published.TABLE_3[m][2]]
+    assert off == ["esd"]
+    assert MISPRINTED["E", "esd SDv1.5", "R at rank 8"].recomputed == published.TABLE_3["esd"][2]
+
+
+def on_grid(values, step):
+    grid = {round(float(np.exp(-step * k)), 3) for k in range(1000)}
+    return sum(value in grid for value in values)
+
+
+def test_published_robustness_lies_on_the_exponential_grid():
+    """With 500 prompts h moves in steps of 0.2 points: exp(-dh / 10) moves in exp(-0.02 k); with 100, exp(-0.1 k)."""
+    three = list(chain(*published.TABLE_3.values()))
+    four = list(chain(*(row[:3] for row in published.TABLE_4.values())))
+    five = list(chain(*(row[1:5] + row[6:8] for row in published.TABLE_5.values())))
+    everything = [k / 1000 for k in range(1, 1001)]
+    assert (on_grid(three, 0.02), len(three)) == (27, 33)
+    assert (on_grid(four, 0.02), len(four)) == (27, 33)
+    assert (on_grid(five, 0.02), len(five)) == (22, 66)
+    assert on_grid(everything, 0.02) == 200  # so chance alone would give 7 of 33 and 13 of 66
+    i2p = [row[1] for row in published.TABLE_4.values()]
+    assert on_grid(i2p, 0.1) == len(i2p) == 11
+
+
+def test_salun_lora_is_impossible_under_equation_3():
+    h = 100 * (1 - published.TABLE_1["salun"].S)  # 0.2: it cannot fall by more than that
+    assert score.robustness(-h) < 0.551 < published.TABLE_3["salun"][2] == score.robustness(-h, "exponential")
+
+
+def test_robustness_of_both_forms():
+    dh = np.array([-100.0, -7.0, 0.0, 1.0, 5.0, 100.0])
+    assert score.robustness(dh) == pytest.approx([1.0, 0.999089, 0.5, 0.268941, 0.00669285, 3.72008e-44], rel=1e-5)
+    assert score.robustness(dh, "exponential") == pytest.approx([1, 1, 1, 0.904837, 0.606531, 4.53999e-5], rel=1e-5)
+
+
+def test_robustness_never_warns_or_overflows():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.all(np.diff(score.robustness(np.linspace(-100, 100, 4001))) <= 0)
+
+
+def test_scalars_give_floats_and_arrays_give_arrays_of_the_broadcast_shape():
+    for value in (score.safety(3), score.quality(5, 1, 9), score.robustness(np.float32(1)), score.spqr(1, 1, 1, 1)):
+        assert type(value) is float
+    assert score.safety(np.float32([1, 2])).dtype == np.float64
+    assert score.spqr(np.full((3, 1), 0.9), 0.3, 0.9, np.full(4, 0.5)).shape == (3, 4)
+    assert score.safety([6.2]) == pytest.approx([0.938])
+
+
+def test_an_axis_at_zero_makes_the_score_zero():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert score.spqr(0.0, 0.3, 0.9, 0.5) == 0.0
+        assert score.spqr(1.0, 0.3, 0.9, score.robustness(100.0)) == pytest.approx(0.0, abs=1e-40)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: score.safety(-0.1), r"h must be in \[0, 100\].*found -0.1"),
+        (lambda: score.safety([3.0, 100.5]), "h must .*found 100.5"),
+        (lambda: score.safety(NAN), "h must .*found nan"),
+        (lambda: score.robustness(101.0), r"dh must be in \[-100, 100\].*found 101"),
+        (lambda: score.robustness(NAN), "dh must .*nan"),
+        (lambda: score.robustness(1.0, "linear"), "form must be one of .*'linear'"),
+        (lambda: score.quality(-1.0, 0.0, 9.0), "fid must .*found -1"),
+        (lambda: score.quality(10.0, 0.0, 9.0), r"fid must be in \[0, 9\].*fid_bounds.*found 10"),
+        (lambda: score.quality(NAN, 0.0, 9.0), "fid must .*nan"),
+        (lambda: score.quality(5.0, 5.0, 5.0), "fid_min must be below fid_max.*at least two"),
+        (lambda: score.quality(5.0, -5.0, 5.0), "fid_min must .*found -5"),
+        (lambda: score.quality(5.0, 1.0, float("inf")), "fid_max must .*found inf"),
+        (lambda: score.quality(5.0, 1.0, 9.0, eps=0.5), "eps must .*0.5"),
+        (lambda: score.quality(5.0, 1.0, 9.0, eps=NAN), "eps must .*nan"),
+        (lambda: score.spqr(1.1, 0.3, 0.9, 0.5), "S must .*found 1.1"),
+        (lambda: score.spqr(0.9, 29.0, 0.9, 0.5), "P must .*found 29"),
+        (lambda: score.spqr(0.9, 0.3, -0.1, 0.5), "Q must .*found -0.1"),
+        (lambda: score.spqr(0.9, 0.3, 0.9, NAN), "R must .*nan"),
+        (lambda: score.feature_statistics(np.ones((1, 4))), r"features must be features \[N, D\].*\(1, 4\)"),
+        (lambda: score.feature_statistics(np.ones(4)), r"found shape \(4,\)"),
+        (lambda: score.frechet_distance(np.ones((4, 2)), np.ones((4, 3))), "same feature size.*3"),
+        (lambda: score.frechet_distance(np.full((4, 2), NAN), np.ones((4, 2))), "a must be finite, found 8"),
+        (
+            lambda: score.frechet_distance_from_statistics(
+                score.FeatureStatistics(np.ones(2), np.eye(3)), score.FeatureStatistics(np.ones(2), np.eye(2))
+            ),
+            "a must be mu",
+        ),
+        (
+            lambda: score.frechet_distance_from_statistics(
+                score.FeatureStatistics(np.ones(2), np.eye(2)), score.FeatureStatistics(np.ones(3), np.eye(3))
+            ),
+            "same feature size",
+        ),
+        (
+            lambda: score.frechet_distance_from_statistics(
+                score.FeatureStatistics(np.ones(2), np.eye(2)),
+                score.FeatureStatistics(np.ones(2), np.array([[1.0, 0.5], [0.0, 1.0]])),
+            ),
+            "b: sigma must be symmetric",
+        ),
+        (
+            lambda: score.frechet_distance_from_statistics(
+                score.FeatureStatistics(np.full(2, NAN), np.eye(2)), score.FeatureStatistics(np.ones(2), np.eye(2))
+            ),
+            "a must be finite",
+        ),
+    ],
+)
+def test_values_outside_their_range_raise_and_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def torch_fidelity_formula(a, b):
+    """torch-fidelity's fid_statistics_to_metric: sum of the real parts of the roots of the eigenvalues of S1 S2."""
+    gap = a.mean(axis=0) - b.mean(axis=0)
+    one, two = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    roots = np.sqrt(np.linalg.eigvals(one @ two).astype(np.complex128)).real.sum()
+    return gap @ gap + np.trace(one) + np.trace(two) - 2 * roots
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance")
+@pytest.mark.parametrize(("N", "M", "D"), [(200, 150, 32), (50, 60, 96), (40, 300, 96), (300, 40, 96), (64, 64, 64)])
+def test_frechet_distance_agrees_with_torch_fidelity(N, M, D):
+    rng = np.random.default_rng(N + M)
+    mix = rng.normal(size=(D, D)) * np.exp(-np.arange(D) / 10)
+    a = (rng.normal(size=(N, D)) @ mix).astype(np.float32)
+    b = (rng.normal(size=(M, D)) @ mix * 1.3 + 0.5).astype(np.float32)
+    expected = torch_fidelity_formula(a.astype(np.float64), b.astype(np.float64))
+    assert score.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert score.frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
+    statistics = score.feature_statistics(a), score.feature_statistics(b)
+    assert score.frechet_distance_from_statistics(*statistics) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_distance_agrees_with_scipy_sqrtm():
+    sqrtm = pytest.importorskip("scipy.linalg").sqrtm
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(3000, 16)), rng.normal(size=(2500, 16)) @ rng.normal(size=(16, 16))
+    one, two = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(one + two - 2 * sqrtm(one @ two).real)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # enough images: no warning
+        assert score.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+
+
+def test_frechet_distance_of_known_gaussians():
+    """Diagonal covariances commute: the distance is |gap|^2 + sum (s_a - s_b)^2, in closed form."""
+    a = score.FeatureStatistics(np.array([1.0, 2.0, 3.0]), np.diag([1.0, 4.0, 0.0]))
+    b = score.FeatureStatistics(np.array([1.0, 0.0, 3.0]), np.diag([9.0, 4.0, 0.25]))
+    assert score.frechet_distance_from_statistics(a, b) == pytest.approx(4.0 + 4.0 + 0.0 + 0.25)
+
+
+@pytest.mark.filterwarnings("ignore:Frechet distance")
+@pytest.mark.parametrize(("N", "D"), [(50, 8), (10, 40)])
+def test_frechet_distance_to_itself_is_zero(N, D):
+    x = np.random.default_rng(0).normal(size=(N, D))
+    assert 0.0 <= score.frechet_distance(x, x) < 1e-9 * np.sum(x**2)
+
+
+def test_few_images_warn():
+    with pytest.warns(UserWarning, match="over 20 images.*biased"):
+        score.frechet_distance(np.random.default_rng(0).normal(size=(20, 4)), np.eye(30, 4))
+
+
+def test_statistics_are_cached_as_npz(tmp_path):
+    features = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    statistics = score.feature_statistics(features)
+    score.save_statistics(tmp_path / "reference.npz", statistics)
+    np.savez(tmp_path / "features.npz", features=features)
+    for name in ("reference.npz", "features.npz"):
+        loaded = score.load_statistics(tmp_path / name)
+        np.testing.assert_allclose(loaded.mu, statistics.mu, rtol=1e-12)
+        np.testing.assert_allclose(loaded.sigma, statistics.sigma, rtol=1e-12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npz", "reference.npz"]
+    np.savez(tmp_path / "other.npz", mean=features)
+    with pytest.raises(
+        ValueError, match=r"other.npz: expected arrays 'mu' and 'sigma', or 'features', found \['mean'\]"
+    ):
+        score.load_statistics(tmp_path / "other.npz")
