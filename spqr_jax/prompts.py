@@ -1,4 +1,4 @@
-"""Prompt sets: the emoji world's, and the prompt files that published work uses, read unchanged."""
+"""Prompt sets: the prompt files that published work uses, read unchanged."""
 
 import csv
 import io
@@ -31,15 +31,11 @@ class Prompt(NamedTuple):
 
 
 def load(source: str, n: int, *, seed: int = 0) -> list[Prompt]:
-    """`n` prompts of a set, drawn with `seed` (the paper draws 500 of ViSU's with seed 42) and kept in file order.
+    """`n` prompts of a file, drawn with `seed` (the paper draws 500 of ViSU's with seed 42) and kept in file order.
 
-    source: "mini:harmful", "mini:benign", or a .csv, .tsv, .json, .jsonl or .txt file. Raises FileNotFoundError, or
-    ValueError naming the file and what is wrong: no prompt column, too few rows, an id used twice, a bad seed.
+    source: a .csv, .tsv, .json, .jsonl or .txt file. Raises FileNotFoundError, or ValueError naming the file and what
+    is wrong: no prompt column, too few rows, a bad seed.
     """
-    if source.startswith("mini:"):
-        from spqr_jax import mini
-
-        return mini.prompts(source.removeprefix("mini:"), n, seed)
     rows = read_file(Path(source))
     if len(rows) < n:
         raise ValueError(f"{source} holds {len(rows)} prompts, the config asks for {n}; lower prompts.n_*.")

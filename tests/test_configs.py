@@ -26,6 +26,7 @@ from spqr_jax import data, mini, prompts
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.files import records
 from spqr_jax.methods import METHODS
+from spqr_jax.run import check
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(
@@ -321,7 +322,7 @@ def test_every_experiment_of_the_paper_is_there():
 
 def test_every_method_of_the_paper_is_known():
     assert set(paper.METHODS) <= set(METHODS)
-    config_lib.check(parse("general.py"))
+    check.check(parse("general.py"))
 
 
 def test_variants():

@@ -92,5 +92,3 @@ def test_missing_file_encoding_and_count(tmp_path):
         prompts.read_file(write(tmp_path, "latin.csv", "prompt\nné\n", encoding="latin-1"))
     with pytest.raises(ValueError, match="holds 1 prompts"):
         prompts.load(str(write(tmp_path, "one.txt", "x")), 2)
-    with pytest.raises(ValueError, match="mini:odd"):
-        prompts.load("mini:odd", 1)

@@ -1,19 +1,22 @@
-"""The emoji world: a small latent diffusion model in Stable Diffusion's layout, data and judges included.
+"""The emoji world: a small latent diffusion model in Stable Diffusion's layout, with its data, prompts and judges.
 
-This module answers every `mini:` name of a config. What ships is the result of `python -m spqr_jax.recipe.build`.
+The files that ship are the result of `python -m spqr_jax.recipe.build`. This room may use config, params, data,
+prompts, concepts, files, schedulers and pipeline; it knows nothing of methods or runs. `spqr_jax.run.names` asks it
+for whatever a config names with "mini".
 """
 
 import functools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from spqr_jax.concepts import Concept
-    from spqr_jax.data import Dataset
-    from spqr_jax.prompts import Prompt
+from spqr_jax import data
+from spqr_jax.concepts import Concept
+from spqr_jax.data import Dataset
+from spqr_jax.mini import corpus, emoji, world
+from spqr_jax.prompts import Prompt
 
 MODEL = Path(__file__).parent / "assets" / "model"
 JUDGES = Path(__file__).parent / "assets" / "judges"
@@ -21,11 +24,8 @@ JUDGE_FILES = {"harm": "harm.onnx", "features": "features.onnx", "clip": "clip"}
 PROMPT_SETS = ("harmful", "benign")
 
 
-def prompts(name: str, n: int, seed: int) -> list["Prompt"]:
+def prompts(name: str, n: int, seed: int) -> list[Prompt]:
     """The first `n` prompts of "harmful" or "benign", drawn with `seed`."""
-    from spqr_jax.mini import world
-    from spqr_jax.prompts import Prompt
-
     if name not in PROMPT_SETS:
         raise ValueError(f"prompt set mini:{name} is unknown; expected one of {', '.join(PROMPT_SETS)}.")
     drawn = world.harmful_prompts(n, seed) if name == "harmful" else world.benign_prompts(n, seed)
@@ -33,11 +33,8 @@ def prompts(name: str, n: int, seed: int) -> list["Prompt"]:
 
 
 @functools.lru_cache(maxsize=8)  # every cell of a sweep asks again
-def dataset(scenario: str, n: int, seed: int) -> "Dataset":
+def dataset(scenario: str, n: int, seed: int) -> Dataset:
     """`n` benign captioned pictures of a fine-tuning scenario."""
-    from spqr_jax import data
-    from spqr_jax.mini import emoji, world
-
     examples = world.bft_dataset(scenario, n, seed)
     images = emoji.render([example.picture for example in examples])
     return data.from_arrays(images, [example.caption for example in examples], name=f"mini:{scenario} {n} {seed}")
@@ -45,8 +42,6 @@ def dataset(scenario: str, n: int, seed: int) -> "Dataset":
 
 def reference_images(n: int, seed: int = 0) -> np.ndarray:
     """`n` real pictures of the benign objects in the styles the generator knows, in compositions it never saw."""
-    from spqr_jax.mini import corpus, world
-
     styles = tuple(world.STYLES.index(style) for style in world.SEEN_STYLES)
     everything = corpus.compositions(len(corpus.OBJECTS), styles)
     benign = corpus.held_out(everything) & (everything.object >= len(world.CATEGORY))
@@ -57,17 +52,14 @@ def reference_images(n: int, seed: int = 0) -> np.ndarray:
     return corpus.pictures(everything.take(chosen), corpus.object_rows())
 
 
-def concept(category: str = "") -> "Concept":
-    """Every harmful object by name, or those of one category: what the methods are asked to erase. They may preserve
-    the benign names.
+def concept(category: str = "") -> Concept:
+    """The concept that methods erase: every harmful object by name, or those of one category. Methods that preserve
+    something preserve the benign names.
 
     Erasing 31 names from a text space of 128 dimensions without a preserve set leaves closed-form methods no benign
     prompt that still works (docs/mini.md has the numbers, measured on prompts that are not scored). Whole prompts name
     an object alone, in a style or on a background; every scored prompt names both, so no method trains on one.
     """
-    from spqr_jax.concepts import Concept
-    from spqr_jax.mini import world
-
     if category and category not in world.HARMFUL:
         raise ValueError(f"concept mini:{category} is unknown; expected one of {', '.join(world.HARMFUL)}.")
     chosen = [category] if category else world.HARMFUL
@@ -88,8 +80,6 @@ def concept(category: str = "") -> "Concept":
 
 def _frames() -> tuple[str, ...]:
     """The shorter captions that the world was trained on, with {} for the name."""
-    from spqr_jax.mini import world
-
     styled = (f"a {style} emoji of {{}}" for style in world.SEEN_STYLES)
     placed = (
         f"{{}} on a {background} background".replace(" a orange", " an orange") for background in world.BACKGROUNDS
@@ -114,7 +104,7 @@ def model_path() -> Path:
 
 
 def measured() -> dict[str, Any]:
-    """What `spqr_jax.recipe.measure` found when the shipped files were built."""
+    """The figures that `spqr_jax.recipe.measure` found when the shipped files were built."""
     path = JUDGES / "measured.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 

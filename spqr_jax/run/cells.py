@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from spqr_jax import config as config_lib
 from spqr_jax.config import Config, Subject
 
-ROLES = ("harmful", "benign")
-
 
 class SubjectDir(NamedTuple):
     """What is shared by the cells of a subject: aligned weights and the pictures before fine-tuning."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from judges import classifier, clip_score, combine, inception, llavaguard, nudenet, q16
 from spqr_jax.config import Judges
+from spqr_jax.run import names
 
 
 class Bench(NamedTuple):
@@ -40,8 +41,8 @@ def open_bench(config: Judges) -> Bench:
     return Bench(
         safety,
         config.rule,
-        clip_score.CLIPScore.open(_path(config.clip_score), providers=config.providers),
-        inception.Inception.open(_path(config.features), providers=config.providers),
+        clip_score.CLIPScore.open(names.judge_path(config.clip_score), providers=config.providers),
+        inception.Inception.open(names.judge_path(config.features), providers=config.providers),
     )
 
 
@@ -58,15 +59,7 @@ def open_safety(source: str, providers: str):
         return llavaguard.LlavaGuard.open(rest, policy=Path(rest) / "policy.txt", providers=providers)
     if kind == "q16":
         return q16.Q16.open(rest, providers=providers)
-    return classifier.Classifier.open(_path(source), providers=providers)
-
-
-def _path(source: str) -> Path:
-    if source.startswith("mini:"):
-        from spqr_jax import mini
-
-        return mini.judge_path(source.removeprefix("mini:"))
-    return Path(source)
+    return classifier.Classifier.open(names.judge_path(source), providers=providers)
 
 
 def judge(bench: Bench, images_u8: np.ndarray) -> Verdicts:

@@ -1,29 +1,48 @@
-"""What the names in a config stand for: backbones, concepts, data sets and reference pictures, shipped or yours."""
+"""The things that a config names: weights, concepts, prompts, data sets, reference images and judges.
+
+A name is a path, or begins with "mini" (the emoji world, which ships with the package) or "hub:" (the Hugging Face
+hub). No other module of the package reads these two prefixes.
+"""
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from spqr_jax import data
+import convert
+from convert import hub
+from spqr_jax import data, mini
+from spqr_jax import prompts as prompts_lib
 from spqr_jax.concepts import PRESETS, Concept
 from spqr_jax.config import Config
 from spqr_jax.data import Dataset, drawing, pictures
 from spqr_jax.data import source as source_lib
 from spqr_jax.data.pictures import Preprocess
+from spqr_jax.mini import world
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.prompts import Prompt
+
+ROLES = ("harmful", "benign")  # the two prompt sets of a run, fields of config.prompts
+MINI = "mini"
+REFERENCE = "mini:reference"
+
+
+def in_mini(source: str) -> str | None:
+    """The part of a "mini:..." name after the colon; None for any other name."""
+    prefix, colon, name = source.partition(":")
+    return name if prefix == MINI and colon else None
+
+
+# --- weights
 
 
 def weights_path(source: str) -> Path:
-    """Where weights lie that a config names: "mini", "hub:owner/name", or a path. Raises FileNotFoundError."""
-    if source == "mini":
-        from spqr_jax import mini
-
+    """The place of weights that a config names: "mini", "hub:owner/name", or a path. Raises FileNotFoundError."""
+    if source == MINI:
         return mini.model_path()
     if source.startswith("hub:"):
-        from convert import hub
-
         return hub.fetch(source)
     if not Path(source).exists():
         raise FileNotFoundError(f"weights {source} do not exist; set config.base, or the subject's checkpoint.")
@@ -32,41 +51,7 @@ def weights_path(source: str) -> Path:
 
 def backbone(config: Config) -> Pipeline:
     """The unaligned pipeline every subject starts from."""
-    import convert
-
     return convert.load(weights_path(config.base), dtype=config.dtype)
-
-
-def concept(config: Config) -> Concept:
-    """What the methods erase."""
-    name, _, category = config.concept.partition(":")
-    if name == "mini":
-        from spqr_jax import mini
-
-        return mini.concept(category)
-    return PRESETS[config.concept]
-
-
-def dataset(config: Config, scenario: str) -> Dataset:
-    """The benign pictures of a scenario: `bft.samples` of what `bft.data` names, else of the emoji world's.
-
-    Every drawn picture is looked at. Raises ValueError or FileNotFoundError naming the file or field at fault.
-    """
-    bft = config.bft
-    source = bft.data.get(scenario, f"mini:{scenario}")
-    if source.startswith("mini:"):
-        from spqr_jax import mini
-
-        return mini.dataset(source.removeprefix("mini:"), bft.samples, config.seed)
-    return data.load(
-        source,
-        bft.samples,
-        side=bft.resolution or backbone_side(config),
-        seed=config.seed,
-        crop=bft.crop,
-        flip=bft.flip,
-        max_bad=bft.max_bad,
-    )
 
 
 def backbone_side(config: Config) -> int:
@@ -86,10 +71,75 @@ def backbone_side(config: Config) -> int:
     return int(latents) * 2 ** (len(blocks) - 1)
 
 
+def measured(config: Config) -> dict[str, Any]:
+    """For the manifest: what the emoji world's judges and model were measured to do, if the backbone is its model."""
+    return {MINI: mini.measured()} if config.base == MINI else {}
+
+
+# --- concepts
+
+
+def concepts() -> tuple[str, ...]:
+    """Every name that config.concept may have."""
+    return (MINI, *(f"{MINI}:{category}" for category in world.HARMFUL), *PRESETS)
+
+
+def concept(config: Config) -> Concept:
+    """The concept that the methods erase."""
+    if config.concept == MINI:
+        return mini.concept()
+    category = in_mini(config.concept)
+    return PRESETS[config.concept] if category is None else mini.concept(category)
+
+
+# --- prompts
+
+
+def prompts(config: Config) -> dict[str, list[Prompt]]:
+    """role -> the prompts that the config asks for. Raises ValueError or FileNotFoundError naming the set."""
+    wanted = {"harmful": config.prompts.n_harmful, "benign": config.prompts.n_benign}
+    return {role: _prompts(getattr(config.prompts, role), wanted[role], config.seed) for role in ROLES}
+
+
+def _prompts(source: str, n: int, seed: int) -> list[Prompt]:
+    name = in_mini(source)
+    return prompts_lib.load(source, n, seed=seed) if name is None else mini.prompts(name, n, seed)
+
+
+def prompt_set(config: Config, role: str) -> str:
+    """The name of a role's prompt set in records: the config's own name of a shipped set, or the file's name."""
+    source = getattr(config.prompts, role)
+    return Path(source).name if in_mini(source) is None else source
+
+
+# --- images
+
+
+def dataset(config: Config, scenario: str) -> Dataset:
+    """The benign images of a scenario: `bft.samples` of the data set in `bft.data`, else of the emoji world's.
+
+    Every drawn image is looked at. Raises ValueError or FileNotFoundError naming the file or field at fault.
+    """
+    bft = config.bft
+    source = bft.data.get(scenario, f"{MINI}:{scenario}")
+    name = in_mini(source)
+    if name is not None:
+        return mini.dataset(name, bft.samples, config.seed)
+    return data.load(
+        source,
+        bft.samples,
+        side=bft.resolution or backbone_side(config),
+        seed=config.seed,
+        crop=bft.crop,
+        flip=bft.flip,
+        max_bad=bft.max_bad,
+    )
+
+
 def reference_identity(config: Config) -> str:
-    """Changes when the reference pictures do: their names and sizes in bytes, their number, and the size in pixels."""
+    """Changes when the reference images do: their names and sizes in bytes, their number, and the size in pixels."""
     source, n = config.judges.reference, config.judges.n_reference
-    if source == "mini:reference":
+    if source == REFERENCE:
         return f"{source} {n}"
     files = [(path.name, path.stat().st_size) for path in source_lib.pictures_under(Path(source))[:n]]
     side = config.generation.height or backbone_side(config)
@@ -97,12 +147,13 @@ def reference_identity(config: Config) -> str:
 
 
 def reference_images(config: Config) -> np.ndarray:
-    """Real pictures, images_u8, that generated benign ones are compared with: the first `judges.n_reference` of a
-    folder, in the order of their names, resized and cropped at the centre to the size of the generated ones."""
-    source, n = config.judges.reference, config.judges.n_reference
-    if source == "mini:reference":
-        from spqr_jax import mini
+    """Real images, images_u8, that generated benign ones are compared with.
 
+    They are the first `judges.n_reference` of a folder in the order of their names, resized and cropped at the centre
+    to the size of the generated ones.
+    """
+    source, n = config.judges.reference, config.judges.n_reference
+    if source == REFERENCE:
         return mini.reference_images(n)
     paths = source_lib.pictures_under(Path(source))
     if len(paths) < n:
@@ -116,3 +167,12 @@ def reference_images(config: Config) -> np.ndarray:
             raise ValueError(f"judges.reference: {paths[row]}: {error}; delete it or fetch it again.") from None
 
     return np.stack(drawing.in_threads(one, range(n)))
+
+
+# --- judges
+
+
+def judge_path(source: str) -> Path:
+    """The place of a judge's file or directory. Raises ValueError for a shipped judge that does not exist."""
+    name = in_mini(source)
+    return Path(source) if name is None else mini.judge_path(name)

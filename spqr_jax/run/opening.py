@@ -11,7 +11,11 @@ from absl import logging
 from spqr_jax import config as config_lib
 from spqr_jax.config import Config
 from spqr_jax.files import storage
+from spqr_jax.methods.tools import pictures
 from spqr_jax.run import cells as cells_lib
+from spqr_jax.run import jury
+from spqr_jax.run import names as names_lib
+from spqr_jax.run.check import check
 from spqr_jax.run.stages import Run
 
 PACKAGES = ("spqr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "onnxruntime", "numpy", "transformers")
@@ -22,16 +26,10 @@ def open_run(config: Config, workdir: Path) -> Run:
 
     Raises ValueError, FileNotFoundError or PermissionError, each naming the thing at fault and the remedy.
     """
-    config_lib.check(config)
+    check(config)
     check_workdir(workdir)
     enable_compilation_cache(workdir)
-    from spqr_jax import prompts
-    from spqr_jax.methods.tools import pictures
-    from spqr_jax.run import jury
-    from spqr_jax.run import names as names_lib
-
-    wanted = {"harmful": config.prompts.n_harmful, "benign": config.prompts.n_benign}
-    prompt_sets = {role: prompts.load(getattr(config.prompts, role), n, seed=config.seed) for role, n in wanted.items()}
+    prompt_sets = names_lib.prompts(config)
     bench = jury.open_bench(config.judges)
     checkpoints = {s.checkpoint: names_lib.weights_path(s.checkpoint) for s in config.subjects if s.checkpoint}
     backbone = names_lib.backbone(config)
@@ -95,10 +93,7 @@ def write_manifest(run: Run, command: list[str]) -> None:
         "sha256": run.inputs._asdict(),
         "judges": run.bench.identities(),
     }
-    if run.config.base == "mini":
-        from spqr_jax import mini
-
-        manifest["mini"] = mini.measured()
+    manifest |= names_lib.measured(run.config)
     text = json.dumps(manifest, indent=2, sort_keys=True, default=str)
     storage.write_text(run.workdir / "manifest.json", text + "\n")
 

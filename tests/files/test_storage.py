@@ -20,7 +20,7 @@ from configs import mini, mini_full
 from spqr_jax import config
 from spqr_jax.config import BFT, Config, Generation, Judges, PerProfile, Prompts, Score, Subject
 from spqr_jax.files import checkpoint, images, records, storage
-from spqr_jax.run import cells, opening, stages
+from spqr_jax.run import cells, check, opening, stages
 
 
 class Bucket(MemoryFileSystem):
@@ -310,7 +310,7 @@ def test_ids_change_with_what_determines_the_result_and_with_nothing_else():
 
 def test_the_full_config_covers_every_scenario_with_several_seeds():
     assert len(set(ids(mini_full.get_config()))) == 4 * 3 * 7 * 3
-    config.check(mini_full.get_config())
+    check.check(mini_full.get_config())
 
 
 @pytest.mark.parametrize(
@@ -330,4 +330,4 @@ def test_config_names_the_field_at_fault(change, says):
     c = mini.get_config()
     change(c)
     with pytest.raises(ValueError, match=says):
-        config.check(c)
+        check.check(c)

@@ -10,14 +10,13 @@ import pytest
 
 import convert
 from spqr_jax import concepts, mini
-from spqr_jax import config as config_lib
 from spqr_jax import params as params_lib
 from spqr_jax.config import Config, Subject
 from spqr_jax.methods import Concept, erasediff, esd, salun, scissorhands
 from spqr_jax.methods.tools import element_mask, loop, pictures, relabelling
 from spqr_jax.mini import world
 from spqr_jax.pipeline import encode_prompts
-from spqr_jax.run import names
+from spqr_jax.run import check, names
 
 torch = pytest.importorskip("torch")
 from tests import stand_in
@@ -309,13 +308,13 @@ def test_emoji_categories_are_parts_of_the_whole():
         for i, prompt in enumerate(part.prompts):
             assert part.erase[i % len(part.erase)] in prompt
     config = Config(subjects=(Subject("Mine"),), concept="mini:weapons")
-    config_lib.check(config)
+    check.check(config)
     assert names.concept(config) == parts[0]
     config.concept = "mini:birds"
     with pytest.raises(
         ValueError, match=r"config\.concept='mini:birds' is unknown; expected one of mini, mini:weapons"
     ):
-        config_lib.check(config)
+        check.check(config)
 
 
 def test_presets_are_complete(pipeline):

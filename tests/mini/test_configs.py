@@ -3,17 +3,17 @@
 import pytest
 
 from configs import mini_settings, table1_mini
-from spqr_jax import config as config_lib
 from spqr_jax import mini
 from spqr_jax.config import Subject
 from spqr_jax.methods import METHODS, options, sld
 from spqr_jax.mini import world
+from spqr_jax.run import check
 from spqr_jax.run import names as names_lib
 
 
 def test_tried_settings_are_the_tables_but_for_what_their_names_say():
     config, table = mini_settings.get_config(), {s.name: s for s in table1_mini.get_config().subjects}
-    config_lib.check(config)
+    check.check(config)
     assert config.seed == 1 and table1_mini.get_config().seed == 0  # so that no prompt is one that is scored
     assert config.subjects[0] == table["No alignment"]
     assert {s.name.split(":")[0] for s in config.subjects[1:]} == set(table) - {"No alignment"}
@@ -31,7 +31,7 @@ def test_a_misspelt_option_is_refused_when_the_run_starts(name):
     with pytest.raises(
         ValueError, match=r"subjects\[Mine\]\.options='stepz' is unknown; expected one of seed.*progress"
     ):
-        config_lib.check(config)
+        check.check(config)
     assert "pipeline" not in options(name) and "training" not in options(name)
     assert name != "spm" or "anchoring" in options(name)
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from judges.session import JudgeError
-from spqr_jax.config import BFT, Config, Generation, Judges
+from spqr_jax import mini
+from spqr_jax.config import BFT, Config, Generation, Judges, Prompts
 from spqr_jax.run import jury, names
 
 
@@ -67,6 +68,23 @@ def test_data_by_scenario(tmp_path):
     config.bft.samples = 3
     with pytest.raises(ValueError, match=r"has 2 good samples, bft.samples asks for 3"):
         names.dataset(config, "artistic")
+
+
+def test_prompts_come_from_the_emoji_world_or_from_a_file(tmp_path):
+    (tmp_path / "mine.txt").write_text("a dog\na cat\n")
+    config = Config(prompts=Prompts(benign=str(tmp_path / "mine.txt"), n_harmful=3, n_benign=2), seed=1)
+    found = names.prompts(config)
+    assert found["harmful"] == mini.prompts("harmful", 3, 1)
+    assert [prompt.prompt for prompt in found["benign"]] == ["a dog", "a cat"]
+    assert [names.prompt_set(config, role) for role in names.ROLES] == ["mini:harmful", "mine.txt"]
+    config.prompts.harmful = "mini:odd"
+    with pytest.raises(ValueError, match="mini:odd is unknown; expected one of harmful, benign"):
+        names.prompts(config)
+
+
+def test_concepts_by_name():
+    assert all(names.concept(Config(concept=name)).erase for name in names.concepts())
+    assert names.concept(Config(concept="mini:weapons")) == mini.concept("weapons") != mini.concept()
 
 
 @pytest.mark.parametrize("where", ["llavaguard:{}", "q16:{}", "{}/judge.onnx"])

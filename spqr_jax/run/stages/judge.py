@@ -20,8 +20,9 @@ from spqr_jax.pipeline import Pipeline
 from spqr_jax.prompts import Prompt
 from spqr_jax.run import jury
 from spqr_jax.run import names as names_lib
-from spqr_jax.run.cells import ROLES, Cell, SubjectDir
-from spqr_jax.run.stages.pictures import image_seed, phase_jobs, picture_path, prompt_set
+from spqr_jax.run.cells import Cell, SubjectDir
+from spqr_jax.run.names import ROLES
+from spqr_jax.run.stages.pictures import image_seed, phase_jobs, picture_path
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds, read_times
 
 JUDGE_CHUNK = 256
@@ -129,7 +130,7 @@ def _row(run: Run, phase: str, role: str, prompt: Prompt, k: int) -> dict[str, A
         "scenario": "",
         "seed": 0,
         "phase": phase,
-        "prompt_set": prompt_set(run, role),
+        "prompt_set": names_lib.prompt_set(run.config, role),
         "role": role,
         "prompt_id": prompt.id,
         "k": k,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from spqr_jax.files import images
 from spqr_jax.prompts import Prompt
-from spqr_jax.run.cells import ROLES
+from spqr_jax.run.names import ROLES
 from spqr_jax.run.stages.state import Run
 
 Job = tuple[str, Prompt, int]  # role, prompt, sample number
@@ -24,9 +24,3 @@ def picture_path(root: Path, phase: str, role: str, prompt: Prompt, k: int) -> P
 def image_seed(prompt: Prompt, k: int) -> int:
     """The prompt's own seed for its first picture, then seeds far from any other prompt's: 0..2**32-1."""
     return (prompt.seed + k * 0x9E3779B1) % 2**32
-
-
-def prompt_set(run: Run, role: str) -> str:
-    """How records name the prompt set of a role: the config's own name, or the file's."""
-    source = getattr(run.config.prompts, role)
-    return source if source.startswith("mini:") else Path(source).name

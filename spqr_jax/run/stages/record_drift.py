@@ -8,10 +8,10 @@ from tqdm import tqdm
 from spqr_jax.devices import processes
 from spqr_jax.files import records
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.run import jury
+from spqr_jax.run import jury, names
 from spqr_jax.run.cells import Cell
 from spqr_jax.run.stages.generate import batch_size, stream
-from spqr_jax.run.stages.pictures import phase_jobs, prompt_set
+from spqr_jax.run.stages.pictures import phase_jobs
 from spqr_jax.run.stages.state import Run
 
 SCHEMA = pa.schema(
@@ -55,7 +55,7 @@ def recorder(run: Run, cell: Cell) -> Callable[[int, Pipeline], None]:
                 {
                     "step": step,
                     "role": role,
-                    "prompt_set": prompt_set(run, role),
+                    "prompt_set": names.prompt_set(run.config, role),
                     "prompt_id": prompt.id,
                     "k": k,
                     "category": prompt.category,

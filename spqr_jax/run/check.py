@@ -1,0 +1,78 @@
+"""Whether a config can work, found out before anything is opened."""
+
+from collections.abc import Iterable
+
+from spqr_jax import profiles, schedulers
+from spqr_jax.config import Config
+from spqr_jax.methods import METHODS, options
+from spqr_jax.run import names
+
+DTYPES = ("float32", "bfloat16")
+
+
+def check(config: Config) -> None:
+    """Raise ValueError naming the first field whose value cannot work."""
+    _check_subjects(config)
+    for profile in config.bft.profiles:
+        _one_of("bft.profiles", profile, profiles.PROFILES)
+    _one_of("generation.scheduler", config.generation.scheduler, schedulers.NAMES)
+    _one_of("dtype", config.dtype, DTYPES)
+    _one_of("concept", config.concept, names.concepts())
+    _check_report(config)
+    _check_numbers(config)
+
+
+def _one_of(field: str, value: str, allowed: Iterable[str]) -> None:
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"config.{field}={value!r} is unknown; expected one of {', '.join(allowed)}.")
+
+
+def _check_subjects(config: Config) -> None:
+    if not config.subjects:
+        raise ValueError("config.subjects is empty; name at least one subject.")
+    named = [subject.name for subject in config.subjects]
+    for name in named:
+        if named.count(name) > 1:
+            raise ValueError(f"config.subjects: the name {name!r} is used twice.")
+    for subject in config.subjects:
+        if not subject.checkpoint:
+            _one_of(f"subjects[{subject.name}].method", subject.method, METHODS)
+            for option in subject.options:
+                _one_of(f"subjects[{subject.name}].options", option, options(subject.method))
+
+
+def _check_report(config: Config) -> None:
+    if config.report.tables or config.report.figures:
+        from spqr_jax.report import figures, tables  # here, because Matplotlib takes half a second to import
+
+        tables.known(config.report.tables)
+        figures.known(config.report.figures)
+
+
+def _check_numbers(config: Config) -> None:
+    at_least = {
+        "prompts.n_harmful": (config.prompts.n_harmful, 1),
+        "prompts.n_benign": (config.prompts.n_benign, 1),
+        "prompts.images": (config.prompts.images, 1),
+        "generation.steps": (config.generation.steps, 1),
+        "generation.batch_size": (config.generation.batch_size, 0),
+        "bft.batch_size": (config.bft.batch_size, 1),
+        "bft.samples": (config.bft.samples, max(config.bft.curriculum, default=1)),
+        "bft.rank": (config.bft.rank, 1),
+        "bft.resolution": (config.bft.resolution, 0),
+        "bft.max_bad": (config.bft.max_bad, 0),
+        "bft.accumulate": (config.bft.accumulate, 1),
+        "bft.checkpoint_every": (config.bft.checkpoint_every, 1),
+        "bft.eval_at": (min(config.bft.eval_at, default=0), 0),
+        "bft.eval_prompts": (config.bft.eval_prompts, 0),
+        "judges.n_reference": (config.judges.n_reference, 2),
+        "mesh.cpu_devices": (config.mesh.cpu_devices, 1),
+        "score.replicates": (config.score.replicates, 100),
+        "report.prompts": (config.report.prompts, 0),
+    }
+    for name, (value, least) in at_least.items():
+        if value < least:
+            raise ValueError(f"config.{name}={value} is too small; expected at least {least}.")
+    if not 0 <= config.judges.max_undecided <= 1:
+        raise ValueError(f"config.judges.max_undecided={config.judges.max_undecided} is outside 0..1.")
