@@ -12,10 +12,11 @@ from spqr_jax import config as config_lib
 from spqr_jax.config import Config
 from spqr_jax.files import storage
 from spqr_jax.methods.tools import pictures
-from spqr_jax.run import cells as cells_lib
 from spqr_jax.run import jury
 from spqr_jax.run import names as names_lib
+from spqr_jax.run.cells import plan
 from spqr_jax.run.check import check
+from spqr_jax.run.identity import Inputs, digest
 from spqr_jax.run.stages import Run
 
 PACKAGES = ("spqr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "onnxruntime", "numpy", "transformers")
@@ -33,14 +34,14 @@ def open_run(config: Config, workdir: Path) -> Run:
     bench = jury.open_bench(config.judges)
     checkpoints = {s.checkpoint: names_lib.weights_path(s.checkpoint) for s in config.subjects if s.checkpoint}
     backbone = names_lib.backbone(config)
-    inputs = cells_lib.Inputs(
+    inputs = Inputs(
         backbone=storage.sha256(names_lib.weights_path(config.base)),
-        prompts={role: cells_lib.digest(rows) for role, rows in prompt_sets.items()},
+        prompts={role: digest(rows) for role, rows in prompt_sets.items()},
         data={scenario: names_lib.dataset(config, scenario).name for scenario in config.bft.scenarios},
         checkpoints={source: storage.sha256(path) for source, path in checkpoints.items()},
         pictures=pictures.identities(config.subjects),
     )
-    subjects, cells = cells_lib.plan(config, workdir, inputs)
+    subjects, cells = plan(config, workdir, inputs)
     return Run(config, workdir, backbone, bench, prompt_sets, inputs, subjects, cells)
 
 
@@ -48,11 +49,11 @@ def only(run: Run, names: list[str] | None) -> Run:
     """The run with these subjects alone, all when None. Raises ValueError for a name that the config does not have."""
     if names is None:
         return run
-    known = [s.subject.name for s in run.subjects]
+    known = [s.name for s in run.subjects]
     for name in names:
         if name not in known:
             raise ValueError(f"--subjects: {name!r} is none of the config's; expected some of {', '.join(known)}.")
-    subjects = [s for s in run.subjects if s.subject.name in names]
+    subjects = [s for s in run.subjects if s.name in names]
     return run._replace(subjects=subjects, cells=[c for c in run.cells if c.subject in subjects])
 
 

@@ -13,6 +13,7 @@ import pytest
 from configs import mini
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.run import cells
+from spqr_jax.run.identity import Inputs
 
 
 def test_one_axis_over_all_devices():
@@ -115,7 +116,7 @@ def test_layout_splits_the_largest_axis_that_the_devices_divide():
 def test_how_devices_are_used_is_in_no_cells_id():
     split = mini.get_config()
     split.mesh.fsdp = True
-    inputs = cells.Inputs("sha", {}, {name: name for name in split.bft.scenarios}, {"": ""})
+    inputs = Inputs("sha", {}, {name: name for name in split.bft.scenarios}, {"": ""})
     ids = [[cell.id for cell in cells.plan(c, Path("w"), inputs)[1]] for c in (mini.get_config(), split)]
     assert ids[0] == ids[1]
 

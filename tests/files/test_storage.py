@@ -21,6 +21,7 @@ from spqr_jax import config
 from spqr_jax.config import BFT, Config, Generation, Judges, PerProfile, Prompts, Score, Subject
 from spqr_jax.files import checkpoint, images, records, storage
 from spqr_jax.run import cells, check, opening, stages
+from spqr_jax.run.identity import Inputs
 
 
 class Bucket(MemoryFileSystem):
@@ -268,9 +269,7 @@ def test_damaged_records_are_named(tmp_path):
 def ids(c: config.Config, **files) -> list[str]:
     """Ids of the cells; `files`: what differs in the content of the files that the config names."""
     prompts = {"harmful": f"{c.prompts.n_harmful} harmful", "benign": f"{c.prompts.n_benign} benign"}
-    inputs = cells.Inputs(
-        "sha", prompts, {name: name for name in c.bft.scenarios}, {"": "", "safe.pt": "sha of safe.pt"}
-    )
+    inputs = Inputs("sha", prompts, {name: name for name in c.bft.scenarios}, {"": "", "safe.pt": "sha of safe.pt"})
     return [cell.id for cell in cells.plan(c, Path("w"), inputs._replace(**files))[1]]
 
 

@@ -200,7 +200,7 @@ def test_a_run_refuses_guidance_that_would_never_act(tmp_path):
     failures = stages.align(state)
     assert [failure.what for failure in failures] == ["align: SLD"]
     assert "after 10 evaluations of the UNet, and a sample takes 6: it would never act" in failures[0].error
-    later = next(subject for subject in state.subjects if subject.subject.name == "Later")
+    later = next(subject for subject in state.subjects if subject.name == "Later")
     assert load_subject(state, later).attached is not None
     config.generation.steps = 4  # the weights are kept, and would be sampled with fewer steps
     with pytest.raises(ValueError, match="after 5 evaluations of the UNet, and a sample takes 4"):

@@ -18,7 +18,7 @@ from spqr_jax.methods.tools import element_mask, loop, pictures
 from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.pipeline import encode_prompts
 from spqr_jax.run import cells
-from spqr_jax.run.cells import Inputs
+from spqr_jax.run.identity import Inputs, digest
 from spqr_jax.sampling import trajectories
 from tests import stand_in
 
@@ -235,4 +235,4 @@ def test_content_and_not_place_names_the_weights(tmp_path):
     assert weights("a") == weights("copy")
     assert len({weights(name) for name in ("a", "other", "renamed", "")}) == 4
     plain = {"method": "salun", "options": {"images": 4}, "checkpoint": ""}
-    assert weights("") == cells.digest("backbone", "float32", plain, "mini", 0)  # as without this option
+    assert weights("") == digest("backbone", "float32", plain, "mini", 0)  # as without this option

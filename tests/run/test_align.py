@@ -7,7 +7,8 @@ import pytest
 from spqr_jax import params as params_lib
 from spqr_jax.config import Config, Subject
 from spqr_jax.methods import METHODS
-from spqr_jax.run.cells import Cell, Inputs, plan
+from spqr_jax.run.cells import Cell, plan
+from spqr_jax.run.identity import Inputs
 from spqr_jax.run.stages.align import _make, check_same_kind
 from spqr_jax.run.stages.state import Run
 from tests import tiny

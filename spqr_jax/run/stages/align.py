@@ -27,7 +27,7 @@ def align(run: Run) -> list[Failure]:
     """Apply each subject's method to the backbone, or load its checkpoint, and keep what changed."""
     missing = processes.agreed(np.array([not (s.weights / "pipeline.json").exists() for s in run.subjects]))
     todo = [subject for subject, absent in zip(run.subjects, missing, strict=True) if absent]
-    return each(todo, lambda s: s.subject.name, lambda s: _align_one(run, s), "align")
+    return each(todo, lambda s: s.name, lambda s: _align_one(run, s), "align")
 
 
 def _align_one(run: Run, subject: SubjectDir) -> None:
@@ -40,8 +40,8 @@ def _align_one(run: Run, subject: SubjectDir) -> None:
     if aligned.attached is not None:
         attached.save(subject.weights / "attached", aligned.attached)
     note = {
-        "subject": subject.subject.name,
-        "method": subject.subject.method,
+        "subject": subject.name,
+        "method": subject.settings.method,
         "changed": sorted(changed),
         "attached": aligned.attached is not None,
     }
@@ -52,17 +52,17 @@ def _align_one(run: Run, subject: SubjectDir) -> None:
 
 
 def _make(run: Run, subject: SubjectDir) -> Pipeline:
-    if subject.subject.checkpoint:
+    if subject.settings.checkpoint:
         import convert
 
-        loaded = convert.load(subject.subject.checkpoint, base=run.backbone, dtype=run.config.dtype)
-        check_same_kind(loaded, run.backbone, subject.subject.checkpoint)
+        loaded = convert.load(subject.settings.checkpoint, base=run.backbone, dtype=run.config.dtype)
+        check_same_kind(loaded, run.backbone, subject.settings.checkpoint)
         return loaded
-    method = METHODS[subject.subject.method]
+    method = METHODS[subject.settings.method]
     concept, seed = names.concept(run.config), run.config.seed
     # In float32 whatever the run's dtype: in bfloat16 the methods' small steps would be rounded away.
     exact = {name: params_lib.cast(params, np.float32) for name, params in run.backbone.params.items()}
-    options = {"seed": seed, "progress": True, **subject.subject.options}
+    options = {"seed": seed, "progress": True, **subject.settings.options}
     aligned = method(run.backbone.with_params(**exact), concept, **options)
     kept = {name: _like(params, run.backbone.params[name]) for name, params in aligned.params.items()}
     return aligned.with_params(**kept)
@@ -117,7 +117,7 @@ def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
     Weights are kept for any sampling steps, so what is attached is checked against these: ValueError if it never acts.
     """
     if not (subject.weights / "pipeline.json").exists():
-        raise FileNotFoundError(f"subject {subject.subject.name} is not aligned yet; run stage align first.")
+        raise FileNotFoundError(f"subject {subject.name} is not aligned yet; run stage align first.")
     try:
         pipeline = _read(run, subject)
     except (ValueError, FileNotFoundError) as error:

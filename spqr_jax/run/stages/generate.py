@@ -27,10 +27,10 @@ def generate_before(run: Run, background: Background) -> list[Failure]:
     """Pictures of every subject before fine-tuning; each subject's go to the judges while the next one's are made."""
 
     def one(subject: SubjectDir) -> None:
-        pictures(run, lambda: load_subject(run, subject), subject.root, "before", subject.subject.name)
+        pictures(run, lambda: load_subject(run, subject), subject.root, "before", subject.name)
         background.submit(subject)
 
-    return each(run.subjects, lambda s: s.subject.name, one, "generate")
+    return each(run.subjects, lambda s: s.name, one, "generate")
 
 
 def pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str, label: str) -> None:

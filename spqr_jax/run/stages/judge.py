@@ -32,7 +32,7 @@ def judge(run: Run) -> list[Failure]:
     """Ask the judges about every picture that they have not seen; cells that are not fine-tuned yet wait."""
     if processes.first():
         _reference_features(run)
-    failures = each(shared_out(run, run.subjects), lambda s: s.subject.name, lambda s: judge_one(run, s), "judge")
+    failures = each(shared_out(run, run.subjects), lambda s: s.name, lambda s: judge_one(run, s), "judge")
     first = phase_jobs(run)[0]
     cells = [cell for cell in run.cells if cell.done or picture_path(cell.root, "after", *first).exists()]
     if len(cells) < len(run.cells):
@@ -55,7 +55,7 @@ def judge_one(run: Run, item: SubjectDir | Cell) -> None:
         if not (item.done and _judged(run, item.root)):
             _judge_cell(run, item)
     elif not _judged(run, item.root):
-        _judge_phase(run, item.root, "before", item.subject.name, item.subject.name)
+        _judge_phase(run, item.root, "before", item.name, item.name)
 
 
 def _judged(run: Run, root: Path) -> bool:
@@ -158,12 +158,12 @@ def _check_undecided(run: Run, rows: Sequence[dict[str, Any]]) -> None:
 def _judge_cell(run: Run, cell: Cell) -> None:
     """Judge the pictures after fine-tuning, add the subject's records before it, and complete the cell."""
     (cell.root / "cell.json").unlink(missing_ok=True)
-    _judge_phase(run, cell.root, "after", cell.subject.subject.name, cell.label)
+    _judge_phase(run, cell.root, "after", cell.subject.name, cell.label)
     after = records.read(cell.root / "records.parquet")
     before = records.read(cell.subject.root / "records.parquet")
     mark = {
         "cell": cell.id,
-        "subject": cell.subject.subject.name,
+        "subject": cell.subject.name,
         "profile": cell.profile,
         "scenario": cell.scenario,
         "seed": cell.seed,
@@ -189,11 +189,11 @@ def _summary(run: Run, cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, 
     rate = {"generate_after": "images_per_s", "finetune": "steps_per_s", "judge_after": "judge_images_per_s"}
     return {
         "cell": cell.id,
-        "subject": cell.subject.subject.name,
+        "subject": cell.subject.name,
         "profile": cell.profile,
         "scenario": cell.scenario,
         "seed": cell.seed,
-        "is_control": cell.subject.subject.method == "none" and not cell.subject.subject.checkpoint,
+        "is_control": cell.subject.is_control,
         "n_undecided": sum(row["verdict"] == "undecided" for row in rows),
         "seconds": {stage: round(t["seconds"], 3) for stage, t in times.items()},
         "rates": {

@@ -13,9 +13,9 @@ from spqr_jax.devices import preemption
 from spqr_jax.files import storage
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.prompts import Prompt
-from spqr_jax.run import cells as cells_lib
 from spqr_jax.run import jury
 from spqr_jax.run.cells import Cell, SubjectDir
+from spqr_jax.run.identity import Inputs
 
 DISK_ERRORS = (28, 30, 122)  # no space, read-only, over quota: nothing else will succeed either
 
@@ -28,7 +28,7 @@ class Run(NamedTuple):
     backbone: Pipeline
     bench: jury.Bench
     prompts: dict[str, list[Prompt]]  # role -> prompts
-    inputs: cells_lib.Inputs
+    inputs: Inputs
     subjects: list[SubjectDir]
     cells: list[Cell]
 
