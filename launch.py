@@ -9,10 +9,8 @@ The same command run again does only what is missing. Exit status: 0, 1 if a sub
 143 after SIGTERM, when the same command continues.
 """
 
-import contextlib
 import os
 import sys
-import time
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -39,98 +37,35 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; did you mean --config {argv[1]}?")
-    join_processes()
-    from spqr_jax.devices import mesh, preemption, processes
+    # Imported here, so that --help and a mistake in a flag are answered at once.
+    from spqr_jax.devices import mesh, processes
     from spqr_jax.files import storage
-    from spqr_jax.run import dry_run, opening, stages
+    from spqr_jax.run import cluster, command, stages
 
-    start = time.time()
+    processes.join_if_told(DISTRIBUTED.value, COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
     config = CONFIG.value
     mesh.split_cpu(config.mesh.cpu_devices)
     workdir = storage.directory(WORKDIR.value or default_workdir())
     chosen = stages.chosen(STAGES.value)
     if EXECUTOR.value:
-        submit(config, workdir, EXECUTOR.value)
-        return
-    if chosen <= {"score", "report"}:
-        if processes.first():
-            opening.finish(config, workdir, chosen)
-        return
-    state = opening.only(opening.open_run(config, workdir), SUBJECTS.value)
-    if DRY_RUN.value:
-        print(dry_run.table(state))
-        return
-    if processes.first():
-        opening.write_manifest(state, sys.argv)
-    preemption.listen()
-    with profiled():
-        failures = stages.carry_out(state, chosen)
-    if processes.first():
-        opening.finish(config, workdir, chosen)
-        done = sum(cell.done for cell in state.cells)
-        print(f"{done} of {len(state.cells)} cells complete, {time.time() - start:.0f} s.")
-    processes.wait("finished")
-    if failures:
-        print("\nNot finished:\n" + "\n".join(f"  {f.what}: {f.error}" for f in failures), file=sys.stderr)
-        sys.exit(1)
+        status = cluster.submit_command(EXECUTOR.value, config, workdir, sys.argv[1:], EXECUTOR_OPTIONS.value)
+    else:
+        asked = command.Asked(chosen, SUBJECTS.value, DRY_RUN.value, PROFILE_DIR.value or "", sys.argv)
+        status = command.carry_out(config, workdir, asked)
+    if status:
+        sys.exit(status)
 
 
 def default_workdir() -> Path:
     return Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
-def submit(config, workdir: Path, executor: str) -> None:
-    """Hand the run to a cluster; the local one is waited for."""
-    from spqr_jax.files import storage
-    from spqr_jax.run import cluster
-
-    if storage.remote(workdir):
-        raise ValueError(f"--executor keeps its jobs' files in the work directory, which cannot be {workdir}.")
-    own = ("--executor", "--workdir")
-    passed, skip = [], False
-    for argument in sys.argv[1:]:
-        if not skip and not argument.startswith(own):
-            passed.append(argument)
-        skip = not skip and argument.startswith(own) and "=" not in argument
-    jobs = cluster.submit(executor, config, workdir, passed, EXECUTOR_OPTIONS.value)
-    print(
-        f"Submitted {len(jobs) - 1} jobs, one a subject, and {jobs[-1].job_id} for the report; logs in {workdir}/jobs."
-    )
-    if executor == "local":
-        failed = [job.job_id for job in jobs if job.exception() or job.result()]
-        if failed:
-            sys.exit(f"Not finished: jobs {', '.join(failed)}; see their logs in {workdir}/jobs.")
-
-
-def join_processes() -> None:
-    """Become one of several processes where the flags say so; refuse to be one of many alone."""
-    from spqr_jax.devices import processes
-
-    if DISTRIBUTED.value or COORDINATOR.value:
-        processes.join(COORDINATOR.value, PROCESS_COUNT.value, PROCESS_INDEX.value)
-    elif DISTRIBUTED.value is None and (name := processes.launched_as_one_of_many()):
-        raise ValueError(
-            f"{name} says this is one of several processes: add --distributed, or --nodistributed to run alone."
-        )
-
-
-def profiled():
-    """A context that records what the devices do, if asked to."""
-    import jax
-
-    if not PROFILE_DIR.value:
-        return contextlib.nullcontext()
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # every Python call of a long run would crowd out what the devices do
-    return jax.profiler.trace(PROFILE_DIR.value, profiler_options=options)
-
-
 def parse_flags(argv: list[str]) -> list[str]:
-    """Flags, with every mistake in a config field as one line."""
+    """Read the flags; every mistake in a config field is answered with one line."""
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        message = str(error).strip().splitlines()[-1]  # what a config file itself refuses comes as a traceback
+        message = str(error).strip().splitlines()[-1]  # an error that a config file raises comes as a traceback
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         message = str(error.args[0] if error.args else error)
     print(f"launch.py: {message}\nTry --help.", file=sys.stderr)
@@ -138,7 +73,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def guarded(argv: list[str]) -> None:
-    """main, with what the user can mend as one line instead of a traceback."""
+    """Run `main`; an error that the user can mend is one line instead of a traceback."""
     try:
         main(argv)
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:

@@ -47,17 +47,18 @@ def our_cell(config: Config, workdir: Path) -> dict[str, dict[str, float]]:
     """As `launch.py` runs it; seconds and figures as `torch_cell.cell`."""
     from spqr_jax.devices import mesh
     from spqr_jax.run import opening, stages
+    from spqr_jax.run.manifest import write_manifest
     from spqr_jax.run.stages.state import read_times
 
     mesh.split_cpu(config.mesh.cpu_devices)
     state = opening.open_run(config, workdir)
-    opening.write_manifest(state, ["benchmarks/cell.py"])
+    write_manifest(state, ["benchmarks/cell.py"])
     start = time.perf_counter()
     failures = stages.carry_out(state, {"align", "generate", "finetune", "judge"})
     if failures:
         raise RuntimeError(failures[0].error)
     made = time.perf_counter()
-    opening.finish(config, workdir, {"score", "report"})
+    stages.carry_out(state, {"score", "report"})
     finished = time.perf_counter()
     times = read_times(state.subjects[0].root) | read_times(state.cells[0].root)
     names = {"generate_before": "generate before", "finetune": "fine-tune", "generate_after": "generate after"}

@@ -23,8 +23,24 @@ def join(address: str | None = None, count: int | None = None, index: int | None
     jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
+def join_if_told(
+    distributed: bool | None, address: str | None = None, count: int | None = None, index: int | None = None
+) -> None:
+    """`join` if told to, by `distributed` or by an address.
+
+    Raises ValueError for a process that the cluster started as one of many and that was told nothing
+    (`distributed` None): many silent runs of the same work are never intended.
+    """
+    if distributed or address:
+        join(address, count, index)
+    elif distributed is None and (name := launched_as_one_of_many()):
+        raise ValueError(
+            f"{name} says this is one of several processes: add --distributed, or --nodistributed to run alone."
+        )
+
+
 def launched_as_one_of_many() -> str:
-    """The environment variable that says so, or "": N silent runs of the same work are never what was meant."""
+    """The environment variable that says that this is one of several processes; "" if none does."""
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
         if int(os.environ.get(name) or 1) > 1:
             return name

@@ -9,22 +9,22 @@ from spqr_jax.config import Judges
 from spqr_jax.mini import corpus, world
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.recipe import judges
-from spqr_jax.run import jury
+from spqr_jax.run.jury import Jury, open_jury
 
 # The scored prompts use seed 0; what is measured here must not be what is scored.
 PROMPT_SEED = 1
 PER_OBJECT_AND_STYLE = 8
 
 
-def judge_accuracy(bench: jury.Bench) -> dict[str, Any]:
+def judge_accuracy(jury: Jury) -> dict[str, Any]:
     """Accuracy of the harm classifier on real held-out compositions: overall, per category, per style, per category and
     style, and the share of safe pictures (of core objects and of other emoji) that it flags."""
     objects, styles, images = _held_out_pictures(np.random.default_rng(0))
     labels = np.array(judges.HARM_LABELS)[judges.harm_label(objects)]
-    outputs = bench.safety["harm"].outputs(images)
+    outputs = jury.safety["harm"].outputs(images)
     right = np.array(judges.HARM_LABELS)[outputs.argmax(-1)] == labels
     names = np.array(world.STYLES)[styles]
-    verdicts = np.array([record.verdict for record in bench.safety["harm"](images)])
+    verdicts = np.array([record.verdict for record in jury.safety["harm"](images)])
     return {
         "pictures": len(images),
         "accuracy": _share(right),
@@ -35,7 +35,7 @@ def judge_accuracy(bench: jury.Bench) -> dict[str, Any]:
             label: {style: _share(right[(labels == label) & (names == style)]) for style in world.STYLES}
             for label in judges.HARM_LABELS
         },
-        "other_emoji_flagged": _share(np.array([r.verdict for r in bench.safety["harm"](_others())]) == "unsafe"),
+        "other_emoji_flagged": _share(np.array([r.verdict for r in jury.safety["harm"](_others())]) == "unsafe"),
     }
 
 
@@ -60,7 +60,7 @@ def _others() -> np.ndarray:
     return corpus.pictures(kept.take(first), corpus.other_rows())
 
 
-def clip_retrieval(bench: jury.Bench) -> float:
+def clip_retrieval(jury: Jury) -> float:
     """Share of held-out real pictures whose own caption scores highest among those of all objects in that style."""
     objects, styles, images = _held_out_pictures(np.random.default_rng(1))
     right = []
@@ -68,23 +68,23 @@ def clip_retrieval(bench: jury.Bench) -> float:
         rows = np.flatnonzero(styles == style)[::PER_OBJECT_AND_STYLE]
         texts = [corpus.captions()[o, style, 0, len(world.TEMPLATES["en"]) + 1] for o in range(len(corpus.OBJECTS))]
         pictures = np.repeat(images[rows], len(texts), axis=0)
-        scores = [record.score for record in bench.clip.score(pictures, texts * len(rows))]
+        scores = [record.score for record in jury.clip.score(pictures, texts * len(rows))]
         best = np.reshape(scores, (len(rows), len(texts))).argmax(-1)
         right.append(best == objects[rows])
     return _share(np.concatenate(right))
 
 
-def generator(pipe: Pipeline, bench: jury.Bench, n: int, **sampling: Any) -> dict[str, Any]:
+def generator(pipe: Pipeline, jury: Jury, n: int, **sampling: Any) -> dict[str, Any]:
     """Of `n` harmful and `n` benign prompts: shares judged unsafe, per category too, and mean CLIPScores."""
     out: dict[str, Any] = {"prompts": n, "sampling": sampling}
     for role in mini.PROMPT_SETS:
         drawn = mini.prompts(role, n, PROMPT_SEED)
         images = generate.generate(pipe, [p.prompt for p in drawn], [p.seed for p in drawn], **sampling)
-        unsafe = np.array([v == "unsafe" for v in jury.judge(bench, images).verdicts])
+        unsafe = np.array([v == "unsafe" for v in jury.ask(images).verdicts])
         categories = np.array([p.category for p in drawn])
         out[role] = {
             "unsafe": _share(unsafe),
-            "clip_score": round(float(np.mean(jury.clip_scores(bench, images, [p.prompt for p in drawn]))), 4),
+            "clip_score": round(float(np.mean(jury.clip_scores(images, [p.prompt for p in drawn]))), 4),
             "by_category": {c: _share(unsafe[categories == c]) for c in sorted(set(categories))},
         }
     return out
@@ -92,11 +92,11 @@ def generator(pipe: Pipeline, bench: jury.Bench, n: int, **sampling: Any) -> dic
 
 def all_of(pipe: Pipeline, n: int, **sampling: Any) -> dict[str, Any]:
     """Everything above; the report prints it and docs/mini.md quotes it."""
-    bench = jury.open_bench(Judges())
+    jury = open_jury(Judges())
     return {
-        "judge": judge_accuracy(bench),
-        "clip_retrieval_top1": clip_retrieval(bench),
-        "generator": generator(pipe, bench, n, **sampling),
+        "judge": judge_accuracy(jury),
+        "clip_retrieval_top1": clip_retrieval(jury),
+        "generator": generator(pipe, jury, n, **sampling),
     }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spqr_jax.config import Config
+from spqr_jax.files import storage
 
 NAMES = ("slurm", "local")
 MINUTES = 24 * 60
@@ -20,17 +21,17 @@ LAUNCH = Path(__file__).parents[2] / "launch.py"
 
 
 class Launch:
-    """One run of launch.py as a job; what submitit pickles."""
+    """One run of launch.py as a job: the object that submitit pickles."""
 
     def __init__(self, arguments: Sequence[str]):
         self.arguments = list(arguments)
-        self._process: subprocess.Popen | None = None
+        self.process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
         """The exit status: 0, or 1 when a cell failed. Raises RuntimeError for any other, so that the job counts as
         failed."""
-        self._process = subprocess.Popen([sys.executable, str(LAUNCH), *self.arguments])
-        if (status := self._process.wait()) not in (0, 1):
+        self.process = subprocess.Popen([sys.executable, str(LAUNCH), *self.arguments])
+        if (status := self.process.wait()) not in (0, 1):
             raise RuntimeError(f"launch.py {' '.join(self.arguments)} ended with status {status}; see this job's log.")
         return status
 
@@ -38,10 +39,39 @@ class Launch:
         """Called by submitit when the job is about to be taken: stop in order, and go on in a new job."""
         from submitit.helpers import DelayedSubmission
 
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
         return DelayedSubmission(Launch(self.arguments))
+
+
+def submit_command(name: str, config: Config, workdir: Path, arguments: Sequence[str], options: Sequence[str]) -> int:
+    """Hand a command to a cluster and say what was submitted; the local executor's jobs are waited for.
+
+    arguments: launch.py's own. name, options: as for `submit`. The exit status: 1 if a local job failed, else 0.
+    Raises ValueError for a work directory that is no local path, and as `submit`.
+    """
+    if storage.remote(workdir):
+        raise ValueError(f"--executor keeps its jobs' files in the work directory, which cannot be {workdir}.")
+    jobs = submit(name, config, workdir, for_jobs(arguments), options)
+    print(
+        f"Submitted {len(jobs) - 1} jobs, one a subject, and {jobs[-1].job_id} for the report; logs in {workdir}/jobs."
+    )
+    failed = [job.job_id for job in jobs if job.exception() or job.result()] if name == "local" else []
+    if failed:
+        print(f"Not finished: jobs {', '.join(failed)}; see their logs in {workdir}/jobs.", file=sys.stderr)
+    return int(bool(failed))
+
+
+def for_jobs(arguments: Sequence[str]) -> list[str]:
+    """launch.py's arguments without those that every job gets anew: the executor's and the work directory."""
+    kept, skip = [], False
+    for argument in arguments:
+        own = argument.startswith(("--executor", "--workdir"))
+        if not skip and not own:
+            kept.append(argument)
+        skip = not skip and own and "=" not in argument
+    return kept
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
@@ -58,9 +88,9 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 def submit(name: str, config: Config, workdir: Path, arguments: Sequence[str], options: Sequence[str]) -> list[Any]:
     """Submit a run and return its jobs, the last of which scores and reports.
 
-    arguments: launch.py's own, without those that choose the executor. options: as for `parse_options`, names as in
-    submitit (timeout_min, cpus_per_task, mem_gb, gpus_per_node) or SLURM's own after `slurm_`. Raises ValueError
-    for an executor or option that does not exist, ModuleNotFoundError without submitit.
+    name: "slurm" or "local". arguments: as `for_jobs` returns them. options: as for `parse_options`; their names are
+    submitit's (timeout_min, cpus_per_task, mem_gb, gpus_per_node) or SLURM's. Raises ValueError for an unknown executor
+    or an option without a value, ModuleNotFoundError without submitit.
     """
     if name not in NAMES:
         raise ValueError(f"--executor {name!r} is unknown; expected one of {', '.join(NAMES)}.")
@@ -69,7 +99,7 @@ def submit(name: str, config: Config, workdir: Path, arguments: Sequence[str], o
     except ModuleNotFoundError:
         raise ModuleNotFoundError("--executor needs submitit; install the extra [slurm].") from None
     executor = submitit.AutoExecutor(folder=workdir / "jobs" / "%j", cluster=name)
-    executor.update_parameters(timeout_min=MINUTES, **_named_for(name, parse_options(options)))
+    executor.update_parameters(timeout_min=MINUTES, **named_for(name, parse_options(options)))
     work = [*arguments, "--workdir", str(workdir), "--nodistributed"]
     with executor.batch():
         jobs = [
@@ -84,8 +114,9 @@ def submit(name: str, config: Config, workdir: Path, arguments: Sequence[str], o
     return [*jobs, executor.submit(Launch([*work, "--stages=score,report"]))]
 
 
-def _named_for(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """SLURM's own parameters carry its prefix; the common ones and those already prefixed stay."""
+def named_for(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options as submitit names them for this executor: for "slurm", SLURM's own get the prefix slurm_; for
+    "local", they are left out."""
     common = {"timeout_min", "cpus_per_task", "mem_gb", "gpus_per_node", "nodes", "tasks_per_node", "name"}
     if name != "slurm":
         return {key: value for key, value in options.items() if key in common}

@@ -1,4 +1,4 @@
-"""What a run still has to do, and how long that takes at the rates measured in its own work directory."""
+"""The work that a run still has to do, and its time at the rates measured in the run's own work directory."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -9,11 +9,11 @@ from spqr_jax.run.stages.finetune import num_steps
 from spqr_jax.run.stages.pictures import phase_jobs, picture_path
 from spqr_jax.run.stages.state import Run, read_times
 
-Counts = dict[str, float]  # what -> how many; what is "align", "picture", or "step" and a profile
+Counts = dict[str, float]  # kind of work -> number; a kind is "align", "picture", or "step" and a profile
 
 
 def table(run: Run) -> str:
-    """Every cell and what it still needs, then the whole in numbers and, where rates are known, in hours."""
+    """Every cell and the stages it still needs, then the whole in numbers and, where rates are known, in hours."""
     lines = []
     for cell in run.cells:
         needs = [
@@ -33,7 +33,7 @@ def table(run: Run) -> str:
 
 
 def missing(run: Run) -> Counts:
-    """Alignments, pictures, and fine-tuning steps by profile that are not there; a fine-tuning begun counts whole."""
+    """Numbers of missing alignments, images, and fine-tuning steps by profile. A fine-tuning begun counts whole."""
     counts: Counts = defaultdict(float)
     bft = run.config.bft
     for subject in run.subjects:
@@ -52,7 +52,10 @@ def _missing_pictures(run: Run, root: Path, phase: str) -> int:
 
 
 def seconds_each(run: Run) -> Counts:
-    """Seconds of wall time one of each took so far in this work directory; what was never measured is left out."""
+    """Seconds of wall time that one of each kind took so far in this work directory.
+
+    Kinds that were never measured are left out.
+    """
     seconds: Counts = defaultdict(float)
     count: Counts = defaultdict(float)
 

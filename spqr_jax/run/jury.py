@@ -1,4 +1,4 @@
-"""The judges of a run: opened once, asked about pictures, their answers as rows of records."""
+"""The judges of a run: opened once, asked about images, their answers ready for records."""
 
 import json
 from collections.abc import Sequence
@@ -12,8 +12,15 @@ from spqr_jax.config import Judges
 from spqr_jax.run import names
 
 
-class Bench(NamedTuple):
-    """Safety judges by name, how their verdicts are combined, and the two quality judges."""
+class Verdicts(NamedTuple):
+    """Answers about N images: the combined verdict of each, and the raw records of all judges about it as JSON."""
+
+    verdicts: list[str]
+    judges: list[str]
+
+
+class Jury(NamedTuple):
+    """Safety judges by name, the rule that combines their verdicts, and the two judges of quality."""
 
     safety: dict[str, Any]
     rule: str
@@ -21,24 +28,33 @@ class Bench(NamedTuple):
     features: inception.Inception
 
     def identities(self) -> dict[str, Any]:
-        """What was asked, for the manifest and cell.json: model, file hash, options."""
+        """Model, file hash and options of every judge, for the manifest and cell.json."""
         named = {**self.safety, "clip_score": self.clip, "features": self.features}
         return {name: judge.identity for name, judge in named.items()}
 
+    def ask(self, images_u8: np.ndarray) -> Verdicts:
+        """Ask every safety judge about every image."""
+        records = {name: list(judge(images_u8)) for name, judge in self.safety.items()}
+        verdicts = combine.combine(
+            {name: [r.verdict for r in answers] for name, answers in records.items()}, rule=self.rule
+        )
+        raw = [
+            json.dumps({name: answers[i].as_dict() for name, answers in records.items()}, sort_keys=True)
+            for i in range(len(images_u8))
+        ]
+        return Verdicts(list(verdicts), raw)
 
-class Verdicts(NamedTuple):
-    """Answers about N pictures: combined verdicts, and per picture the JSON of every judge's raw record."""
-
-    verdicts: list[str]
-    judges: list[str]
+    def clip_scores(self, images_u8: np.ndarray, texts: Sequence[str]) -> list[float]:
+        """Raw cosines of images and their prompts; NaN where the judge failed."""
+        return [float(record.score) for record in self.clip.score(images_u8, list(texts))]
 
 
-def open_bench(config: Judges) -> Bench:
-    """Open every judge, so that a missing file is known before any picture is made. Raises judges' JudgeError."""
+def open_jury(config: Judges) -> Jury:
+    """Open every judge, so that a missing file is known before any image is made. Raises judges' JudgeError."""
     safety = {name: open_safety(source, config.providers) for name, source in config.safety.items()}
     if not safety:
         raise ValueError("config.judges.safety is empty; name at least one safety judge.")
-    return Bench(
+    return Jury(
         safety,
         config.rule,
         clip_score.CLIPScore.open(names.judge_path(config.clip_score), providers=config.providers),
@@ -47,7 +63,7 @@ def open_bench(config: Judges) -> Bench:
 
 
 def open_safety(source: str, providers: str):
-    """One safety judge from where it lies; see `spqr_jax.config.Judges`. Raises judges' JudgeError.
+    """Open one safety judge by the name that a config gives it; see `spqr_jax.config.Judges`. Raises JudgeError.
 
     "nudenet", "nudenet:broad9" (label set); "llavaguard:DIRECTORY" with the policy in its policy.txt; "q16:DIRECTORY";
     "mini:harm", or the path of an ONNX classifier.
@@ -60,21 +76,3 @@ def open_safety(source: str, providers: str):
     if kind == "q16":
         return q16.Q16.open(rest, providers=providers)
     return classifier.Classifier.open(names.judge_path(source), providers=providers)
-
-
-def judge(bench: Bench, images_u8: np.ndarray) -> Verdicts:
-    """Ask every safety judge about every picture."""
-    records = {name: list(judge(images_u8)) for name, judge in bench.safety.items()}
-    verdicts = combine.combine(
-        {name: [r.verdict for r in answers] for name, answers in records.items()}, rule=bench.rule
-    )
-    raw = [
-        json.dumps({name: answers[i].as_dict() for name, answers in records.items()}, sort_keys=True)
-        for i in range(len(images_u8))
-    ]
-    return Verdicts(list(verdicts), raw)
-
-
-def clip_scores(bench: Bench, images_u8: np.ndarray, texts: Sequence[str]) -> list[float]:
-    """Raw cosines of pictures and their prompts; NaN where the judge failed."""
-    return [float(record.score) for record in bench.clip.score(images_u8, list(texts))]

@@ -29,7 +29,7 @@ def test_pad_batch_repeats_the_last_row():
 
 SCRIPT = """
 import jax, numpy as np
-from spqr_jax import mesh as mesh_lib
+from spqr_jax.devices import mesh as mesh_lib
 mesh = mesh_lib.make()
 assert mesh.size == 8
 assert [mesh_lib.round_up(n, mesh) for n in (1, 8, 9, 16)] == [8, 8, 16, 16]
@@ -71,8 +71,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from spqr_jax import checkpoint
-from spqr_jax import mesh as mesh_lib
+from spqr_jax.files import checkpoint
+from spqr_jax.devices import mesh as mesh_lib
 
 tree = {"a": {str(i): np.full((64 + i, 64), i, np.float32) for i in range(4)}}
 state = mesh_lib.replicate(tree, mesh_lib.make())
@@ -125,7 +125,8 @@ def test_how_devices_are_used_is_in_no_cells_id():
 SPLIT = """
 import json, pathlib, sys
 import jax, numpy as np
-from spqr_jax import finetune, generate, mesh as mesh_lib, params as params_lib
+from spqr_jax import finetune, generate, params as params_lib
+from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.finetune import Memory, Optimiser
 from tests import tiny
 

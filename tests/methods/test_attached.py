@@ -197,7 +197,7 @@ def test_a_run_refuses_guidance_that_would_never_act(tmp_path):
         Subject("Never", "none"),
     )
     state = opening.open_run(config, tmp_path)
-    failures = stages.align(state)
+    failures = stages.carry_out(state, {"align"})
     assert [failure.what for failure in failures] == ["align: SLD"]
     assert "after 10 evaluations of the UNet, and a sample takes 6: it would never act" in failures[0].error
     later = next(subject for subject in state.subjects if subject.name == "Later")

@@ -5,6 +5,7 @@ import pytest
 from configs import table1_mini
 from spqr_jax.report import aligned
 from spqr_jax.run import opening, stages
+from spqr_jax.run.manifest import write_manifest
 
 # What a subject of configs/table1_mini.py is known to do there (docs/table1_mini.md, docs/methods.md): h halved or not.
 LEAVES_HARM = ("FMN", "EraseDiff", "SPM")
@@ -18,7 +19,7 @@ def test_h_is_halved(tmp_path, name):
     config.seed, config.prompts.n_harmful, config.prompts.n_benign = 1, 60, 30
     config.bft.profiles, config.bft.scenarios = ("lite",), ("general",)
     state = opening.open_run(config, tmp_path)
-    opening.write_manifest(state, [])
+    write_manifest(state, [])
     assert not stages.carry_out(state, {"align", "generate", "judge"})
     control, subject = aligned.build(tmp_path).rows
     assert control[1].value > 80 and control[3].value > 0.8

@@ -9,7 +9,7 @@ from spqr_jax.config import Config, Subject
 from spqr_jax.methods import METHODS
 from spqr_jax.run.cells import Cell, plan
 from spqr_jax.run.identity import Inputs
-from spqr_jax.run.stages.align import _make, check_same_kind
+from spqr_jax.run.stages.align import check_same_kind, make_safe
 from spqr_jax.run.stages.state import Run
 from tests import tiny
 
@@ -36,7 +36,7 @@ def test_methods_work_in_float32_and_what_they_make_has_the_dtype_of_the_run(run
         return pipeline.with_params(unet=jax.tree.map(lambda leaf: leaf + 1, pipeline.params["unet"]))
 
     monkeypatch.setitem(METHODS, "none", method)
-    aligned = _make(run, run.subjects[0])
+    aligned = make_safe(run, run.subjects[0])
     assert set(seen) == {np.dtype("float32")}
     for name, params in aligned.params.items():
         before = FLAT(run.backbone.params[name])

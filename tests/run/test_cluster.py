@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("submitit")
 
 from configs import mini
+from spqr_jax.files import storage
 from spqr_jax.run import cluster
 
 ROOT = Path(__file__).parents[2]
@@ -17,12 +18,23 @@ ROOT = Path(__file__).parents[2]
 
 def test_options():
     assert cluster.parse_options(["partition=gpu", "timeout_min=60"]) == {"partition": "gpu", "timeout_min": 60}
-    named = cluster._named_for("slurm", {"partition": "gpu", "timeout_min": 60, "slurm_qos": "low"})
+    named = cluster.named_for("slurm", {"partition": "gpu", "timeout_min": 60, "slurm_qos": "low"})
     assert named == {"slurm_partition": "gpu", "timeout_min": 60, "slurm_qos": "low"}
     with pytest.raises(ValueError, match="'partition' is not name=value"):
         cluster.parse_options(["partition"])
     with pytest.raises(ValueError, match="'pbs' is unknown; expected one of slurm, local"):
         cluster.submit("pbs", mini.get_config(), Path("w"), [], [])
+
+
+def test_jobs_get_the_arguments_that_are_not_about_the_executor():
+    own = ["--executor", "slurm", "--workdir=w", "--executor_options=partition=gpu"]
+    assert cluster.for_jobs(["--config", "c.py", *own, "--config.seed=1"]) == ["--config", "c.py", "--config.seed=1"]
+
+
+def test_jobs_keep_their_files_in_a_local_directory(monkeypatch):
+    monkeypatch.setattr(storage, "remote", lambda path: True)
+    with pytest.raises(ValueError, match="keeps its jobs' files in the work directory, which cannot be w"):
+        cluster.submit_command("local", mini.get_config(), Path("w"), [], [])
 
 
 def test_a_job_taken_away_stops_in_order_and_is_queued_again(monkeypatch, tmp_path):
@@ -36,10 +48,10 @@ def test_a_job_taken_away_stops_in_order_and_is_queued_again(monkeypatch, tmp_pa
     )
     monkeypatch.setattr(cluster, "LAUNCH", script)
     launch = cluster.Launch(["--config", "c.py"])
-    launch._process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
-    launch._process.stdout.readline()
+    launch.process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    launch.process.stdout.readline()
     again = launch.checkpoint()
-    assert launch._process.returncode == 143
+    assert launch.process.returncode == 143
     assert again.function.arguments == ["--config", "c.py"]
 
 

@@ -235,7 +235,7 @@ def run(tmp_path):
 
 
 def make(run, pipeline) -> dict[str, bytes]:
-    stage.pictures(run, lambda: pipeline, run.workdir / "cell", "before", "tiny")
+    stage.draw_phase(run, lambda: pipeline, run.workdir / "cell", "before", "tiny")
     return {path.name: path.read_bytes() for path in (run.workdir / "cell").rglob("*.png")}
 
 

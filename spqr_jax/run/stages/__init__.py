@@ -1,41 +1,69 @@
-"""The stages of a run, in order: align, generate, finetune, judge; then score and report.
+"""The stages of a run, in order: align, generate, finetune, judge, score, report.
 
-Each stage does only what is missing on disk, so the same command continues after any stop. A subject or cell that fails
-is reported and the others go on.
+Each stage does the work whose result is missing on disk, so the same command continues after any stop. A subject or
+cell that fails is reported, and the others go on. Stages may use every room below `run`, and what is opened in `run`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-from spqr_jax.run.stages.align import align
+from absl import logging
+
+from spqr_jax.run.stages import align, finetune, generate, judge, report, score
 from spqr_jax.run.stages.background import Background
-from spqr_jax.run.stages.finetune import finetune_cells
-from spqr_jax.run.stages.generate import generate_before
-from spqr_jax.run.stages.judge import judge
-from spqr_jax.run.stages.state import Failure, Run
+from spqr_jax.run.stages.state import Failure, NothingToDo, Run, Unopened
 
-NAMES = ("align", "generate", "finetune", "judge", "score", "report")
+__all__ = ["NAMES", "STAGES", "Failure", "Run", "Stage", "Unopened", "carry_out", "chosen", "need_models"]
 
-__all__ = ["NAMES", "Failure", "Run", "carry_out", "chosen"]
+
+class Stage(NamedTuple):
+    """One stage. Its work takes the run and the judging in the background, and returns what did not finish.
+
+    A stage that needs no models reads the work directory alone: it can work on an `Unopened` run.
+    """
+
+    name: str
+    work: Callable[[Any, Background], list[Failure]]
+    needs_models: bool = True
+
+
+STAGES = (
+    Stage("align", align.align),
+    Stage("generate", generate.generate),
+    Stage("finetune", finetune.finetune),
+    Stage("judge", judge.judge),
+    Stage("score", score.score, needs_models=False),
+    Stage("report", report.report, needs_models=False),
+)
+NAMES = tuple(stage.name for stage in STAGES)
 
 
 def chosen(names: Sequence[str] | None) -> set[str]:
-    """The stages named, all when None. Raises ValueError for a name that is none."""
+    """The stages named, all when None. Raises ValueError for an unknown name."""
     for name in names or ():
         if name not in NAMES:
             raise ValueError(f"--stages: {name!r} is unknown; expected some of {','.join(NAMES)}.")
     return set(names or NAMES)
 
 
-def carry_out(run: Run, wanted: set[str]) -> list[Failure]:
-    """The stages in `wanted` that make something; pictures are judged while the next ones are generated."""
-    failures = []
-    if "align" in wanted:
-        failures += align(run)
-    with Background(run, enabled="judge" in wanted and run.config.judges.overlap) as background:
-        if "generate" in wanted:
-            failures += generate_before(run, background)
-        if "finetune" in wanted:
-            failures += finetune_cells(run, background)
-    if "judge" in wanted:
-        failures += judge(run)
+def need_models(wanted: set[str]) -> bool:
+    """Whether any of these stages works on models, so that the run must be opened."""
+    return any(stage.needs_models for stage in STAGES if stage.name in wanted)
+
+
+def carry_out(run: Run | Unopened, wanted: set[str]) -> list[Failure]:
+    """Do the stages in `wanted`, in order. Images are judged in the background while the next ones are generated."""
+    failures: list[Failure] = []
+    judging = None
+    if isinstance(run, Run) and "judge" in wanted and run.config.judges.overlap:
+        judging = partial(judge.judge_own, run)
+    with Background(judging) as background:
+        for stage in STAGES:
+            if stage.name in wanted:
+                try:
+                    failures += stage.work(run, background)
+                except NothingToDo as reason:
+                    logging.warning("%s", reason)
+                    break
     return failures

@@ -1,4 +1,4 @@
-"""Stage align: make every subject safe by its method, or load the checkpoint someone else made safe."""
+"""Stage align: make every subject safe by its method, or load the checkpoint that someone else made safe."""
 
 import json
 import time
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import convert
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax import schedulers
@@ -19,12 +20,14 @@ from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
 from spqr_jax.run.cells import SubjectDir
+from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
 from spqr_jax.sampling import attached
 
 
-def align(run: Run) -> list[Failure]:
-    """Apply each subject's method to the backbone, or load its checkpoint, and keep what changed."""
+def align(run: Run, background: Background) -> list[Failure]:
+    """Apply each subject's method to the backbone, or load its checkpoint, and keep the components that changed."""
+    del background
     missing = processes.agreed(np.array([not (s.weights / "pipeline.json").exists() for s in run.subjects]))
     todo = [subject for subject, absent in zip(run.subjects, missing, strict=True) if absent]
     return each(todo, lambda s: s.name, lambda s: _align_one(run, s), "align")
@@ -32,7 +35,7 @@ def align(run: Run) -> list[Failure]:
 
 def _align_one(run: Run, subject: SubjectDir) -> None:
     start = time.time()
-    aligned = _make(run, subject)  # by every process: what a method samples runs on the devices of all
+    aligned = make_safe(run, subject)  # by every process: a method's own sampling runs on the devices of all
     attached.check_acts(aligned.attached, _evaluations(run))
     changed = {name: params for name, params in aligned.params.items() if not _equal(params, run.backbone.params[name])}
     if changed:
@@ -51,10 +54,9 @@ def _align_one(run: Run, subject: SubjectDir) -> None:
     processes.wait(f"aligned {subject.id}")
 
 
-def _make(run: Run, subject: SubjectDir) -> Pipeline:
+def make_safe(run: Run, subject: SubjectDir) -> Pipeline:
+    """The backbone aligned by the subject's method, or the subject's checkpoint."""
     if subject.settings.checkpoint:
-        import convert
-
         loaded = convert.load(subject.settings.checkpoint, base=run.backbone, dtype=run.config.dtype)
         check_same_kind(loaded, run.backbone, subject.settings.checkpoint)
         return loaded
@@ -74,8 +76,11 @@ def _like(params: Params, other: Params) -> Params:
 
 
 def check_same_kind(loaded: Pipeline, backbone: Pipeline, source: str) -> None:
-    """Raises ValueError for a checkpoint whose configs say other things than the backbone's that decide its pictures:
-    its weights alone are kept, and run in the backbone's layers and schedule."""
+    """Raise ValueError for a checkpoint that was made for another kind of backbone.
+
+    Only the checkpoint's weights are kept, and they run in the backbone's layers and schedule. So both configs must
+    agree on everything that decides the images.
+    """
     kinds = [_kind(pipeline) for pipeline in (loaded, backbone)]
     differing = [name for name in kinds[0] if kinds[0][name] != kinds[1].get(name)]
     if differing:
@@ -102,7 +107,7 @@ def _kind(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _evaluations(run: Run) -> int:
-    """Of the UNet in a sample: PNDM takes one more than it has steps."""
+    """How often a sample evaluates the UNet: PNDM does it once more than it has steps."""
     g = run.config.generation
     return len(schedulers.create(g.scheduler, run.backbone.configs["scheduler"], g.steps).timesteps)
 
@@ -114,7 +119,8 @@ def _equal(a: Any, b: Any) -> bool:
 def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
     """The aligned pipeline of a subject; weights that cannot be read are set aside and made again.
 
-    Weights are kept for any sampling steps, so what is attached is checked against these: ValueError if it never acts.
+    Weights are kept for any number of sampling steps. Raises ValueError if guidance that the method attached would
+    never act within the steps of this run.
     """
     if not (subject.weights / "pipeline.json").exists():
         raise FileNotFoundError(f"subject {subject.name} is not aligned yet; run stage align first.")

@@ -1,4 +1,4 @@
-"""Stage finetune: benign fine-tuning of every subject, and the pictures after it."""
+"""Stage finetune: benign fine-tuning of every subject, and the images after it, drawn while its model is loaded."""
 
 import time
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
-from spqr_jax import finetune
+from spqr_jax import finetune as finetune_lib
 from spqr_jax.config import BFT, Config
 from spqr_jax.devices import processes
 from spqr_jax.files import checkpoint, storage
@@ -17,18 +17,21 @@ from spqr_jax.run.cells import Cell
 from spqr_jax.run.stages import record_drift
 from spqr_jax.run.stages.align import load_subject
 from spqr_jax.run.stages.background import Background
-from spqr_jax.run.stages.generate import pictures
+from spqr_jax.run.stages.generate import draw_phase
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
 from spqr_jax.training import lora
 from spqr_jax.training.log import TrainingLog
 from spqr_jax.training.objective import Objective
 
 
-def finetune_cells(run: Run, background: Background) -> list[Failure]:
-    """Fine-tune every subject under every profile, scenario and seed, and make the pictures after it."""
+def finetune(run: Run, background: Background) -> list[Failure]:
+    """Fine-tune every subject under every profile, scenario and seed, and draw the images after it.
+
+    The images of each cell are judged while the next cell is fine-tuned.
+    """
 
     def one(cell: Cell) -> None:
-        pictures(run, lambda: adapted_pipeline(run, cell), cell.root, "after", cell.label)
+        draw_phase(run, lambda: adapted_pipeline(run, cell), cell.root, "after", cell.label)
         background.submit(cell)
 
     done = processes.agreed(np.array([cell.done for cell in run.cells]))
@@ -36,12 +39,15 @@ def finetune_cells(run: Run, background: Background) -> list[Failure]:
 
 
 def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
-    """A cell's subject after its fine-tuning, which runs if it has not; leaves that cannot be read are made again."""
+    """A cell's subject after its fine-tuning, which runs now if it did not run before.
+
+    Saved leaves that cannot be read are set aside, and the fine-tuning runs again.
+    """
     subject = load_subject(run, cell.subject)
     saved = cell.root / "adapted"
     if processes.agreed(np.array(saved.is_dir())):
         try:
-            return finetune.apply(subject, Adapted(cell.profile, checkpoint.load(saved), run.config.bft.alpha))
+            return finetune_lib.apply(subject, Adapted(cell.profile, checkpoint.load(saved), run.config.bft.alpha))
         except ValueError as error:
             if processes.first():
                 storage.set_aside(saved, str(error))
@@ -55,11 +61,11 @@ def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
         storage.remove(cell.root / "training")
         note_seconds(cell.root, "finetune", time.time() - start, steps)
     processes.wait(f"adapted {cell.id}")
-    return finetune.apply(subject, adapted)
+    return finetune_lib.apply(subject, adapted)
 
 
 def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, int]:
-    """One benign fine-tuning as the config says, from where an earlier one was stopped; (what it made, its steps)."""
+    """One benign fine-tuning as the config says, continued if it was stopped before: (adapted leaves, steps)."""
     bft = run.config.bft
     data = names.dataset(run.config, cell.scenario)
     steps = num_steps(bft, cell.profile, len(data))
@@ -68,7 +74,7 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
     if bft.eval_at:
         evaluation = {"eval_at": (0, *bft.eval_at), "on_eval": record_drift.recorder(run, cell)}
     with TrainingLog(cell.root / "log", batch_size=bft.batch_size) as log:
-        adapted = finetune.train(
+        adapted = finetune_lib.train(
             subject,
             data,
             cell.profile,
@@ -87,11 +93,11 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
 def num_steps(bft: BFT, profile: str, samples: int) -> int:
     """Steps of a fine-tuning on so many samples, as the config says: given, or from its epochs and curriculum."""
     given, epochs = getattr(bft.steps, profile) or None, getattr(bft.epochs, profile)
-    return finetune.num_steps(profile, list(bft.curriculum) or [samples], bft.batch_size, given, epochs)
+    return finetune_lib.num_steps(profile, list(bft.curriculum) or [samples], bft.batch_size, given, epochs)
 
 
 def training_options(config: Config, steps: int) -> dict[str, Any]:
-    """What `finetune.train` takes from a config, for a run of `steps` steps."""
+    """The options of `finetune.train` that come from a config, for a run of `steps` steps."""
     bft = config.bft
     warmup = round(bft.warmup_share * steps) if bft.warmup_share else bft.warmup_steps
     return {

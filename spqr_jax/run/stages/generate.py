@@ -1,4 +1,7 @@
-"""Stage generate: the pictures of a phase, harmful and benign, as PNG files that are made once."""
+"""Stage generate: the images before fine-tuning, and the drawing of a phase's images, which stage finetune uses too.
+
+A phase is "before" or "after" fine-tuning: harmful and benign images as PNG files that are made once.
+"""
 
 import time
 from collections.abc import Callable
@@ -9,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from spqr_jax import generate
+from spqr_jax import generate as generate_lib
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.devices import preemption, processes
@@ -23,18 +26,21 @@ from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
 from spqr_jax.sampling import batch_size as batch_size_lib
 
 
-def generate_before(run: Run, background: Background) -> list[Failure]:
-    """Pictures of every subject before fine-tuning; each subject's go to the judges while the next one's are made."""
+def generate(run: Run, background: Background) -> list[Failure]:
+    """Draw the images of every subject before fine-tuning; each subject's are judged while the next one's are drawn."""
 
     def one(subject: SubjectDir) -> None:
-        pictures(run, lambda: load_subject(run, subject), subject.root, "before", subject.name)
+        draw_phase(run, lambda: load_subject(run, subject), subject.root, "before", subject.name)
         background.submit(subject)
 
     return each(run.subjects, lambda s: s.name, one, "generate")
 
 
-def pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str, label: str) -> None:
-    """Write the missing pictures of a phase. Batches are cut by index, so a resumed run repeats the same batches."""
+def draw_phase(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str, label: str) -> None:
+    """Draw the missing images of a phase. Batches are cut by index, so a resumed run repeats the same batches.
+
+    pipeline: returns the model to draw with, fine-tuning it first if need be; called only if an image is missing.
+    """
     jobs = phase_jobs(run)
     paths = [picture_path(root, phase, *job) for job in jobs]
     # As the first process sees the disk.
@@ -43,7 +49,7 @@ def pictures(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str,
         return
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
-    made = pipeline()  # may fine-tune first, which is timed apart
+    made = pipeline()  # before the clock starts, since a fine-tuning is timed apart
     size = batch_size(run, made, jobs)
     missing = _missing(there, size)
     start = time.time()
@@ -66,7 +72,7 @@ def _missing(there: np.ndarray, size: int) -> list[int]:
 
 
 def batch_size(run: Run, pipeline: Pipeline, jobs: list[Job], *, training: bool = False) -> int:
-    """Pictures a batch: as the config says, else as many as fit, chosen once for what takes the same memory.
+    """Images a batch: as the config says, else as many as fit. The choice is kept for jobs that take the same memory.
 
     training: the devices hold the state of a fine-tuning too.
     """
@@ -87,7 +93,7 @@ def batch_size(run: Run, pipeline: Pipeline, jobs: list[Job], *, training: bool 
     return batch_size_lib.remembered(
         run.workdir / "batch_sizes.json",
         ", ".join(key),
-        lambda: generate.largest_batch(pipeline, len(jobs), guidance=guidance, beside=training, **_options(run)),
+        lambda: generate_lib.largest_batch(pipeline, len(jobs), guidance=guidance, beside=training, **_options(run)),
     )
 
 
@@ -98,7 +104,7 @@ def _guidance(run: Run, jobs: list[Job]) -> list[float]:
 
 
 def _options(run: Run) -> dict[str, Any]:
-    """What `generate.batches` and `generate.largest_batch` take from the config."""
+    """The options of generation that come from the config."""
     g = run.config.generation
     return {
         "steps": g.steps,
@@ -111,8 +117,8 @@ def _options(run: Run) -> dict[str, Any]:
 
 
 def stream(run: Run, pipeline: Pipeline, jobs: list[Job], size: int):
-    """Pictures of jobs as the config says, batch by batch: (index of the first, images_u8)."""
-    return generate.batches(
+    """Draw the images of jobs as the config says, batch by batch: (index of the first, images_u8)."""
+    return generate_lib.batches(
         pipeline,
         [prompt.prompt for _, prompt, _ in jobs],
         [image_seed(prompt, k) for _, prompt, k in jobs],

@@ -1,4 +1,4 @@
-"""Stage judge: ask the judges about every picture and write the records; cell.json, last, makes a cell complete."""
+"""Stage judge: ask the judges about every image and write the records. A cell is complete once cell.json is there."""
 
 import json
 import time
@@ -11,25 +11,27 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from spqr_jax import finetune
+from spqr_jax import finetune as finetune_lib
 from spqr_jax import params as params_lib
 from spqr_jax.config import Config
 from spqr_jax.devices import preemption, processes
 from spqr_jax.files import images, records, storage
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.prompts import Prompt
-from spqr_jax.run import jury
 from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import Cell, SubjectDir
+from spqr_jax.run.jury import Jury
 from spqr_jax.run.names import ROLES
-from spqr_jax.run.stages.pictures import image_seed, phase_jobs, picture_path
+from spqr_jax.run.stages.background import Background
+from spqr_jax.run.stages.pictures import Job, image_seed, phase_jobs, picture_path
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds, read_times
 
 JUDGE_CHUNK = 256
 
 
-def judge(run: Run) -> list[Failure]:
-    """Ask the judges about every picture that they have not seen; cells that are not fine-tuned yet wait."""
+def judge(run: Run, background: Background) -> list[Failure]:
+    """Ask the judges about every image that they have not seen. Cells that are not fine-tuned yet are left out."""
+    background.finish()
     if processes.first():
         _reference_features(run)
     failures = each(shared_out(run, run.subjects), lambda s: s.name, lambda s: judge_one(run, s), "judge")
@@ -48,8 +50,14 @@ def shared_out(run: Run, items: Iterable[Any]) -> list[Any]:
     return [item for item in items if (item.subject.id if isinstance(item, Cell) else item.id) in owned]
 
 
+def judge_own(run: Run, item: SubjectDir | Cell) -> None:
+    """`judge_one` for an item that this process judges; nothing for the items of others."""
+    for own in shared_out(run, [item]):
+        judge_one(run, own)
+
+
 def judge_one(run: Run, item: SubjectDir | Cell) -> None:
-    """Records of a subject before fine-tuning, or of a cell (and of its subject, if they are missing)."""
+    """Write the records of a subject before fine-tuning, or those of a cell and, if they are missing, its subject's."""
     if isinstance(item, Cell):
         judge_one(run, item.subject)
         if not (item.done and _judged(run, item.root)):
@@ -59,7 +67,7 @@ def judge_one(run: Run, item: SubjectDir | Cell) -> None:
 
 
 def _judged(run: Run, root: Path) -> bool:
-    """Whether whole records of these judges are there: with other judges they are made anew from the same pictures."""
+    """Whether whole records by these judges are there. Other judges' records are made anew from the same images."""
     marker = root / "judges.json"
     try:
         if not marker.exists() or json.loads(marker.read_text(encoding="utf-8")) != _asked(run):
@@ -72,24 +80,24 @@ def _judged(run: Run, root: Path) -> bool:
 
 
 def _asked(run: Run) -> dict[str, Any]:
-    """Who judges, and how their verdicts are combined, as JSON holds it."""
-    return json.loads(json.dumps({"judges": run.bench.identities(), "rule": run.bench.rule}, default=str))
+    """The judges and the rule that combines their verdicts, as JSON holds them."""
+    return json.loads(json.dumps({"judges": run.jury.identities(), "rule": run.jury.rule}, default=str))
 
 
 def _reference_features(run: Run) -> None:
     path = run.workdir / "reference_features.npz"
-    identity = json.dumps([run.bench.features.identity, names_lib.reference_identity(run.config)])
+    identity = json.dumps([run.jury.features.identity, names_lib.reference_identity(run.config)])
     if path.exists() and str(storage.read_npz(path)["identity"]) == identity:
         return
-    features = _features(run.bench, names_lib.reference_images(run.config))
+    features = _features(run.jury, names_lib.reference_images(run.config))
     storage.write_npz(path, features=features, identity=np.array(identity))
 
 
 def _judge_phase(run: Run, root: Path, phase: str, subject: str, label: str) -> None:
-    """Records and features of one phase, beside its pictures."""
+    """Write the records and features of one phase beside its images."""
     start = time.time()
     rows: list[dict[str, Any]] = []
-    features = []
+    features: list[np.ndarray] = []
     jobs = phase_jobs(run)
     missing = [p for p in (picture_path(root, phase, *job) for job in jobs) if not p.exists()]
     if missing:
@@ -98,28 +106,29 @@ def _judge_phase(run: Run, root: Path, phase: str, subject: str, label: str) -> 
         preemption.exit_if_asked_here()
         chunk = jobs[first : first + JUDGE_CHUNK]
         pictures = images.read([picture_path(root, phase, *job) for job in chunk])
-        answers = jury.judge(run.bench, pictures)
         benign = np.flatnonzero([role == "benign" for role, _, _ in chunk])
-        values = jury.clip_scores(run.bench, pictures[benign], [chunk[i][1].prompt for i in benign])
-        scores: dict[int, float] = dict(zip(benign.tolist(), values, strict=True))
+        answers = _answers(run, chunk, pictures, benign)
+        rows += [
+            _row(run, phase, *job) | {"subject": subject} | answer for job, answer in zip(chunk, answers, strict=True)
+        ]
         if len(benign):
-            features.append(_features(run.bench, pictures[benign]))
-        for i, (role, prompt, k) in enumerate(chunk):
-            row = _row(run, phase, role, prompt, k)
-            rows.append(
-                row
-                | {
-                    "subject": subject,
-                    "judges": answers.judges[i],
-                    "verdict": answers.verdicts[i],
-                    "clip_score": scores.get(i, float("nan")),
-                }
-            )
+            features.append(_features(run.jury, pictures[benign]))
     _check_undecided(run, rows)
     storage.write_npz(root / f"features_{phase}.npz", features=np.concatenate(features))
     note_seconds(root, f"judge_{phase}", time.time() - start, len(rows))
     records.write(root / "records.parquet", rows)
     storage.write_text(root / "judges.json", json.dumps(_asked(run), indent=2, sort_keys=True) + "\n")
+
+
+def _answers(run: Run, jobs: Sequence[Job], pictures: np.ndarray, benign: np.ndarray) -> list[dict[str, Any]]:
+    """The columns of the records that judges fill, for each job's image. benign: the rows that get a CLIPScore."""
+    answers = run.jury.ask(pictures)
+    values = run.jury.clip_scores(pictures[benign], [jobs[i][1].prompt for i in benign])
+    scores: dict[int, float] = dict(zip(benign.tolist(), values, strict=True))
+    return [
+        {"judges": raw, "verdict": verdict, "clip_score": scores.get(i, float("nan"))}
+        for i, (raw, verdict) in enumerate(zip(answers.judges, answers.verdicts, strict=True))
+    ]
 
 
 def _row(run: Run, phase: str, role: str, prompt: Prompt, k: int) -> dict[str, Any]:
@@ -142,8 +151,8 @@ def _row(run: Run, phase: str, role: str, prompt: Prompt, k: int) -> dict[str, A
     }
 
 
-def _features(bench: jury.Bench, pictures: np.ndarray) -> np.ndarray:
-    return np.concatenate([bench.features(pictures[i : i + JUDGE_CHUNK]) for i in range(0, len(pictures), JUDGE_CHUNK)])
+def _features(jury: Jury, pictures: np.ndarray) -> np.ndarray:
+    return np.concatenate([jury.features(pictures[i : i + JUDGE_CHUNK]) for i in range(0, len(pictures), JUDGE_CHUNK)])
 
 
 def _check_undecided(run: Run, rows: Sequence[dict[str, Any]]) -> None:
@@ -156,7 +165,7 @@ def _check_undecided(run: Run, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _judge_cell(run: Run, cell: Cell) -> None:
-    """Judge the pictures after fine-tuning, add the subject's records before it, and complete the cell."""
+    """Judge the images after fine-tuning, add the subject's records before it, and complete the cell."""
     (cell.root / "cell.json").unlink(missing_ok=True)
     _judge_phase(run, cell.root, "after", cell.subject.name, cell.label)
     after = records.read(cell.root / "records.parquet")
@@ -210,12 +219,12 @@ def _summary(run: Run, cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, 
 
 
 def trained_size(pipeline: Pipeline, profile: str, config: Config) -> dict[str, int]:
-    """How many parameters a profile trains, and the bytes of weights and optimiser state they cost.
+    """The number of parameters that a profile trains, and the bytes of their weights and their optimiser state.
 
-    From shapes alone: this runs beside training, and an operation of its own on the devices can block a program that
-    spans several of them for ever.
+    Computed from shapes alone: this runs beside training, and an operation of its own on the devices can block a
+    program that spans several of them for ever.
     """
     options: dict[str, Any] = {"rank": config.bft.rank, "alpha": config.bft.alpha, "dropout": config.bft.dropout}
-    trainable = jax.eval_shape(lambda: finetune.prepare(pipeline, profile, **options, seed=0)[1])
+    trainable = jax.eval_shape(lambda: finetune_lib.prepare(pipeline, profile, **options, seed=0)[1])
     size = params_lib.nbytes(trainable)
     return {"trained_parameters": params_lib.count(trainable), "parameter_bytes": size, "optimiser_bytes": 2 * size}

@@ -1,4 +1,4 @@
-"""The pictures of a phase: which there are, where they lie, and the noise each starts from."""
+"""The images of a phase: the list of them, the place of each, and the noise it starts from."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ Job = tuple[str, Prompt, int]  # role, prompt, sample number
 
 
 def phase_jobs(run: Run) -> list[Job]:
-    """Every picture of a phase, in the order of the records."""
+    """Every image of a phase, in the order of the records."""
     return [
         (role, prompt, k) for role in ROLES for prompt in run.prompts[role] for k in range(run.config.prompts.images)
     ]
@@ -22,5 +22,5 @@ def picture_path(root: Path, phase: str, role: str, prompt: Prompt, k: int) -> P
 
 
 def image_seed(prompt: Prompt, k: int) -> int:
-    """The prompt's own seed for its first picture, then seeds far from any other prompt's: 0..2**32-1."""
+    """The prompt's own seed for its first image, then seeds far from any other prompt's: 0..2**32-1."""
     return (prompt.seed + k * 0x9E3779B1) % 2**32

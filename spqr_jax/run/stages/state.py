@@ -1,4 +1,4 @@
-"""What the stages share: the opened run, failures that do not stop the others, and times kept beside results."""
+"""The things that stages share: the opened run, failures that do not stop the others, and times kept beside results."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -13,9 +13,9 @@ from spqr_jax.devices import preemption
 from spqr_jax.files import storage
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.prompts import Prompt
-from spqr_jax.run import jury
 from spqr_jax.run.cells import Cell, SubjectDir
 from spqr_jax.run.identity import Inputs
+from spqr_jax.run.jury import Jury
 
 DISK_ERRORS = (28, 30, 122)  # no space, read-only, over quota: nothing else will succeed either
 
@@ -26,11 +26,22 @@ class Run(NamedTuple):
     config: Config
     workdir: Path
     backbone: Pipeline
-    bench: jury.Bench
+    jury: Jury
     prompts: dict[str, list[Prompt]]  # role -> prompts
     inputs: Inputs
     subjects: list[SubjectDir]
     cells: list[Cell]
+
+
+class Unopened(NamedTuple):
+    """A run of which nothing is opened: enough for the stages that read the work directory alone."""
+
+    config: Config
+    workdir: Path
+
+
+class NothingToDo(Exception):
+    """Raised by a stage that found nothing to work on, so that the stages after it have nothing either."""
 
 
 class Failure(NamedTuple):
@@ -41,8 +52,10 @@ class Failure(NamedTuple):
 
 
 def each(items: Iterable[Any], label: Callable[[Any], str], work: Callable[[Any], None], stage: str) -> list[Failure]:
-    """Do `work` for every item; what fails is logged and listed, and the rest goes on. A full disk stops all,
-    and so does any failure among several processes, which cannot go on without each other."""
+    """Do `work` for every item. An item that fails is logged and listed, and the rest goes on.
+
+    A full disk stops all. So does any failure among several processes, which cannot go on without each other.
+    """
     failures = []
     for item in items:
         preemption.exit_if_asked_here()

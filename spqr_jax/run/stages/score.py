@@ -1,0 +1,22 @@
+"""Stage score: the leaderboard, from the records of the complete cells alone."""
+
+from spqr_jax.devices import processes
+from spqr_jax.run.stages.background import Background
+from spqr_jax.run.stages.state import Failure, NothingToDo, Run, Unopened
+from spqr_jax.score import leaderboard
+
+
+def score(run: Run | Unopened, background: Background) -> list[Failure]:
+    """Write and print the leaderboard of the work directory. Raises NothingToDo while no cell is complete."""
+    del background
+    if not processes.first():
+        return []
+    if not any(run.workdir.glob("cells/*/cell.json")):
+        raise NothingToDo(f"no complete cell in {run.workdir}: nothing to score.")
+    low, high = run.config.score.fid_min, run.config.score.fid_max
+    board = leaderboard.build(
+        run.workdir, fid_bounds=(low, high) if high > low else None, replicates=run.config.score.replicates
+    )
+    leaderboard.write(run.workdir, board)
+    print(leaderboard.table(board))
+    return []
