@@ -5,8 +5,8 @@
     python launch.py --config configs/mini.py --dry_run
     python launch.py --config configs/mini.py --stages score,report
 
-The same command run again does only what is missing. Exit status: 0, 1 if a subject or cell failed, 2 for bad input,
-143 after SIGTERM, when the same command continues.
+The same command run again does only the work that is missing. Exit status: 0, 1 if a subject or cell failed, 2 for
+bad input, 143 after SIGTERM, when the same command continues.
 """
 
 import os

@@ -17,7 +17,7 @@ class Subject:
 
 @dataclass
 class Prompts:
-    """Prompt sets: "mini:harmful", "mini:benign", or a prompt file; `n` rows of each, `images` pictures a prompt."""
+    """Prompt sets: "mini:harmful", "mini:benign", or a prompt file; `n` rows of each, `images` images a prompt."""
 
     harmful: str = "mini:harmful"
     benign: str = "mini:benign"
@@ -56,10 +56,10 @@ class BFT:
     profiles: tuple[str, ...] = ("lite", "moderate", "standard")
     scenarios: tuple[str, ...] = ("general",)
     data: dict[str, str] = field(default_factory=dict)  # scenario -> data set (docs/data.md); default "mini:<scenario>"
-    resolution: int = 0  # pixels of the square pictures (paper: 512); 0: the backbone's own size
+    resolution: int = 0  # pixels of the square images (paper: 512); 0: the backbone's own size
     crop: str = "center"  # or "random"
-    flip: bool = False  # mirror half of the pictures
-    max_bad: int = 10  # unreadable pictures and empty captions skipped before the run stops
+    flip: bool = False  # mirror half of the images
+    max_bad: int = 10  # unreadable images and empty captions skipped before the run stops
     seeds: tuple[int, ...] = (42,)
     samples: int = 5000
     curriculum: tuple[int, ...] = (1000, 3000, 5000)
@@ -86,17 +86,17 @@ class BFT:
 
 @dataclass
 class Judges:
-    """Which judges: name -> where ("nudenet", "llavaguard:DIR", "q16:DIR", "mini:harm", or the path of an
-    ONNX classifier with its sidecar); see docs/judges.md."""
+    """The judges. `safety`: name -> judge ("nudenet", "llavaguard:DIR", "q16:DIR", "mini:harm", or the path of an ONNX
+    classifier with its sidecar); see docs/judges.md."""
 
     safety: dict[str, str] = field(default_factory=lambda: {"harm": "mini:harm"})
     rule: str = "union"
     clip_score: str = "mini:clip"
     features: str = "mini:features"
-    reference: str = "mini:reference"  # pictures the quality of benign images is measured against
+    reference: str = "mini:reference"  # real images that generated benign images are compared with
     n_reference: int = 2048
     providers: str = "cpu"
-    overlap: bool = True  # judge finished pictures while the next ones are generated
+    overlap: bool = True  # judge finished images while the next ones are generated
     max_undecided: float = 0.01  # share of undecided images above which a cell fails
 
 
@@ -111,12 +111,12 @@ class Score:
 
 @dataclass
 class Report:
-    """What the report writes, by name; empty: everything. Names: spqr_jax.report.tables.TABLES, .figures.FIGURES."""
+    """Parts of the report by name; empty: every part. Names: spqr_jax.report.tables.TABLES, .figures.FIGURES."""
 
     tables: tuple[str, ...] = ()  # of 1, 2, 3, 4, 5, D, E, audit, drift
     figures: tuple[str, ...] = ()  # of 2, 3, 4, drift
     prompts: int = 48  # in the gallery, at most
-    blur: bool = True  # pictures of harmful prompts in the example figure (2); the page always blurs them
+    blur: bool = True  # blur harmful prompts' images in the example figure (2); the page always blurs them
 
 
 @dataclass

@@ -45,7 +45,7 @@ def load(source: str, n: int, *, seed: int = 0) -> list[Prompt]:
 
 def read_file(path: Path) -> list[Prompt]:
     """Every prompt of a file; layouts of I2P, UnlearnDiffAtk, ESD, MACE, UCE, RECE, Ring-A-Bell, ViSU and COCO-30k, and
-    COCO's own captions files (the caption with the lowest annotation id of each picture).
+    COCO's own captions files (the caption with the lowest annotation id of each image).
 
     Only a prompt column is required. An empty prompt stays an empty prompt (I2P has one), extra columns are ignored.
     """

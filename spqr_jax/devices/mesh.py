@@ -74,7 +74,7 @@ def _place(tree: Any, shardings: Any) -> Any:
 
 
 def shapes(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
-    """What `place` would make, as jax.ShapeDtypeStruct: to compile for, with nothing on a device."""
+    """The result of `place` as jax.ShapeDtypeStruct: to compile for, with nothing on a device."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,

@@ -1,6 +1,6 @@
 """Stopping in order: on SIGTERM the current step ends, its state is saved, and the process exits with 143.
 
-Schedulers of shared clusters send SIGTERM some seconds before they take a machine away, and requeue what exits so.
+Schedulers of shared clusters send SIGTERM some seconds before they take a machine away, and requeue jobs that exit so.
 """
 
 import itertools

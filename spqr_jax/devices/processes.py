@@ -1,7 +1,8 @@
-"""Several processes as one program: joining them, what each writes, and decisions that all must share.
+"""Several processes as one program: joining them, sharing out work, and decisions that all must share.
 
-Every process runs the same stages in the same order over one mesh of all devices. The first decides what is missing and
-writes what is small; pictures and verdicts are shared out. The work directory is one that all processes see.
+Every process runs the same stages in the same order over one mesh of all devices. The first process decides which
+results are missing and writes the small files; images and verdicts are shared out. All processes see the same work
+directory.
 """
 
 import os
@@ -48,7 +49,7 @@ def launched_as_one_of_many() -> str:
 
 
 def first() -> bool:
-    """Whether this process decides and writes what is written once."""
+    """Whether this is the process that decides for all, and that writes each file of which there is one."""
     return jax.process_index() == 0
 
 
@@ -64,7 +65,7 @@ def agreed(values: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(values))
 
 
-def wait(what: str) -> None:
-    """Until every process is here, so that what one wrote may be read by all."""
+def wait(name: str) -> None:
+    """Wait until every process is here, so that all may read the files that one wrote."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)

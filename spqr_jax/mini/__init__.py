@@ -34,14 +34,14 @@ def prompts(name: str, n: int, seed: int) -> list[Prompt]:
 
 @functools.lru_cache(maxsize=8)  # every cell of a sweep asks again
 def dataset(scenario: str, n: int, seed: int) -> Dataset:
-    """`n` benign captioned pictures of a fine-tuning scenario."""
+    """`n` benign captioned images of a fine-tuning scenario."""
     examples = world.bft_dataset(scenario, n, seed)
     images = emoji.render([example.picture for example in examples])
     return data.from_arrays(images, [example.caption for example in examples], name=f"mini:{scenario} {n} {seed}")
 
 
 def reference_images(n: int, seed: int = 0) -> np.ndarray:
-    """`n` real pictures of the benign objects in the styles the generator knows, in compositions it never saw."""
+    """`n` real images of the benign objects in the styles the generator knows, in compositions it never saw."""
     styles = tuple(world.STYLES.index(style) for style in world.SEEN_STYLES)
     everything = corpus.compositions(len(corpus.OBJECTS), styles)
     benign = corpus.held_out(everything) & (everything.object >= len(world.CATEGORY))

@@ -46,7 +46,7 @@ class Launch:
 
 
 def submit_command(name: str, config: Config, workdir: Path, arguments: Sequence[str], options: Sequence[str]) -> int:
-    """Hand a command to a cluster and say what was submitted; the local executor's jobs are waited for.
+    """Hand a command to a cluster and print the jobs' numbers; the local executor's jobs are waited for.
 
     arguments: launch.py's own. name, options: as for `submit`. The exit status: 1 if a local job failed, else 0.
     Raises ValueError for a work directory that is no local path, and as `submit`.

@@ -1,4 +1,4 @@
-"""The command `launch.py` without its flags: open the run, do its stages, and say what was done."""
+"""The command `launch.py` without its flags: open the run, do its stages, and print the outcome."""
 
 import contextlib
 import sys
@@ -36,7 +36,7 @@ class Asked(NamedTuple):
 
 
 def carry_out(config: Config, workdir: Path, asked: Asked) -> int:
-    """Do what is asked. The exit status: 1 if a subject or cell failed, else 0. Raises as `opening.open_run`."""
+    """Carry out one command. The exit status: 1 if a subject or cell failed, else 0. Raises as `opening.open_run`."""
     start = time.time()
     if not asked.dry_run and not stages.need_models(asked.stages):
         stages.carry_out(Unopened(config, workdir), asked.stages)
@@ -64,5 +64,5 @@ def profiled(directory: str) -> AbstractContextManager[Any]:
     if not directory:
         return contextlib.nullcontext()
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # every Python call of a long run would crowd out what the devices do
+    options.python_tracer_level = 0  # every Python call of a long run would crowd out the work of the devices
     return jax.profiler.trace(directory, profiler_options=options)

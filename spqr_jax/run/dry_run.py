@@ -17,8 +17,8 @@ def table(run: Run) -> str:
     lines = []
     for cell in run.cells:
         needs = [
-            what
-            for what, there in (
+            stage
+            for stage, there in (
                 ("align", (cell.subject.weights / "pipeline.json").exists()),
                 ("generate", (cell.subject.root / "images").is_dir()),
                 ("finetune", (cell.root / "adapted").is_dir()),
@@ -44,7 +44,7 @@ def missing(run: Run) -> Counts:
             counts["picture"] += _missing_pictures(run, cell.root, "after")
             if not (cell.root / "adapted").is_dir():
                 counts[f"step {cell.profile}"] += num_steps(bft, cell.profile, bft.samples)
-    return {what: count for what, count in counts.items() if count}
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def _missing_pictures(run: Run, root: Path, phase: str) -> int:
@@ -59,10 +59,10 @@ def seconds_each(run: Run) -> Counts:
     seconds: Counts = defaultdict(float)
     count: Counts = defaultdict(float)
 
-    def add(what: str, times: dict[str, dict[str, float]], stage: str) -> None:
+    def add(kind: str, times: dict[str, dict[str, float]], stage: str) -> None:
         if times.get(stage, {}).get("count"):
-            seconds[what] += times[stage]["seconds"]
-            count[what] += times[stage]["count"]
+            seconds[kind] += times[stage]["seconds"]
+            count[kind] += times[stage]["count"]
 
     for subject in run.subjects:
         add("align", read_times(subject.weights), "align")
@@ -71,20 +71,20 @@ def seconds_each(run: Run) -> Counts:
         times = read_times(cell.root)
         add("picture", times, "generate_after")
         add(f"step {cell.profile}", times, "finetune")
-    return {what: seconds[what] / count[what] for what in count}
+    return {kind: seconds[kind] / count[kind] for kind in count}
 
 
 def _estimate(counts: Counts, rates: Counts) -> str:
     if not counts:
         return "Nothing is missing."
-    lines = [f"Missing: {', '.join(f'{count:.0f} x {what}' for what, count in counts.items())}."]
-    known = {what: count * rates[what] / 3600 for what, count in counts.items() if what in rates}
+    lines = [f"Missing: {', '.join(f'{count:.0f} x {kind}' for kind, count in counts.items())}."]
+    known = {kind: count * rates[kind] / 3600 for kind, count in counts.items() if kind in rates}
     if known:
         hours = sum(known.values())
         devices = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
-        shares = ", ".join(f"{what} {share:.2f}" for what, share in known.items())
+        shares = ", ".join(f"{kind} {share:.2f}" for kind, share in known.items())
         lines.append(f"At the rates measured here: {hours:.2f} hours, {hours * devices:.2f} device-hours ({shares}).")
-    unknown = [what for what in counts if what not in rates]
+    unknown = [kind for kind in counts if kind not in rates]
     if unknown:
         lines.append(f"Not measured yet, so not in any estimate: {', '.join(unknown)}.")
     return "\n".join(lines)

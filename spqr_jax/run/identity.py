@@ -23,7 +23,7 @@ class Inputs(NamedTuple):
         prompts: role -> hash of the chosen rows.
         data: scenario -> the data set's name, which identifies its content.
         checkpoints: path in the config -> sha256.
-        pictures: data source in a method's options -> hash of its content.
+        pictures: data source in a method's options -> hash of its images and captions.
     """
 
     backbone: str

@@ -72,7 +72,7 @@ def backbone_side(config: Config) -> int:
 
 
 def measured(config: Config) -> dict[str, Any]:
-    """For the manifest: what the emoji world's judges and model were measured to do, if the backbone is its model."""
+    """An entry of the manifest, if the backbone is the emoji world's: figures measured when its files were built."""
     return {MINI: mini.measured()} if config.base == MINI else {}
 
 

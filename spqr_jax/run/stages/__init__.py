@@ -1,7 +1,8 @@
 """The stages of a run, in order: align, generate, finetune, judge, score, report.
 
 Each stage does the work whose result is missing on disk, so the same command continues after any stop. A subject or
-cell that fails is reported, and the others go on. Stages may use every room below `run`, and what is opened in `run`.
+cell that fails is reported, and the others go on. Stages may use every room below `run`. Of `run` itself they use the
+modules that name, identify and judge things; they know nothing of flags, opening or the manifest.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +19,10 @@ __all__ = ["NAMES", "STAGES", "Failure", "Run", "Stage", "Unopened", "carry_out"
 
 
 class Stage(NamedTuple):
-    """One stage. Its work takes the run and the judging in the background, and returns what did not finish.
+    """One stage.
 
-    A stage that needs no models reads the work directory alone: it can work on an `Unopened` run.
+    work: takes the run and the judging in the background, and returns the failures.
+    needs_models: False for a stage that reads the work directory alone, so that it can work on an `Unopened` run.
     """
 
     name: str

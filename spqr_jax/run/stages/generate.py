@@ -66,7 +66,7 @@ def draw_phase(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: st
 
 
 def _missing(there: np.ndarray, size: int) -> list[int]:
-    """Rows of every batch of `size` that lacks a picture."""
+    """Rows of every batch of `size` that lacks an image."""
     batches = [range(start, min(start + size, len(there))) for start in range(0, len(there), size)]
     return [i for batch in batches if not all(there[i] for i in batch) for i in batch]
 
@@ -130,7 +130,7 @@ def stream(run: Run, pipeline: Pipeline, jobs: list[Job], size: int):
 
 
 def _there(path: Path) -> bool:
-    """Whether a picture exists and is whole; a damaged one is named and set aside."""
+    """Whether an image exists and is whole; a damaged one is named and set aside."""
     if not path.exists():
         return False
     if images.intact(path):
