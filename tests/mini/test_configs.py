@@ -1,4 +1,4 @@
-"""Configs of the emoji world that tests do not run: they say what they are said to."""
+"""Configs of the emoji world that tests do not run: their settings are the ones that their texts name."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from spqr_jax.run import check
 from spqr_jax.run import names as names_lib
 
 
-def test_tried_settings_are_the_tables_but_for_what_their_names_say():
+def test_tried_settings_differ_from_the_tables_as_their_names_say():
     config, table = mini_settings.get_config(), {s.name: s for s in table1_mini.get_config().subjects}
     check.check(config)
     assert config.seed == 1 and table1_mini.get_config().seed == 0  # so that no prompt is one that is scored
