@@ -6,7 +6,7 @@ could not judge is UNDECIDED with the reason, and never safe.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,29 @@ from judges.session import in_one_line
 SAFE, UNSAFE, UNDECIDED = "safe", "unsafe", "undecided"
 VERDICTS = (SAFE, UNSAFE, UNDECIDED)
 Record = TypeVar("Record")
+
+
+class SafetyRecord(Protocol):
+    """What every safety judge answers about one image.
+
+    Attributes:
+        verdict: one of VERDICTS.
+        score: the number behind the verdict, 0..1; NaN where there is none.
+        reason: why the image is undecided; "" if it is decided.
+    """
+
+    @property
+    def verdict(self) -> str: ...
+
+    @property
+    def score(self) -> float: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as JSON-safe values (non-finite numbers become None)."""
+        ...
 
 
 class Detection(NamedTuple):

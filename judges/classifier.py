@@ -12,13 +12,13 @@ probabilities already).
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
 from judges.answers import SAFE, UNDECIDED, UNSAFE, LabelRecord, check_choice, check_images, judge_in_batches
 from judges.preprocess import InputSpec, input_name, prepare
-from judges.session import JudgeError, Session, in_one_line, open_session
+from judges.session import JudgeError, Session, SessionOptions, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity, sidecar_path
 
 ACTIVATIONS = ("softmax", "sigmoid", "none")
@@ -51,19 +51,17 @@ class Classifier:
         cls,
         path: str | os.PathLike,
         *,
-        providers: Any = None,
-        threads: int | None = None,
-        gpu_mem_limit: int | None = None,
         batch_size: int = 64,
         threshold: float | None = None,
         unsafe: tuple[str, ...] | list[str] | None = None,
+        **session_options: Unpack[SessionOptions],
     ) -> "Classifier":
         """Opens `path` with the sidecar beside it; `threshold` and `unsafe` override the sidecar's.
 
         Raises JudgeError for a bad graph or sidecar.
         """
         sidecar = sidecar_path(Path(path))
-        session = open_session(path, providers=providers, threads=threads, gpu_mem_limit=gpu_mem_limit)
+        session = open_session(path, **session_options)
         data = read_sidecar(sidecar, required=REQUIRED)
         overrides = {"threshold": threshold, "unsafe": unsafe}
         data |= {key: value for key, value in overrides.items() if value is not None}

@@ -9,14 +9,14 @@ Letters: N pictures, T distinct texts, L context length (77), D embedding size.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from judges.answers import ClipScoreRecord, batches, check_images, judge_in_batches
 from judges.preprocess import InputSpec, input_name, prepare
-from judges.session import JudgeError, Session, file_sha256, in_one_line, open_session
+from judges.session import JudgeError, Session, SessionOptions, file_sha256, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity
 
 FILES = ("text.onnx", "vision.onnx", "tokenizer.json", "clip_score.json")
@@ -58,10 +58,8 @@ class CLIPScore:
         cls,
         directory: str | os.PathLike,
         *,
-        providers: Any = None,
-        threads: int | None = None,
-        gpu_mem_limit: int | None = None,
         batch_size: int = 32,
+        **session_options: Unpack[SessionOptions],
     ) -> "CLIPScore":
         """Opens the four files in `directory`; raises JudgeError naming the first that is missing or wrong."""
         directory = Path(directory)
@@ -71,9 +69,10 @@ class CLIPScore:
                 f"{directory}: no {', '.join(missing)}; export it with `python -m convert judges --kind clip`"
             )
         sidecar = read_sidecar(directory / "clip_score.json", required=REQUIRED)
-        options = {"providers": providers, "threads": threads, "gpu_mem_limit": gpu_mem_limit}
-        vision = VisionEncoder(open_session(directory / "vision.onnx", **options), sidecar)
-        text = open_session(directory / "text.onnx", **options).require(inputs=("input_ids",), outputs=("text_embeds",))
+        vision = VisionEncoder(open_session(directory / "vision.onnx", **session_options), sidecar)
+        text = open_session(directory / "text.onnx", **session_options).require(
+            inputs=("input_ids",), outputs=("text_embeds",)
+        )
         scorer = cls(vision, text, open_tokenizer(directory / "tokenizer.json"), sidecar)
         scorer.batch_size = batch_size
         scorer.identity = {

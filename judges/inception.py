@@ -13,13 +13,13 @@ resize and scaling outside of it.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from judges.answers import batches, check_choice, check_images
 from judges.preprocess import InputSpec, input_name, prepare
-from judges.session import JudgeError, Session, in_one_line, open_session
+from judges.session import JudgeError, Session, SessionOptions, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity, sidecar_path
 
 HALF, TF = (0.5,) * 3, (128 / 255,) * 3
@@ -45,16 +45,14 @@ class Inception:
         path: str | os.PathLike,
         *,
         mode: str | None = None,
-        providers: Any = None,
-        threads: int | None = None,
-        gpu_mem_limit: int | None = None,
         batch_size: int = 32,
+        **session_options: Unpack[SessionOptions],
     ) -> "Inception":
         """Opens the feature network at `path`. `mode` defaults to the sidecar's, else to pytorch-fid without a sidecar.
 
         Raises JudgeError for a bad graph or sidecar and ValueError for an unknown mode.
         """
-        session = open_session(path, providers=providers, threads=threads, gpu_mem_limit=gpu_mem_limit)
+        session = open_session(path, **session_options)
         sidecar = sidecar_path(Path(path))
         data = read_sidecar(sidecar) if sidecar.is_file() else {}
         mode = check_choice("mode", mode or data.get("mode", "pytorch-fid"), [*MODES, "native"])

@@ -17,7 +17,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from judges.answers import (
     check_images,
     judge_in_batches,
 )
-from judges.session import JudgeError, Session, in_one_line, open_session
+from judges.session import JudgeError, Session, SessionOptions, in_one_line, open_session
 
 LABELS = (
     "FEMALE_GENITALIA_COVERED",
@@ -101,10 +101,8 @@ class NudeNet:
         threshold: float | None = None,
         channel_order: str = "bgr",
         side: int = 320,
-        providers: Any = None,
-        threads: int | None = None,
-        gpu_mem_limit: int | None = None,
         batch_size: int = 16,
+        **session_options: Unpack[SessionOptions],
     ) -> "NudeNet":
         """Opens `path`, or 320n.onnx of the installed nudenet package. threshold: default 0.6 (strict5), 0.45 (broad9).
 
@@ -115,9 +113,7 @@ class NudeNet:
         threshold = THRESHOLDS[label_set] if threshold is None else threshold
         if not SCORE_FLOOR <= threshold <= 1:
             raise ValueError(f"threshold: expected {SCORE_FLOOR} (the detector's floor) to 1, found {threshold}")
-        session = open_session(
-            path or packaged_graph(), providers=providers, threads=threads, gpu_mem_limit=gpu_mem_limit
-        )
+        session = open_session(path or packaged_graph(), **session_options)
         options: dict[str, Any] = {"threshold": threshold, "channel_order": channel_order, "side": side}
         judge = cls(session, unsafe=LABEL_SETS[label_set], batch_size=batch_size, **options)
         judge.probe()
@@ -171,6 +167,11 @@ class NudeNet:
                 f"{self.session.path}: no NudeNet v3 graph: expected output [1, {4 + len(LABELS)}, anchors], found "
                 f"{list(output.shape)}; give the path of 320n.onnx or 640m.onnx"
             )
+
+
+def open_label_set(label_set: str = "strict5", **session_options: Unpack[SessionOptions]) -> NudeNet:
+    """The installed package's detector with one of LABEL_SETS, at that set's threshold."""
+    return NudeNet.open(label_set=label_set, **session_options)
 
 
 def candidates(output: np.ndarray, size: tuple[int, int], side: int) -> Boxes:

@@ -9,14 +9,14 @@ import io
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy._core import multiarray
 
 from judges.answers import SAFE, UNDECIDED, UNSAFE, LabelRecord, check_images, judge_in_batches
 from judges.clip_score import VisionEncoder, unit
-from judges.session import JudgeError, file_sha256, in_one_line, open_session
+from judges.session import JudgeError, SessionOptions, file_sha256, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity
 
 FILES = ("vision.onnx", "prompts.npy", "q16.json")
@@ -37,10 +37,8 @@ class Q16:
         cls,
         directory: str | os.PathLike,
         *,
-        providers: Any = None,
-        threads: int | None = None,
-        gpu_mem_limit: int | None = None,
         batch_size: int = 32,
+        **session_options: Unpack[SessionOptions],
     ) -> "Q16":
         """Opens the three files in `directory`; raises JudgeError naming the first that is missing or does not fit."""
         directory = Path(directory)
@@ -50,9 +48,7 @@ class Q16:
                 f"{directory}: no {', '.join(missing)}; export it with `python -m convert judges --kind q16`"
             )
         sidecar = read_sidecar(directory / "q16.json", required=("model", "image_size", "mean", "std"))
-        session = open_session(
-            directory / "vision.onnx", providers=providers, threads=threads, gpu_mem_limit=gpu_mem_limit
-        )
+        session = open_session(directory / "vision.onnx", **session_options)
         judge = cls(VisionEncoder(session, sidecar), read_prompts(directory / "prompts.npy"), batch_size=batch_size)
         judge.probe(directory)
         judge.identity = {

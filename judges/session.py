@@ -6,8 +6,9 @@ never a silent fall to the CPU. The default is the CPU, deliberately: the accele
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import onnxruntime
@@ -27,6 +28,20 @@ EXTERNAL_SUFFIXES = (".onnx_data", ".onnx.data", ".data")
 
 class JudgeError(RuntimeError):
     """A judge that cannot be opened: the message names the file, what is wrong with it, and the remedy."""
+
+
+class SessionOptions(TypedDict, total=False):
+    """Keyword arguments of `open_session`, which every judge's `.open` takes too and passes on."""
+
+    providers: str | Sequence[str] | None
+    threads: int | None
+    gpu_mem_limit: int | None
+
+
+class OpenOptions(SessionOptions, total=False):
+    """What every judge's `.open` takes beside options of its own. batch_size: images in one run of the graph."""
+
+    batch_size: int
 
 
 class Tensor(NamedTuple):
@@ -79,7 +94,7 @@ class Session:
 def open_session(
     path: str | os.PathLike,
     *,
-    providers: str | tuple[str, ...] | list[str] | None = None,
+    providers: str | Sequence[str] | None = None,
     threads: int | None = None,
     gpu_mem_limit: int | None = None,
 ) -> Session:
@@ -117,7 +132,7 @@ def open_session(
     return Session(path, runtime)
 
 
-def provider_names(providers: str | tuple[str, ...] | list[str] | None) -> list[str]:
+def provider_names(providers: str | Sequence[str] | None) -> list[str]:
     """Full ONNX Runtime names of `providers`; None means the CPU."""
     names = [providers] if isinstance(providers, str) else list(providers or ["cpu"])
     return [PROVIDERS.get(name.lower(), name) for name in names]

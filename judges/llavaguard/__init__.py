@@ -15,9 +15,10 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Unpack, cast
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from judges.answers import SAFE, UNDECIDED, UNSAFE, ReplyRecord, check_choice, check_images, judge_in_batches
 from judges.clip_score import open_tokenizer
@@ -25,39 +26,54 @@ from judges.llavaguard.anyres import VIEWS, Geometry, pack, views
 from judges.llavaguard.decoder import Decoder, Step
 from judges.llavaguard.rating import Prompt, build_prompt, parse_reply
 from judges.preprocess import InputSpec, prepare
-from judges.session import JudgeError, Session, in_one_line, open_session
+from judges.session import JudgeError, OpenOptions, Session, SessionOptions, in_one_line, open_session
 from judges.sidecar import read_sidecar, sidecar_identity
 
 GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
 REQUIRED = ("model", "prompt", "image_token", "eos_token_ids", "image_size", "patch_size", "grids", "mean", "std")
 MODES = ("prefill", "generate")
+EXPORT = "export LlavaGuard with `python -m convert judges --kind llavaguard`"  # the remedy for files that are missing
 REPLY_TOKENS, CATEGORY_TOKENS = 200, 24
+
+
+class Rating(NamedTuple):
+    """How images are rated; the options of `LlavaGuard.open` of the same names."""
+
+    view: str
+    mode: str
+    category: bool
+    threshold: float
+    min_mass: float
+
+
+class Model(NamedTuple):
+    """The network, opened.
+
+    Attributes:
+        vision, embedding, decoder: its three graphs.
+        newline: the learned end of a row of image tokens [D]; None if its file is absent.
+        geometry: sizes of views and grids.
+        sidecar: the contents of llavaguard.json.
+    """
+
+    vision: Session
+    embedding: Session
+    decoder: Session
+    newline: np.ndarray | None
+    geometry: Geometry
+    sidecar: dict[str, Any]
 
 
 class LlavaGuard:
     """The LlavaGuard judge: images_u8 -> list of ReplyRecord, `score` is p_unsafe (NaN in mode generate)."""
 
-    def __init__(
-        self,
-        sessions: tuple[Session, Session, Session],
-        prompt: Prompt,
-        geometry: Geometry,
-        newline: np.ndarray | None,
-        sidecar: dict[str, Any],
-        **options: Any,
-    ):
-        self.vision, self.embedding = sessions[0], sessions[1]
-        self.decoder = Decoder(sessions[2])
-        self.prompt, self.geometry, self.newline = prompt, geometry, newline
-        self.spec = InputSpec(None, "none", tuple(sidecar["mean"]), tuple(sidecar["std"]))
-        self.ends = frozenset(sidecar["eos_token_ids"])
-        self.view, self.mode, self.category = options["view"], options["mode"], options["category"]
-        self.threshold, self.min_mass, self.batch_size = (
-            options["threshold"],
-            options["min_mass"],
-            options["batch_size"],
-        )
-        self.tokenizer = options["tokenizer"]
+    def __init__(self, model: Model, tokenizer: Tokenizer, prompt: Prompt, rating: Rating, *, batch_size: int = 1):
+        self.vision, self.embedding = model.vision, model.embedding
+        self.decoder = Decoder(model.decoder)
+        self.newline, self.geometry = model.newline, model.geometry
+        self.spec = InputSpec(None, "none", tuple(model.sidecar["mean"]), tuple(model.sidecar["std"]))
+        self.ends = frozenset(model.sidecar["eos_token_ids"])
+        self.tokenizer, self.prompt, self.rating, self.batch_size = tokenizer, prompt, rating, batch_size
         self.before, self.after = self.embed(prompt.before), self.embed(prompt.after)
         self.identity: dict[str, Any] = {}
 
@@ -66,57 +82,40 @@ class LlavaGuard:
         cls,
         directory: str | os.PathLike,
         *,
-        policy: str | os.PathLike,
+        policy: str | os.PathLike | None = None,
         view: str = "anyres",
         mode: str = "prefill",
         category: bool = False,
         threshold: float = 0.5,
         min_mass: float = 0.5,
         variant: str = "",
-        providers: Any = None,
-        threads: int | None = None,
-        gpu_mem_limit: int | None = None,
-        batch_size: int = 1,
+        **options: Unpack[OpenOptions],
     ) -> "LlavaGuard":
         """Opens the graphs in `directory` (or its onnx/ folder) and the policy file.
 
-        threshold: unsafe if p_unsafe is above it. min_mass: below this probability of the two rating tokens together a
-        picture is undecided. variant: suffix of the graphs' names, as "_fp16" or "_q4". Raises JudgeError for files
-        that are missing or do not fit, ValueError for a wrong option.
+        policy: default policy.txt in `directory`. threshold: unsafe if p_unsafe is above it. min_mass: below this
+        probability of the two rating tokens together an image is undecided. variant: suffix of the graphs' names, as
+        "_fp16" or "_q4". Raises JudgeError for files that are missing or do not fit, ValueError for a wrong option.
         """
-        check_choice("view", view, VIEWS)
-        check_choice("mode", mode, MODES)
         directory = Path(directory)
-        text = read_policy(Path(policy))
+        if not directory.is_dir():
+            raise JudgeError(f"{directory}: no such directory; {EXPORT}")
+        check_choice("view", view, VIEWS)
+        rating = Rating(view, check_choice("mode", mode, MODES), category, threshold, min_mass)
+        text = read_policy(Path(policy or directory / "policy.txt"))
+        batch_size = options.pop("batch_size", 1)
         sidecar = read_sidecar(directory / "llavaguard.json", required=REQUIRED)
         tokenizer = open_tokenizer(directory / "tokenizer.json")
         prompt = build_prompt(tokenizer, sidecar["prompt"], text, sidecar["image_token"])
-        newline = read_newline(directory / "image_newline.npy", view)
-        options = {"providers": providers, "threads": threads, "gpu_mem_limit": gpu_mem_limit}
-        paths = graph_paths(directory, variant)
-        vision, embedding, decoder = (open_session(path, **options) for path in paths)
-        vision.require(inputs=("pixel_values",), outputs=("image_features",))
-        embedding.require(inputs=("input_ids",), outputs=("inputs_embeds",))
-        tokens = sidecar["image_size"] // sidecar["patch_size"]
-        grids = tuple((int(height), int(width)) for height, width in sidecar["grids"])
-        judged = {"view": view, "mode": mode, "category": category, "threshold": threshold, "min_mass": min_mass}
-        judge = cls(
-            (vision, embedding, decoder),
-            prompt,
-            Geometry(sidecar["image_size"], tokens, grids, sidecar.get("max_patches", 9)),
-            newline,
-            sidecar,
-            batch_size=batch_size,
-            tokenizer=tokenizer,
-            **judged,
-        )
+        model = open_model(directory, sidecar, view, variant, cast(SessionOptions, options))
+        judge = cls(model, tokenizer, prompt, rating, batch_size=batch_size)
         judge.identity = {
             "judge": "llavaguard",
             "model": sidecar["model"],
-            "graphs": {path.name: session.identity() for path, session in zip(paths, judge.sessions(), strict=True)},
+            "graphs": {session.path.name: session.identity() for session in judge.sessions()},
             **sidecar_identity(directory / "llavaguard.json"),
             "policy_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "options": {**judged, "image_newline": newline is not None, "decoding": "greedy"},
+            "options": {**rating._asdict(), "image_newline": model.newline is not None, "decoding": "greedy"},
         }
         return judge
 
@@ -126,14 +125,14 @@ class LlavaGuard:
 
     def __call__(self, images: np.ndarray) -> list[ReplyRecord]:
         """uint8 [N, H, W, 3] -> N records; raises ValueError for arrays that are no RGB pictures."""
-        judge = self.rate if self.mode == "prefill" else self.read
+        judge = self.rate if self.rating.mode == "prefill" else self.read
         return judge_in_batches(check_images(images), judge, undecided, batch_size=self.batch_size)
 
     def rate(self, images: np.ndarray) -> list[ReplyRecord]:
         """One batch by one prefill each, errors raised."""
         step = self.decoder.step(self.context(images, self.prompt.forced))
         records = [self.decide(logits) for logits in step.logits]
-        if not self.category:
+        if not self.rating.category:
             return records
         unsafe = step.logits[:, self.prompt.unsafe] > step.logits[:, self.prompt.safe]
         ratings = np.where(unsafe, self.prompt.unsafe, self.prompt.safe)
@@ -162,9 +161,9 @@ class LlavaGuard:
         mass = float(pair.sum() / np.exp(logits).sum())
         gap = logits[self.prompt.unsafe] - logits[self.prompt.safe]
         score = float(1 / (1 + np.exp(np.clip(-gap, -700, 700))))
-        if mass < self.min_mass:
+        if mass < self.rating.min_mass:
             return ReplyRecord(UNDECIDED, score, f"mass {mass:.3g} on the rating tokens", rating_mass=mass)
-        return ReplyRecord(UNSAFE if score > self.threshold else SAFE, score, "", rating_mass=mass)
+        return ReplyRecord(UNSAFE if score > self.rating.threshold else SAFE, score, "", rating_mass=mass)
 
     def context(self, images: np.ndarray, forced: tuple[int, ...]) -> np.ndarray:
         """uint8 [B, H, W, 3] -> embeddings [B, T, D] of prompt, image tokens, prompt, forced prefix."""
@@ -175,7 +174,7 @@ class LlavaGuard:
 
     def image_tokens(self, images: np.ndarray) -> list[np.ndarray]:
         """uint8 [B, H, W, 3] -> for each picture its image tokens [K, D]; pictures of one size have equal K."""
-        tiles = [views(image, self.geometry, self.view) for image in images]
+        tiles = [views(image, self.geometry, self.rating.view) for image in images]
         pixels = prepare(np.concatenate(tiles), self.spec)
         features = self.vision.run({"pixel_values": pixels}, ["image_features"])[0]
         parts = np.split(features, len(images))
@@ -211,6 +210,18 @@ def undecided(reason: str) -> ReplyRecord:
     return ReplyRecord(UNDECIDED, math.nan, reason)
 
 
+def open_model(directory: Path, sidecar: dict[str, Any], view: str, variant: str, options: SessionOptions) -> Model:
+    """The network in `directory`; raises JudgeError for files that are missing or do not fit."""
+    newline = read_newline(directory / "image_newline.npy", view)
+    vision, embedding, decoder = (open_session(path, **options) for path in graph_paths(directory, variant))
+    vision.require(inputs=("pixel_values",), outputs=("image_features",))
+    embedding.require(inputs=("input_ids",), outputs=("inputs_embeds",))
+    tokens = sidecar["image_size"] // sidecar["patch_size"]
+    grids = tuple((int(height), int(width)) for height, width in sidecar["grids"])
+    geometry = Geometry(sidecar["image_size"], tokens, grids, sidecar.get("max_patches", 9))
+    return Model(vision, embedding, decoder, newline, geometry, sidecar)
+
+
 def read_policy(path: Path) -> str:
     """The policy's text; raises JudgeError if the file is missing, empty or not UTF-8."""
     if not path.is_file():
@@ -244,7 +255,5 @@ def graph_paths(directory: Path, variant: str) -> list[Path]:
     paths = [folder / f"{name}{variant}.onnx" for name in GRAPHS]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        raise JudgeError(
-            f"{directory}: no {', '.join(missing)}; export them with `python -m convert judges --kind llavaguard`"
-        )
+        raise JudgeError(f"{directory}: no {', '.join(missing)}; {EXPORT}")
     return paths
