@@ -8,21 +8,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert import ldm, rename
+from convert import kinds, ldm, rename
+from convert.families import COMPONENTS
 from convert.rename import ConversionError
 from convert.tensors import metadata
 from spqr_jax import params as params_lib
 from spqr_jax.pipeline import Pipeline
 
+_KOHYA_PARTS = {part: name for name, component in COMPONENTS.items() for part in component.kohya}
+_ADAPTED = tuple(dict.fromkeys(_KOHYA_PARTS.values()))  # the components that adapters sit on
 # kohya and SPM write a layer's path with underscores for dots.
 _KOHYA = re.compile(
-    r"^lora_(?P<part>unet|te|te1|te2)_(?P<layer>[^.]+)\.(?P<role>lora_down\.weight|lora_up\.weight|alpha)$"
+    rf"^lora_(?P<part>{'|'.join(_KOHYA_PARTS)})_(?P<layer>[^.]+)\."
+    r"(?P<role>lora_down\.weight|lora_up\.weight|alpha)$"
 )
-_KOHYA_PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 # PEFT (lora_A, lora_B, also with the adapter's name behind), diffusers (lora.down, lora_linear_layer.down) and its
 # legacy attention processors (processor.to_q_lora.down).
 _DOTTED = re.compile(
-    r"^((?P<part>unet|text_encoder|text_encoder_2)\.)?(?P<peft>base_model\.model\.)?(?P<layer>.+?)"
+    rf"^((?P<part>{'|'.join(_ADAPTED)})\.)?(?P<peft>base_model\.model\.)?(?P<layer>.+?)"
     r"(?P<role>\.lora_A(\.\w+)?\.weight|\.lora_B(\.\w+)?\.weight"
     r"|(_lora|\.lora|\.lora_linear_layer)\.(down|up)\.weight|(_lora|\.lora|\.lora_linear_layer)?\.alpha)$"
 )
@@ -74,12 +77,12 @@ class Layers:
 
     def __init__(self, pipeline: Pipeline):
         self.kernels: dict[str, dict[str, Any]] = {}
-        for component in ("unet", "text_encoder", "text_encoder_2"):
+        for component in _ADAPTED:
             if component in pipeline.params:
                 flat = params_lib.flatten(pipeline.params[component])
                 self.kernels[component] = {p[: -len(".kernel")]: v for p, v in flat.items() if p.endswith(".kernel")}
         self._flat = {c: {name.replace(".", "_"): name for name in names} for c, names in self.kernels.items()}
-        self._per_block = pipeline.configs["unet"]["layers_per_block"]
+        self._configs = pipeline.configs
 
     def find(self, key: Key) -> tuple[str, str] | None:
         """(component, layer); None when there is no such layer, or when it is in two components."""
@@ -91,13 +94,14 @@ class Layers:
         return found[0] if len(found) == 1 else None
 
     def _layer(self, component: str, key: Key) -> str | None:
-        flat = self._flat[component]
+        flat, is_text = self._flat[component], COMPONENTS[component].kind == kinds.TEXT_ENCODER
         if key.form != "kohya":
-            names = [key.layer] if component == "unet" else [key.layer, f"text_model.{key.layer}"]
+            names = [key.layer, f"text_model.{key.layer}"] if is_text else [key.layer]
             return next((name for name in names if name in self.kernels[component]), None)
-        if key.layer in flat or component != "unet":
+        if key.layer in flat or is_text:
             return flat.get(key.layer)
-        return flat.get(ldm.kohya_name(key.layer, self._per_block))  # SDXL's are trained on the original names
+        # Adapters of SDXL are trained on the names of the original code.
+        return flat.get(ldm.kohya_name(key.layer, self._configs[component]["layers_per_block"]))
 
 
 class Scales:

@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from convert import ldm, rename
+from convert import kinds, ldm, rename
+from convert.families import COMPONENTS
 from convert.rename import ConversionError
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
@@ -15,8 +16,6 @@ from spqr_jax.pipeline import Pipeline
 # A UNet file with more than this share of the leaves, yet not all, is a damaged whole and no partial checkpoint: what
 # methods leave out (cross-attention, or all but it; norms) is more.
 NEARLY_ALL = 0.9
-# Where a component with its own config meets the others.
-_INTERFACE = {"unet": ("in_channels", "cross_attention_dim", "addition_embed_type"), "vae": ("latent_channels",)}
 
 
 def define(component: str, config: dict[str, Any]) -> tuple[Definition, Params]:
@@ -56,7 +55,7 @@ def load(
     """
     ours = pipeline.configs[component]
     used = config or ours
-    for field in _INTERFACE[component]:
+    for field in COMPONENTS[component].interface:
         if used.get(field, ours.get(field)) != ours.get(field):
             raise ConversionError(
                 f"{source} does not fit the {component} of {pipeline.name}: {field}={used[field]!r}, expected "
@@ -64,7 +63,7 @@ def load(
             )
     definition, skeleton = define(component, used)
     whole = len(params_lib.flatten(skeleton))
-    partial = component == "unet" and config is None and len(state) <= NEARLY_ALL * whole
+    partial = COMPONENTS[component].kind == kinds.UNET and config is None and len(state) <= NEARLY_ALL * whole
     name = ldm.namer(component, used) if any(ldm.is_vae_key(key) for key in state) else _name(component)
     params = rename.from_torch(
         state, skeleton, component=component, source=source, partial=partial, dtype=dtype, name=name

@@ -8,25 +8,11 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from convert import components, rename
+from convert import components, families, rename
+from convert.families import COMPONENTS
 from convert.tensors import find_weights, open_tensors, read_json, write_json
 from spqr_jax import pipeline as pipeline_lib
-from spqr_jax.pipeline import MODEL_CLASSES, Pipeline
-
-WEIGHT_FILES = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
-LIBRARIES = {
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "CLIPTokenizer"],
-}
+from spqr_jax.pipeline import Pipeline
 
 # Fields of model_index.json that change pictures, kept as configs["model_index"].
 PIPELINE_OPTIONS = ("force_zeros_for_empty_prompt",)
@@ -40,7 +26,7 @@ def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
     index = read_json(directory / "model_index.json")
     params, definitions, configs, tokenizers = {}, {}, {}, {}
     errors: list[str] = []
-    for component in MODEL_CLASSES:
+    for component in COMPONENTS:
         if index.get(component, [None])[0] is None:
             continue
         folder = directory / component
@@ -50,12 +36,12 @@ def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
             state = open_tensors(find_weights(folder))
             params[component] = rename.from_torch(state, skeleton, component=component, source=str(folder), dtype=dtype)
     rename.raise_all(errors)
-    missing = {"unet", "vae", "text_encoder"} - set(params)
+    missing = set(families.NEEDED) - set(params)
     if missing:
         raise rename.ConversionError(f"{directory}/model_index.json names no {', '.join(sorted(missing))}.")
     configs["scheduler"] = read_json(directory / "scheduler" / "scheduler_config.json")
     configs["model_index"] = {name: index[name] for name in PIPELINE_OPTIONS if name in index}
-    for tokenizer in ("tokenizer", "tokenizer_2") if "text_encoder_2" in params else ("tokenizer",):
+    for tokenizer in families.tokenizer_names(params):
         tokenizers[tokenizer] = load_tokenizer(directory / tokenizer)
     return Pipeline(params, definitions, configs, tokenizers, name=str(directory))
 
@@ -102,12 +88,12 @@ def _write(pipeline: Pipeline, directory: Path) -> list[Path]:
     for component, params in pipeline.params.items():
         folder = directory / component
         folder.mkdir()
-        save_file(rename.into_torch(params), folder / f"{WEIGHT_FILES[component]}.safetensors", {"format": "pt"})
+        save_file(rename.into_torch(params), folder / f"{COMPONENTS[component].weights}.safetensors", {"format": "pt"})
         write_json(folder / "config.json", pipeline.configs[component])
-        index[component] = LIBRARIES[component]
+        index[component] = COMPONENTS[component].library
     for name, tokenizer in pipeline.tokenizers.items():
         tokenizer.save_pretrained(str(directory / name))
-        index[name] = LIBRARIES[name]
+        index[name] = families.TOKENIZER_LIBRARY
     (directory / "scheduler").mkdir()
     write_json(directory / "scheduler" / "scheduler_config.json", pipeline.configs["scheduler"])
     write_json(directory / "model_index.json", index)

@@ -1,9 +1,74 @@
-"""The configurations of Stable Diffusion 1, 2 and XL, for single files, which carry none."""
+"""What is known beforehand: how the formats name a pipeline's components, and the configurations of its families.
 
-from collections.abc import Mapping
+A new architecture adds its components to `COMPONENTS` and its published configurations to `FAMILIES`. Single files hold
+weights alone, so their configurations come from here.
+"""
+
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from convert import kinds
+
+
+class Component(NamedTuple):
+    """One part of a pipeline that has weights, as files of every format name it.
+
+    Attributes:
+        kind: what a file of this component alone is called (`convert.kinds`).
+        library: library and class in a diffusers model_index.json.
+        weights: its weight file in a diffusers directory, without extension.
+        prefixes: what its keys begin with in a single file of the original code.
+        kohya: its names in the keys of kohya's and SPM's adapters; none if no adapter sits on it.
+        interface: fields of its config that other components rely on, so that weights from elsewhere must share them.
+        tokenizer: the component of the pipeline that makes its input, if it reads texts.
+    """
+
+    kind: str
+    library: tuple[str, str]
+    weights: str
+    prefixes: tuple[str, ...]
+    kohya: tuple[str, ...] = ()
+    interface: tuple[str, ...] = ()
+    tokenizer: str = ""
+
+
+# In the order in which they are read and listed.
+COMPONENTS = {
+    "unet": Component(
+        kinds.UNET,
+        ("diffusers", "UNet2DConditionModel"),
+        "diffusion_pytorch_model",
+        prefixes=("model.diffusion_model.",),
+        kohya=("unet",),
+        interface=("in_channels", "cross_attention_dim", "addition_embed_type"),
+    ),
+    "vae": Component(
+        kinds.VAE,
+        ("diffusers", "AutoencoderKL"),
+        "diffusion_pytorch_model",
+        prefixes=("first_stage_model.",),
+        interface=("latent_channels",),
+    ),
+    "text_encoder": Component(
+        kinds.TEXT_ENCODER,
+        ("transformers", "CLIPTextModel"),
+        "model",
+        prefixes=("cond_stage_model.", "conditioner.embedders.0."),
+        kohya=("te", "te1"),
+        tokenizer="tokenizer",
+    ),
+    "text_encoder_2": Component(
+        kinds.TEXT_ENCODER,
+        ("transformers", "CLIPTextModelWithProjection"),
+        "model",
+        prefixes=("conditioner.embedders.1.",),
+        kohya=("te2",),
+        tokenizer="tokenizer_2",
+    ),
+}
+TOKENIZER_LIBRARY = ("transformers", "CLIPTokenizer")
 
 # The vocabulary of every Stable Diffusion; read from the local cache only.
 VOCABULARY = "openai/clip-vit-large-patch14"
@@ -143,6 +208,15 @@ FAMILIES = {
 }
 
 
+# Components that a pipeline of every family has.
+NEEDED = tuple(name for name in COMPONENTS if all(name in family.configs for family in FAMILIES.values()))
+
+
+def tokenizer_names(components: Iterable[str]) -> list[str]:
+    """The tokenizers that these components of a pipeline read from."""
+    return [COMPONENTS[name].tokenizer for name in components if COMPONENTS[name].tokenizer]
+
+
 def infer(state: Mapping[str, Any]) -> Family | None:
     """The family of a CompVis checkpoint, by the width its cross-attention reads; None if unlike all.
 
@@ -156,7 +230,7 @@ def infer(state: Mapping[str, Any]) -> Family | None:
     return None
 
 
-def tokenizers(names: tuple[str, ...]) -> dict[str, Any]:
+def tokenizers(names: Iterable[str]) -> dict[str, Any]:
     """CLIP's tokenizer from the local Hugging Face cache, SDXL's second with its own padding; OSError without it."""
     from transformers import CLIPTokenizer
 

@@ -7,14 +7,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-# Prefix in the file -> component. SDXL's conditioner.embedders.0 and .1 are its two text encoders.
-PREFIXES = {
-    "model.diffusion_model.": "unet",
-    "first_stage_model.": "vae",
-    "cond_stage_model.": "text_encoder",
-    "conditioner.embedders.0.": "text_encoder",
-    "conditioner.embedders.1.": "text_encoder_2",
-}
+from convert import kinds
+from convert.families import COMPONENTS
+
+# Prefix in the file -> component.
+PREFIXES = {prefix: name for name, component in COMPONENTS.items() for prefix in component.prefixes}
 EMA = re.compile(r"^model_ema\.|^model_ema$")
 # Buffers of the training code: noise schedules, counters, losses, CLIP's logit scale.
 IGNORED = re.compile(
@@ -57,7 +54,7 @@ def component_of(key: str) -> tuple[str, str]:
 
 def namer(component: str, config: dict[str, Any]) -> Callable[[str], str]:
     """The rule for a UNet's or VAE's keys, with or without prefix."""
-    if component == "unet":
+    if COMPONENTS[component].kind == kinds.UNET:
         return lambda key: unet_name(component_of(key)[1], config["layers_per_block"])
     return lambda key: vae_name(component_of(key)[1], len(config["block_out_channels"]))
 

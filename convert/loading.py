@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from convert import adapters, components, diffusers_dir, kinds, recognition, single_file, text_encoder
+from convert.families import COMPONENTS
 from convert.rename import ConversionError
 from spqr_jax import params as params_lib
 from spqr_jax.pipeline import Pipeline
@@ -46,20 +47,22 @@ def load(
             "pass it with base=... naming the pipeline it belongs to."
         )
     below = None if base is None else _cast(load(base, dtype=dtype), dtype)
-    name = str(opened.path)
     if kind == kinds.COMPVIS:
-        return single_file.load(opened.state, below, source=name, dtype=dtype)
+        return single_file.load(opened.state, below, source=str(opened.path), dtype=dtype)
     assert below is not None
+    return _change(below, opened, dtype=dtype, strength=strength)._replace(name=str(opened.path))
+
+
+def _change(base: Pipeline, opened: recognition.Source, *, dtype: str, strength: float) -> Pipeline:
+    """The base with an adapter merged, or one component replaced."""
+    kind, source = opened.recognised.kind, str(opened.path)
     if kind in (kinds.LORA, kinds.SPM):
-        merged = adapters.merge(below, opened.state, config=opened.config, source=name, strength=strength)
-        return merged._replace(name=name)
+        return adapters.merge(base, opened.state, config=opened.config, source=source, strength=strength)
     if kind == kinds.TEXT_ENCODER:
         folder = opened.path.name if opened.path.is_dir() else opened.path.parent.name
-        replaced = text_encoder.load(below, opened.state, opened.config, source=name, folder=folder, dtype=dtype)
-        return replaced._replace(name=name)
-    component = "unet" if kind == kinds.UNET else "vae"
-    replaced = components.load(below, component, opened.state, opened.config, source=name, dtype=dtype)
-    return replaced._replace(name=name)
+        return text_encoder.load(base, opened.state, opened.config, source=source, folder=folder, dtype=dtype)
+    component = next(name for name in base.params if COMPONENTS[name].kind == kind)
+    return components.load(base, component, opened.state, opened.config, source=source, dtype=dtype)
 
 
 def _cast(pipeline: Pipeline, dtype: str) -> Pipeline:

@@ -14,18 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert import kinds
+from convert.families import COMPONENTS
 from spqr_jax import params as params_lib
 from spqr_jax.params import Params
 
 WEIGHT_LEAVES = ("kernel", "scale", "embedding")
 # Names that published files still carry, and what the modules are called now.
-OLD_NAMES = (
-    (re.compile(r"\.query\."), ".to_q."),
-    (re.compile(r"\.key\."), ".to_k."),
-    (re.compile(r"\.value\."), ".to_v."),
-    (re.compile(r"\.proj_attn\."), ".to_out.0."),
-    (re.compile(r"^(embeddings|encoder\.layers|final_layer_norm)\b"), r"text_model.\1"),
-)
+OLD_NAMES = {
+    kinds.VAE: (
+        (re.compile(r"\.query\."), ".to_q."),
+        (re.compile(r"\.key\."), ".to_k."),
+        (re.compile(r"\.value\."), ".to_v."),
+        (re.compile(r"\.proj_attn\."), ".to_out.0."),
+    ),
+    kinds.TEXT_ENCODER: ((re.compile(r"^(embeddings|encoder\.layers|final_layer_norm)\b"), r"text_model.\1"),),
+}
 # Buffers, not parameters: CLIP files written before transformers 4.31 hold the positions 0..76.
 IGNORED = re.compile(r"(^|\.)position_ids$")
 # No weight of a working model is as large, or a whole tensor as small: such numbers are bytes read in the wrong order.
@@ -63,10 +66,8 @@ def to_torch(path: str, array: np.ndarray) -> np.ndarray:
 
 def modern_name(key: str, component: str) -> str:
     """A key of an older file under its present name."""
-    for pattern, name in OLD_NAMES:
-        is_text_rule = name.startswith("text_model")
-        if is_text_rule == component.startswith("text_encoder") and (is_text_rule or component == "vae"):
-            key = pattern.sub(name, key)
+    for pattern, name in OLD_NAMES.get(COMPONENTS[component].kind, ()):
+        key = pattern.sub(name, key)
     return key
 
 
@@ -87,37 +88,43 @@ def from_torch(
     unexpected, twice-set, misshapen or damaged key, under the file's own names.
     """
     leaves = params_lib.flatten(skeleton)
+    found, problems = _read(state, leaves, name or (lambda key: modern_name(key, component)), np.dtype(dtype))
+    if not partial:
+        problems["missing"] = [torch_name(path) for path in leaves if path not in found]
+    if any(problems.values()) or not found:
+        raise ConversionError(_message(source, component, problems, state))
+    return params_lib.unflatten({path: found[path] for path in leaves if path in found})
+
+
+def _read(
+    state: Mapping[str, Any], leaves: Mapping[str, Any], name: Callable[[str], str], dtype: np.dtype
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """(leaf path -> tensor in our layout and `dtype`, problem -> keys at fault). A faulty tensor counts as found."""
     expected = {torch_name(path): path for path in leaves}
     found: dict[str, np.ndarray] = {}
-    seen: set[str] = set()
     problems: dict[str, list[str]] = {}
     for key in state:
         if IGNORED.search(key):
             continue
-        path = expected.get(name(key) if name else modern_name(key, component))
+        path = expected.get(name(key))
         if path is None:
             problems.setdefault("unexpected", []).append(key)
             continue
-        if path in seen:
+        if path in found:
             problems.setdefault("set twice", []).append(key)
             continue
-        seen.add(path)
         shape = tuple(leaves[path].shape)
-        array = to_ours(path, np.asarray(state[key]), len(shape))
+        array = found[path] = to_ours(path, np.asarray(state[key]), len(shape))
         if array.shape != shape:
             problems.setdefault("wrong shape", []).append(f"{key} (expected {shape}, found {array.shape})")
         elif not jnp.issubdtype(array.dtype, jnp.floating):
             problems.setdefault("not floating point", []).append(f"{key} ({array.dtype})")
         else:
             # Also brings the file's byte order to the machine's.
-            found[path] = np.ascontiguousarray(array, dtype=np.dtype(dtype))
+            found[path] = np.ascontiguousarray(array, dtype=dtype)
             if damage := damage_of(found[path]):
                 problems.setdefault(damage, []).append(key)
-    if not partial:
-        problems["missing"] = [torch_name(path) for path in leaves if path not in seen]
-    if any(problems.values()) or not found:
-        raise ConversionError(_message(source, component, problems, state))
-    return params_lib.unflatten({path: found[path] for path in leaves if path in found})
+    return found, problems
 
 
 def damage_of(array: np.ndarray) -> str:

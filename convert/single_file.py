@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from convert import components, families, ldm, rename, text_encoder
+from convert import components, families, kinds, ldm, rename, text_encoder
+from convert.families import COMPONENTS
 from convert.rename import ConversionError
 from convert.tensors import subset
-from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-
-NEEDED = ("unet", "vae", "text_encoder")
 
 
 def parts(state: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -29,7 +27,7 @@ def parts(state: Mapping[str, Any]) -> dict[str, list[str]]:
 def describe(state: Mapping[str, Any]) -> str:
     """What a single file holds, in words."""
     found, family = parts(state), families.infer(state)
-    held = [f"{name} {len(found[name])}" for name in pipeline_lib.MODEL_CLASSES if name in found]
+    held = [f"{name} {len(found[name])}" for name in COMPONENTS if name in found]
     left_out = [
         f"{len(found[name])} {what}" for name, what in (("ema", "EMA"), ("buffers", "buffers")) if name in found
     ]
@@ -49,7 +47,7 @@ def load(state: Mapping[str, Any], base: Pipeline | None, *, source: str, dtype:
     errors, loaded = [], {}
     if "" in found:
         errors.append(f"{source}: {len(found['']):,} unexpected: {', '.join(found[''])}.")
-    for component in pipeline_lib.MODEL_CLASSES:
+    for component in COMPONENTS:
         if component not in found:
             continue
         if component not in pipeline.definitions:
@@ -66,7 +64,7 @@ def load(state: Mapping[str, Any], base: Pipeline | None, *, source: str, dtype:
 
 def _component(state: Mapping[str, Any], component: str, config: dict[str, Any], source: str, dtype: str) -> Params:
     _, skeleton = components.define(component, config)
-    if component.startswith("text_encoder"):
+    if COMPONENTS[component].kind == kinds.TEXT_ENCODER:
         return text_encoder.from_torch(state, skeleton, component=component, source=source, dtype=dtype)
     name = ldm.namer(component, config)
     return rename.from_torch(state, skeleton, component=component, source=source, dtype=dtype, name=name)
@@ -75,7 +73,7 @@ def _component(state: Mapping[str, Any], component: str, config: dict[str, Any],
 def _blank(state: Mapping[str, Any], found: dict[str, list[str]], source: str) -> Pipeline:
     """Everything but the weights, from what the file's shapes say."""
     family = families.infer(state)
-    needed = [name for name in pipeline_lib.MODEL_CLASSES if name in (family.configs if family else NEEDED)]
+    needed = [name for name in COMPONENTS if name in (family.configs if family else families.NEEDED)]
     absent = [name for name in needed if name not in found]
     if absent:
         raise ConversionError(
@@ -90,9 +88,8 @@ def _blank(state: Mapping[str, Any], found: dict[str, list[str]], source: str) -
             f"{source} is a checkpoint of {family.name}, and its files do not say whether they predict noise or "
             "velocity; pass a pipeline of its version with base=...."
         )
-    names = ("tokenizer", "tokenizer_2") if "text_encoder_2" in needed else ("tokenizer",)
     try:
-        tokenizers = families.tokenizers(names)
+        tokenizers = families.tokenizers(families.tokenizer_names(needed))
     except (OSError, ValueError):
         raise ConversionError(
             f"{source}: a single file holds no tokenizer, and {families.VOCABULARY} is not in the local Hugging Face "

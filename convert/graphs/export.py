@@ -101,7 +101,6 @@ def export_small_conv_net(
     *,
     unsafe: Sequence[str] = (),
     threshold: float = 0.5,
-    rule: str = "sum",
     features: bool = False,
     name: str | None = None,
     model: str = "SmallConvNet",
@@ -129,7 +128,7 @@ def export_small_conv_net(
         sidecar |= {"kind": "features", "mode": "native", "output": {"name": "features"}}
     else:
         sidecar |= {"kind": "classifier", "output": {"name": "logits", "activation": "softmax"}}
-        sidecar |= {"labels": list(labels), "unsafe": list(unsafe), "rule": rule, "threshold": threshold}
+        sidecar |= {"labels": list(labels), "unsafe": list(unsafe), "rule": "sum", "threshold": threshold}
     out = Path(out_dir) / f"{name or ('features' if features else 'judge')}.onnx"
     module = Calls(net, "features") if features else net
     return export_torchscript(module, example_pixels(sidecar), out, sidecar)

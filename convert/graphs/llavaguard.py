@@ -121,12 +121,22 @@ def export_llavaguard(
     frequencies = llava.model.language_model.rotary_emb.inv_freq.clone()
     llava = llava.to(getattr(torch, dtype))
     llava.model.language_model.rotary_emb.inv_freq = frequencies  # float16 would blur late positions
-    tolerance, out = (1e-3 if dtype == "float32" else 5e-2), Path(out_dir)
-    vision, text = llava.config.vision_config, llava.config.text_config
-    pixels = random((2, 3, vision.image_size, vision.image_size), dtype, seed=5)
+    out = Path(out_dir)
+    exported = export_graphs(llava, out, dtype)
+    np.save(out / "image_newline.npy", llava.model.image_newline.detach().float().numpy())
+    tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
+    record = sidecar(Path(directory), llava, tokenizer, model)
+    layers, error = llava.config.text_config.num_hidden_layers, max(graph.error for graph in exported)
+    write_json(out / "llavaguard.json", record | {"dtype": dtype, "layers": layers, "exporter": exporter(error)})
+    return exported
+
+
+def export_graphs(llava: Any, out: Path, dtype: str) -> list[Exported]:
+    """The three graphs in the folder `out`, each compared with PyTorch."""
+    tolerance, size = (1e-3 if dtype == "float32" else 5e-2), llava.config.vision_config.image_size
+    pixels = random((2, 3, size, size), dtype, seed=5)
     ids = torch.arange(6).reshape(2, 3)
-    embed = llava.model.language_model.embed_tokens
-    exported = [
+    return [
         export_graph(
             VisionEncoder(llava),
             pixels,
@@ -136,7 +146,7 @@ def export_llavaguard(
             tolerance=tolerance,
         ),
         export_checked(
-            embed,
+            llava.model.language_model.embed_tokens,
             (ids,),
             (torch.arange(20).reshape(4, 5),),
             out / "embed_tokens.onnx",
@@ -146,12 +156,6 @@ def export_llavaguard(
         ),
         export_decoder(llava, out / "decoder_model_merged.onnx", dtype, tolerance),
     ]
-    np.save(out / "image_newline.npy", llava.model.image_newline.detach().float().numpy())
-    tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
-    record = sidecar(Path(directory), llava, tokenizer, model)
-    record |= {"dtype": dtype, "layers": text.num_hidden_layers, "exporter": exporter(max(e.error for e in exported))}
-    write_json(out / "llavaguard.json", record)
-    return exported
 
 
 def export_decoder(llava: Any, path: Path, dtype: str, tolerance: float) -> Exported:

@@ -96,52 +96,58 @@ def test_kohya(alpha, reference, bases, tmp_path):
     assert kind == "LoRA" and "rank 4 in kohya form" in detail
 
 
+# Names in the original code -> layers of the tiny SDXL UNet, which has one layer per block and no downsampler after the
+# last: conv_in, resnet, downsampler, transformer.
+ORIGINAL_NAMES = {
+    "input_blocks_3_1_transformer_blocks_1_attn2_to_k": "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k",
+    "middle_block_1_transformer_blocks_0_ff_net_0_proj": "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
+    "output_blocks_1_1_proj_in": "up_blocks.0.attentions.1.proj_in",
+    "input_blocks_3_0_in_layers_2": "down_blocks.1.resnets.0.conv1",
+    "middle_block_2_emb_layers_1": "mid_block.resnets.1.time_emb_proj",
+    "time_embed_2": "time_embedding.linear_2",
+    "label_emb_0_0": "add_embedding.linear_1",
+}
+
+
 def test_kohya_of_sdxl_is_written_in_the_original_names(reference, bases, tmp_path):
     rng, base, state = np.random.default_rng(1), bases("sdxl"), {}
     shapes = rename.into_torch(base.params["unet"])
-    down, mid = "down_blocks.1", "mid_block"
-    # One layer per block and no downsampler after the last: conv_in, resnet, downsampler, transformer.
-    layers = {
-        "input_blocks_3_1_transformer_blocks_1_attn2_to_k": f"{down}.attentions.0.transformer_blocks.1.attn2.to_k",
-        "middle_block_1_transformer_blocks_0_ff_net_0_proj": f"{mid}.attentions.0.transformer_blocks.0.ff.net.0.proj",
-        "output_blocks_1_1_proj_in": "up_blocks.0.attentions.1.proj_in",
-        "input_blocks_3_0_in_layers_2": f"{down}.resnets.0.conv1",
-        "middle_block_2_emb_layers_1": f"{mid}.resnets.1.time_emb_proj",
-        "time_embed_2": "time_embedding.linear_2",
-        "label_emb_0_0": "add_embedding.linear_1",
-    }
-    for name, layer in layers.items():
+    for name, layer in ORIGINAL_NAMES.items():
         key = f"lora_unet_{name}"
         state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = pair(shapes[f"{layer}.weight"].shape, rng)
         state[f"{key}.alpha"] = np.array(2.0, np.float32)
-    for te, component in (("te1", "text_encoder"), ("te2", "text_encoder_2")):
-        for layer, shape in linears(base, component, "layers.0.self_attn.v_proj").items():
-            key = f"lora_{te}_{layer.replace('.', '_')}"
-            state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = pair(shape, rng)
     save_file(state, tmp_path / "x.safetensors")
-    pipeline = convert.load(tmp_path / "x.safetensors", base=base)
-    ours = rename.into_torch(pipeline.params["unet"])
-    for name, layer in layers.items():
-        key = f"lora_unet_{name}"
-        a, b = (state[f"{key}.lora_{part}.weight"].astype(np.float64) for part in ("down", "up"))
+    ours = rename.into_torch(convert.load(tmp_path / "x.safetensors", base=base).params["unet"])
+    for name, layer in ORIGINAL_NAMES.items():
+        a, b = (state[f"lora_unet_{name}.lora_{part}.weight"].astype(np.float64) for part in ("down", "up"))
         product = np.einsum("or,r...->o...", b.reshape(b.shape[:2]), a)
         expected = shapes[f"{layer}.weight"] + 2.0 / RANK * product
         np.testing.assert_allclose(ours[f"{layer}.weight"], expected, rtol=1e-5, atol=2e-7, err_msg=layer)
     changed = [k for k in ours if not np.array_equal(ours[k], shapes[k])]
-    assert sorted(changed) == sorted(f"{layer}.weight" for layer in layers.values())
-    unet_only = {k: v for k, v in state.items() if "_attn" in k and "unet" in k}
-    save_file(unet_only, tmp_path / "y.safetensors")
-    expected = fused(reference("sdxl")[0], unet_only)
+    assert sorted(changed) == sorted(f"{layer}.weight" for layer in ORIGINAL_NAMES.values())
+    attention = {k: v for k, v in state.items() if "_attn" in k}
+    save_file(attention, tmp_path / "y.safetensors")
+    expected = fused(reference("sdxl")[0], attention)
     check(convert.load(tmp_path / "y.safetensors", base=base), base, expected, {"unet"})
-    for component in ("text_encoder", "text_encoder_2"):
-        moved = rename.into_torch(pipeline.params[component])
-        still = rename.into_torch(base.params[component])
-        key = "text_model.encoder.layers.0.self_attn.v_proj.weight"
-        assert [k for k in moved if not np.array_equal(moved[k], still[k])] == [key]
+
+
+def test_kohya_of_sdxl_numbers_both_text_encoders(bases, tmp_path):
+    rng, base, state = np.random.default_rng(1), bases("sdxl"), {}
+    layer = "text_model.encoder.layers.0.self_attn.v_proj"
+    parts = {"te1": "text_encoder", "te2": "text_encoder_2"}
+    for part, component in parts.items():
+        (shape,) = linears(base, component, "layers.0.self_attn.v_proj").values()
+        key = f"lora_{part}_{layer.replace('.', '_')}"
+        state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = pair(shape, rng)
+    save_file(state, tmp_path / "x.safetensors")
+    pipeline = convert.load(tmp_path / "x.safetensors", base=base)
+    for part, component in parts.items():
+        moved, still = (rename.into_torch(p.params[component]) for p in (pipeline, base))
+        assert [k for k in moved if not np.array_equal(moved[k], still[k])] == [f"{layer}.weight"]
         # Computed here: this version of diffusers skips kohya's attention layers of text encoders with a warning.
-        name = ("lora_te2_" if component.endswith("2") else "lora_te1_") + key.removesuffix(".weight").replace(".", "_")
-        expected = still[key] + state[f"{name}.lora_up.weight"] @ state[f"{name}.lora_down.weight"]
-        np.testing.assert_allclose(moved[key], expected, rtol=1e-5, atol=2e-7)
+        key = f"lora_{part}_{layer.replace('.', '_')}"
+        expected = still[f"{layer}.weight"] + state[f"{key}.lora_up.weight"] @ state[f"{key}.lora_down.weight"]
+        np.testing.assert_allclose(moved[f"{layer}.weight"], expected, rtol=1e-5, atol=2e-7)
 
 
 def test_spm(reference, bases, tmp_path):

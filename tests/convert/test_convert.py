@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 torch = pytest.importorskip("torch")
 
 import convert
-from convert import diffusers_dir, rename
+from convert import rename
+from convert.families import COMPONENTS
 from convert.pickled import load_pickled
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
@@ -33,7 +34,7 @@ def original(reference):
 
 
 def weights(directory: Path, component: str) -> Path:
-    return directory / component / f"{diffusers_dir.WEIGHT_FILES[component]}.safetensors"
+    return directory / component / f"{COMPONENTS[component].weights}.safetensors"
 
 
 def rewrite(path: Path, change) -> None:
@@ -140,7 +141,7 @@ def test_truncated_safetensors(directory, keep):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_files(directory, original, dtype):
     """Every value is one of the file's, widened exactly."""
-    for component in diffusers_dir.WEIGHT_FILES:
+    for component in COMPONENTS:
         if component in original.params:
             path = weights(directory, component)
             save_file({key: value.astype(dtype) for key, value in load_file(path).items()}, path, {"format": "pt"})
@@ -182,7 +183,7 @@ def to_bin(directory: Path, component: str, save, name: str | None = None) -> Pa
     path = weights(directory, component)
     state = {key: torch.tensor(value) for key, value in load_file(path).items()}
     path.unlink()
-    target = path.with_name(name or f"{diffusers_dir.WEIGHT_FILES[component]}.bin")
+    target = path.with_name(name or f"{COMPONENTS[component].weights}.bin")
     save(state, target)
     return target
 

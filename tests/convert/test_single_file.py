@@ -332,6 +332,15 @@ class Shape:
         return np.broadcast_to(np.float32(0), self.shape)
 
 
+def test_the_components_of_the_families_are_those_with_a_model():
+    """A component that a format names needs a model, and each family's own components need a configuration."""
+    from spqr_jax.pipeline import MODEL_CLASSES
+
+    assert list(families.COMPONENTS) == list(MODEL_CLASSES) and families.NEEDED == ("unet", "vae", "text_encoder")
+    for family in families.FAMILIES.values():
+        assert set(family.configs) <= {*families.COMPONENTS, "scheduler", "model_index"}
+
+
 def test_widths_tell_the_families():
     key = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
     found = [families.infer({key: Shape(640, width)}) for width in (768, 1024, 2048, 1280)]
