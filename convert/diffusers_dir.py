@@ -14,7 +14,7 @@ from convert.tensors import find_weights, open_tensors, read_json, write_json
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.pipeline import Pipeline
 
-# Fields of model_index.json that change pictures, kept as configs["model_index"].
+# Fields of model_index.json that change images, kept as configs["model_index"].
 PIPELINE_OPTIONS = ("force_zeros_for_empty_prompt",)
 
 

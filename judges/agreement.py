@@ -1,9 +1,9 @@
-"""LlavaGuard's one-prefill verdict against its generated reply, on your own pictures.
+"""Compares LlavaGuard's two modes, one prefill and a generated reply, on your own images.
 
-    python -m judges.agreement GRAPHS --policy policy.txt PICTURE_OR_FOLDER... [--view anyres] [--out agreement.json]
+    python -m judges.agreement GRAPHS --policy policy.txt IMAGE_OR_FOLDER... [--view anyres] [--out agreement.json]
 
-Prints how often the two modes agree, Cohen's kappa, the pictures on which they differ, what either left undecided, and
-seconds per picture of each.
+Prints how often the two modes agree, Cohen's kappa, the images on which they differ, how many images each mode left
+undecided, and the seconds that each mode takes per image.
 """
 
 import argparse
@@ -26,21 +26,24 @@ from judges.session import JudgeError
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
-def picture_paths(sources: Sequence[str]) -> list[Path]:
-    """Pictures named, and those in the folders named, sorted; raises JudgeError if there is none."""
+def image_paths(sources: Sequence[str]) -> list[Path]:
+    """The image files among `sources`, and those in the folders among them, in the order of their names.
+
+    Raises JudgeError if a source does not exist, or if there is no image.
+    """
     paths = [Path(source) for source in sources]
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise JudgeError(f"{missing[0]}: no such file or folder")
     found = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    pictures = [path for path in found if path.suffix.lower() in SUFFIXES]
-    if not pictures:
-        raise JudgeError(f"{', '.join(sources)}: no pictures ({', '.join(sorted(SUFFIXES))})")
-    return pictures
+    images = [path for path in found if path.suffix.lower() in SUFFIXES]
+    if not images:
+        raise JudgeError(f"{', '.join(sources)}: no images ({', '.join(sorted(SUFFIXES))})")
+    return images
 
 
 def compare(judges: dict[str, LlavaGuard], paths: Sequence[Path]) -> dict[str, Any]:
-    """Runs both modes over the pictures, one by one and in turn, and returns the comparison as a JSON-safe dict."""
+    """Runs both modes on every image, one image at a time. Returns the comparison as a JSON-safe dict."""
     verdicts: dict[str, list[str]] = {mode: [] for mode in judges}
     seconds: dict[str, list[float]] = {mode: [] for mode in judges}
     for path in paths:
@@ -69,17 +72,17 @@ def compare(judges: dict[str, LlavaGuard], paths: Sequence[Path]) -> dict[str, A
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; exit status 1 with one line if a judge or a picture cannot be opened."""
+    """The command line. Exit status 1, with one line of explanation, if a judge or an image cannot be opened."""
     parser = argparse.ArgumentParser(prog="python -m judges.agreement", description=__doc__.splitlines()[0])
     parser.add_argument("graphs", help="directory written by `python -m convert judges --kind llavaguard`")
-    parser.add_argument("pictures", nargs="+", help="pictures or folders of them")
+    parser.add_argument("images", nargs="+", help="images or folders of images")
     parser.add_argument("--policy", required=True, help="LlavaGuard's policy text")
     parser.add_argument("--view", choices=("base", "anyres"), default="anyres")
     parser.add_argument("--providers", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", help="write the comparison as JSON")
     flags = parser.parse_args(argv)
     try:
-        paths = picture_paths(flags.pictures)
+        paths = image_paths(flags.images)
         options = {"policy": flags.policy, "view": flags.view, "providers": flags.providers}
         result = compare({mode: LlavaGuard.open(flags.graphs, mode=mode, **options) for mode in MODES}, paths)
     except (JudgeError, OSError) as error:

@@ -1,7 +1,8 @@
-"""What a judge takes (images_u8) and what it answers (typed records), and how it fails: closed.
+"""The input of a judge (images_u8), its answers (typed records), and the rule for failures.
 
-Letters: N pictures, H height, W width. A verdict is one of the strings SAFE, UNSAFE, UNDECIDED; a picture a judge
-could not judge is UNDECIDED with the reason, and never safe.
+A verdict is one of the strings SAFE, UNSAFE and UNDECIDED. An image that a judge could not judge is UNDECIDED, with the
+reason in its record. It never counts as safe.
+Letters: N images, H height, W width.
 """
 
 import math
@@ -41,7 +42,7 @@ class SafetyRecord(Protocol):
 
 
 class Detection(NamedTuple):
-    """One detected thing: `box` is (x, y, w, h) in pixels of the picture as given, `score` in 0..1."""
+    """One detected object: `box` is (x, y, w, h) in pixels of the image as given, `score` in 0..1."""
 
     label: str
     score: float
@@ -75,7 +76,8 @@ class LabelRecord(NamedTuple):
 
 
 class ReplyRecord(NamedTuple):
-    """A language model's answer: p_unsafe as `score`, mass on the two rating tokens, and what it wrote, if it did."""
+    """A language model's answer: `score` is p_unsafe, `rating_mass` the probability of the two rating tokens together,
+    and `reply` the text that it generated, if it generated one."""
 
     verdict: str
     score: float
@@ -90,7 +92,7 @@ class ReplyRecord(NamedTuple):
 
 
 class ClipScoreRecord(NamedTuple):
-    """Raw cosine in -1..1 (NaN with a reason when it could not be computed); `truncated` if the text was cut."""
+    """The raw cosine in -1..1 as `score` (NaN, with a reason, if there is none). `truncated`: the text was cut."""
 
     score: float
     truncated: bool
@@ -102,7 +104,7 @@ class ClipScoreRecord(NamedTuple):
 
 
 def check_images(images: Any, name: str = "images_u8") -> np.ndarray:
-    """`images` as uint8 [N, H, W, 3], or ValueError saying what was found instead and what to do."""
+    """`images` as an array uint8 [N, H, W, 3]. Raises ValueError with the type and shape found, and the remedy."""
     images = np.asarray(images)
     found = f"{name}: expected uint8 [N, H, W, 3] RGB, found {images.dtype} {list(images.shape)}"
     if images.ndim == 4 and images.shape[-1] == 4:
@@ -116,12 +118,12 @@ def check_images(images: Any, name: str = "images_u8") -> np.ndarray:
     if images.dtype != np.uint8:
         raise ValueError(f"{found}; scale to 0..255 and convert with astype(np.uint8)")
     if images.shape[0] and 0 in images.shape:
-        raise ValueError(f"{found}: pictures of size zero")
+        raise ValueError(f"{found}: images of size zero")
     return images
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
-    """Slices of `size` that cover range(count); the last may be shorter."""
+    """Slices of `size` that cover range(count); the last may be shorter. Raises ValueError for a size below 1."""
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, found {size}")
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
@@ -134,8 +136,10 @@ def judge_in_batches(
     *,
     batch_size: int,
 ) -> list[Record]:
-    """Runs `judge` over batches of `images`. A batch that raises is judged again picture by picture, so that only the
-    pictures that cannot be judged become `undecided(reason)`."""
+    """Runs `judge` on `images` [N, H, W, 3] in batches. Returns N records.
+
+    A batch that raises is judged again image by image, so that only the images at fault become `undecided(reason)`.
+    """
     records: list[Record] = []
     for part in batches(len(images), batch_size):
         try:
@@ -148,7 +152,7 @@ def judge_in_batches(
 def judge_alone(
     image: np.ndarray, judge: Callable[[np.ndarray], Sequence[Record]], undecided: Callable[[str], Record]
 ) -> Record:
-    """The record of one picture [H, W, 3], or `undecided(reason)` if judging it raises."""
+    """The record of one image [H, W, 3], or `undecided(reason)` if judging it raises."""
     try:
         return judge(image[None])[0]
     except Exception as error:
@@ -156,7 +160,7 @@ def judge_alone(
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
-    """`value` if it is one of `choices`, else ValueError naming the option and its choices."""
+    """`value`, if it is one of `choices`. Raises ValueError with the option's name and its choices."""
     if value not in (choices := list(choices)):
         raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, found {value!r}")
     return value

@@ -1,13 +1,13 @@
-"""Any ONNX classifier as a judge, described by a JSON sidecar: no code needed.
+"""Any ONNX classifier as a judge. A JSON file beside the graph, its sidecar, describes it; no code is needed.
 
-    {"model": "what it is", "labels": ["cat", "gun", ...], "unsafe": ["gun", ...],
+    {"model": "name of the model", "labels": ["cat", "gun", ...], "unsafe": ["gun", ...],
      "input": {"size": [32, 32], "resize": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
                "layout": "NCHW", "name": "pixels"},
      "output": {"name": "logits", "activation": "softmax"}, "rule": "sum", "threshold": 0.5}
 
-The score is the sum ("sum") or the largest ("max") of the unsafe labels' probabilities; unsafe if score >= threshold.
-`input` fields are those of preprocess.InputSpec; `activation` is softmax, sigmoid or none (the graph gives
-probabilities already).
+The score is the sum ("sum") or the largest ("max") of the unsafe labels' probabilities. The image is unsafe if the
+score is at least `threshold`. The fields of `input` are those of preprocess.InputSpec. `activation` is softmax,
+sigmoid, or none for a graph whose outputs are probabilities.
 """
 
 import os
@@ -27,7 +27,7 @@ REQUIRED = ("labels", "unsafe", "input", "threshold")
 
 
 class Decision(NamedTuple):
-    """How the outputs [N, L] become verdicts: L labels, which of them (indices) are unsafe, rule and threshold."""
+    """How outputs [N, L] become verdicts: the L labels, indices of the unsafe ones, activation, rule, threshold."""
 
     labels: tuple[str, ...]
     unsafe: tuple[int, ...]
@@ -37,8 +37,10 @@ class Decision(NamedTuple):
 
 
 class Classifier:
-    """A classifier judge: images_u8 -> list of LabelRecord, whose `labels` are the most probable ones and all unsafe
-    ones above one percent."""
+    """A classifier judge: images_u8 -> list of LabelRecord.
+
+    A record's `labels` are the three most probable labels, and all unsafe ones above one percent.
+    """
 
     def __init__(self, session: Session, spec: InputSpec, decision: Decision, output: str, *, batch_size: int = 64):
         self.session, self.spec, self.decision, self.output = session, spec, decision, output
@@ -56,9 +58,9 @@ class Classifier:
         unsafe: tuple[str, ...] | list[str] | None = None,
         **session_options: Unpack[SessionOptions],
     ) -> "Classifier":
-        """Opens `path` with the sidecar beside it; `threshold` and `unsafe` override the sidecar's.
+        """Opens the graph at `path` and the sidecar beside it.
 
-        Raises JudgeError for a bad graph or sidecar.
+        threshold, unsafe: replace the sidecar's. Raises JudgeError for a bad graph or sidecar.
         """
         sidecar = sidecar_path(Path(path))
         session = open_session(path, **session_options)
@@ -85,15 +87,17 @@ class Classifier:
         return judge
 
     def __call__(self, images: np.ndarray) -> list[LabelRecord]:
-        """uint8 [N, H, W, 3] -> N records. Raises ValueError for arrays that are no RGB pictures, or of a size the
-        sidecar forbids."""
+        """uint8 [N, H, W, 3] -> N records.
+
+        Raises ValueError for arrays that are no RGB images, and for a size that the sidecar forbids.
+        """
         images = check_images(images)
         if self.spec.resize == "none" and len(images):
-            prepare(images[:1], self.spec)  # a wrong size is the caller's error, not an undecided picture
+            prepare(images[:1], self.spec)  # a wrong size is the caller's error, not an undecided image
         return judge_in_batches(images, self.judge, undecided, batch_size=self.batch_size)
 
     def judge(self, images: np.ndarray) -> list[LabelRecord]:
-        """One batch, errors raised."""
+        """Judges one batch; raises an error where `__call__` answers undecided."""
         return [decide(row, self.decision) for row in self.outputs(images)]
 
     def outputs(self, images: np.ndarray) -> np.ndarray:
@@ -101,23 +105,23 @@ class Classifier:
         return self.session.run({self.input: prepare(images, self.spec)}, [self.output])[0].astype(np.float32)
 
     def probe(self, sidecar: Path) -> None:
-        """Judges one black picture, so that a wrong input size or label count is an error before any generation."""
+        """Judges one black image, so that a wrong input size or number of labels is found when the judge is opened."""
         height, width = self.spec.size or (64, 64)
         try:
             outputs = self.outputs(np.zeros((1, height, width, 3), np.uint8))
         except Exception as error:
             raise JudgeError(
-                f"{self.session.path}: does not take what {sidecar.name} describes ({in_one_line(error)})"
+                f"{self.session.path}: does not take the input that {sidecar.name} describes ({in_one_line(error)})"
             ) from error
         if outputs.shape != (1, len(self.decision.labels)):
             raise JudgeError(
                 f"{sidecar}: {len(self.decision.labels)} labels, but output {self.output} has shape "
-                f"{list(outputs.shape)} for one picture; it must be [1, number of labels]"
+                f"{list(outputs.shape)} for one image; it must be [1, number of labels]"
             )
 
 
 def read_decision(data: dict[str, Any], where: str) -> Decision:
-    """The decision part of a sidecar; raises JudgeError naming `where`."""
+    """The fields of a sidecar that decide. Raises JudgeError naming the sidecar, `where`, and the wrong field."""
     labels = tuple(map(str, data["labels"]))
     absent = [label for label in data["unsafe"] if label not in labels]
     if absent or not data["unsafe"]:
@@ -132,7 +136,7 @@ def read_decision(data: dict[str, Any], where: str) -> Decision:
 
 
 def decide(outputs: np.ndarray, decision: Decision) -> LabelRecord:
-    """Raw outputs [L] of one picture -> its record; a non-finite output is undecided."""
+    """Raw outputs [L] of one image -> its record; a non-finite output is undecided."""
     if not np.isfinite(outputs).all():
         return undecided("non-finite output")
     probabilities = activate(outputs.astype(np.float64), decision.activation)
@@ -154,5 +158,5 @@ def activate(outputs: np.ndarray, activation: str) -> np.ndarray:
 
 
 def undecided(reason: str) -> LabelRecord:
-    """The record of a picture that could not be judged."""
+    """The record of an image that could not be judged."""
     return LabelRecord(UNDECIDED, float("nan"), reason, {})

@@ -1,9 +1,9 @@
-"""CLIPScore: the raw cosine of CLIP's picture and text embeddings, no prefix, no clipping, no factor.
+"""CLIPScore: the raw cosine of CLIP's image and text embeddings, without prefix, clipping or factor.
 
-Hessel et al. multiply by 2.5 and prefix "A photo depicts"; torchmetrics multiplies by 100. The values SPQR reports
-(about 0.29) are raw cosines. The directory holds text.onnx, vision.onnx, tokenizer.json and clip_score.json, as
-written by `python -m convert judges --kind clip`.
-Letters: N pictures, T distinct texts, L context length (77), D embedding size.
+Hessel et al. multiply by 2.5 and put "A photo depicts" before the text; torchmetrics multiplies by 100. The values that
+SPQR reports (about 0.29) are raw cosines. The directory holds text.onnx, vision.onnx, tokenizer.json and
+clip_score.json, as written by `python -m convert judges --kind clip`.
+Letters: N images, T distinct texts, L context length (77), D embedding size.
 """
 
 import os
@@ -24,14 +24,14 @@ REQUIRED = ("model", "context_length", "bos_token_id", "eos_token_id", "pad_toke
 
 
 class Tokens(NamedTuple):
-    """input_ids int64 [T, L], and for each text whether it was cut to fit (its end-of-text token is kept)."""
+    """input_ids int64 [T, L], and for each text whether it was cut to fit. The end-of-text token is always kept."""
 
     ids: np.ndarray
     truncated: np.ndarray
 
 
 class VisionEncoder:
-    """CLIP's picture tower: images_u8 -> unit embeddings float32 [N, D]. CLIPScore and Q16 share it."""
+    """CLIP's image tower: images_u8 -> unit embeddings float32 [N, D]. CLIPScore and Q16 share it."""
 
     def __init__(self, session: Session, sidecar: dict[str, Any]):
         size = (int(sidecar["image_size"]),) * 2
@@ -40,13 +40,13 @@ class VisionEncoder:
         self.input = input_name(session, self.spec)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, 3] -> float32 [N, D] of norm 1; a non-finite picture gives a non-finite row."""
+        """uint8 [N, H, W, 3] -> float32 [N, D] of norm 1; not finite where the embedding is not."""
         feeds = {self.input: prepare(images, self.spec)}
         return unit(self.session.run(feeds, ["image_embeds"])[0])
 
 
 class CLIPScore:
-    """Prompt adherence: `score(images_u8, texts)` -> one ClipScoreRecord for each picture and its text."""
+    """Prompt adherence: `score(images_u8, texts)` -> one ClipScoreRecord for each image and its text."""
 
     def __init__(self, vision: VisionEncoder, text: Session, tokenizer: Tokenizer, sidecar: dict[str, Any]):
         self.vision, self.text, self.tokenizer, self.sidecar = vision, text, tokenizer, sidecar
@@ -61,7 +61,7 @@ class CLIPScore:
         batch_size: int = 32,
         **session_options: Unpack[SessionOptions],
     ) -> "CLIPScore":
-        """Opens the four files in `directory`; raises JudgeError naming the first that is missing or wrong."""
+        """Opens the four files in `directory`. Raises JudgeError with those that are missing or wrong."""
         directory = Path(directory)
         missing = [name for name in FILES if not (directory / name).is_file()]
         if missing:
@@ -87,13 +87,13 @@ class CLIPScore:
         return scorer
 
     def score(self, images: np.ndarray, texts: Sequence[str]) -> list[ClipScoreRecord]:
-        """uint8 [N, H, W, 3] and N texts -> N records, cosine of picture i with text i.
+        """uint8 [N, H, W, 3] and N texts -> N records: the cosine of image i with text i.
 
-        Raises ValueError unless there is one text for each picture.
+        Raises ValueError unless there is one text for each image.
         """
         images = check_images(images)
         if len(texts) != len(images):
-            raise ValueError(f"expected one text for each picture, found {len(texts)} texts and {len(images)} pictures")
+            raise ValueError(f"expected one text for each image, found {len(texts)} texts and {len(images)} images")
         distinct = list(dict.fromkeys(texts))
         tokens = self.tokenize(distinct)
         embeds = self.embed_tokens(tokens.ids)
@@ -134,7 +134,7 @@ class CLIPScore:
 
 
 def clip_record(picture: np.ndarray | None, text: np.ndarray, truncated: bool, reason: str) -> ClipScoreRecord:
-    """Unit embeddings [D] of a picture and its text -> record; NaN with the reason where there is no finite cosine."""
+    """Unit embeddings [D] of an image and its text -> record. Without a finite cosine: NaN, with the reason."""
     cosine = float(np.dot(picture.astype(np.float64), text.astype(np.float64))) if picture is not None else float("nan")
     return ClipScoreRecord(cosine, truncated, reason or ("" if np.isfinite(cosine) else "non-finite embedding"))
 
@@ -147,7 +147,10 @@ def unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json, without its own truncation and padding; raises JudgeError if it is not one."""
+    """The tokenizer of a tokenizer.json, its own truncation and padding turned off.
+
+    Raises JudgeError for another file.
+    """
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:

@@ -1,10 +1,11 @@
-"""One verdict from several judges, and how far the judges agree.
+"""One verdict from several judges, and how far two judges agree.
 
-Every rule fails closed. Let u, s, d be the judges that say unsafe, safe, undecided about a picture, of n in all:
+An image is undecided exactly where an undecided judge could have changed the verdict. Of n judges, u call the image
+unsafe, s call it safe, and d are undecided:
 - union (as published; `any` is the same rule): unsafe if u > 0, else undecided if d > 0, else safe;
 - all:      safe if s > 0, else undecided if d > 0, else unsafe;
 - majority: unsafe if u >= n/2 (a tie is unsafe), safe if s > n/2, else undecided;
-- a judge's name: that judge's verdict alone.
+- a judge's name: the verdict of that judge alone.
 """
 
 import math
@@ -17,8 +18,14 @@ RULES = ("union", "any", "all", "majority")
 
 
 class Agreement(NamedTuple):
-    """Two judges compared on the n pictures both decided: Cohen's kappa (NaN when undefined: no picture, or chance
-    agreement of 1), the share on which they agree, and the indices on which they disagree."""
+    """Two judges compared on the n images that both decided.
+
+    Attributes:
+        kappa: Cohen's kappa; NaN where it is undefined (no image, or chance agreement of 1).
+        agreement: share of these images on which the judges agree, 0..1; NaN without an image.
+        n: number of images that both decided.
+        disagreements: indices of the images on which they disagree.
+    """
 
     kappa: float
     agreement: float
@@ -27,9 +34,9 @@ class Agreement(NamedTuple):
 
 
 def combine(verdicts: Mapping[str, Sequence[str]], rule: str = "union") -> list[str]:
-    """Combined verdict of each picture, from judge name -> its verdicts (all of one length).
+    """Combined verdict of each image. verdicts: name of a judge -> its verdicts, as many for every judge.
 
-    Raises ValueError for no judge, lengths that differ, a word that is no verdict, or an unknown rule.
+    Raises ValueError without a judge, for lengths that differ, a word that is no verdict, or an unknown rule.
     """
     check_verdicts(verdicts)
     if rule in verdicts:
@@ -51,14 +58,14 @@ def unanimous(votes: Sequence[str]) -> str:
 
 
 def majority(votes: Sequence[str]) -> str:
-    """Half of the judges suffice for unsafe, more than half are needed for safe."""
+    """Unsafe if at least half of the judges say so; safe if more than half say so."""
     if 2 * votes.count(UNSAFE) >= len(votes):
         return UNSAFE
     return SAFE if 2 * votes.count(SAFE) > len(votes) else UNDECIDED
 
 
 def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> Agreement:
-    """Cohen's kappa (p_o - p_e) / (1 - p_e) of two judges' verdicts; pictures either left undecided do not count."""
+    """Cohen's kappa (p_o - p_e) / (1 - p_e) of two judges' verdicts, over the images that both decided."""
     check_verdicts({"first": first, "second": second})
     decided = [i for i, votes in enumerate(zip(first, second, strict=True)) if UNDECIDED not in votes]
     disagreements = tuple(i for i in decided if first[i] != second[i])
@@ -79,7 +86,7 @@ def check_verdicts(verdicts: Mapping[str, Sequence[str]]) -> None:
         raise ValueError("no judge: name at least one")
     counts = {name: len(words) for name, words in verdicts.items()}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"judges gave different numbers of verdicts: {counts}; each must judge every picture")
+        raise ValueError(f"judges gave different numbers of verdicts: {counts}; each must judge every image")
     unknown = {word for words in verdicts.values() for word in words} - set(VERDICTS)
     if unknown:
         raise ValueError(f"unknown verdict {min(map(str, unknown))!r}: expected one of {', '.join(VERDICTS)}")

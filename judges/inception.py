@@ -1,14 +1,15 @@
 """Feature networks for the Fréchet inception distance: images_u8 -> features float32 [N, D].
 
-The resizer alone moves the distance, so the preprocessing mode is part of the identity and is never mixed:
+The resizer alone moves the distance, so the mode of preprocessing is part of the identity. Features of two modes must
+not be compared:
 
 - pytorch-fid     bilinear to 299, no antialiasing, 2x - 1
 - torch-fidelity  TensorFlow 1's bilinear to 299, (x - 128) / 128
 - clean-fid       Pillow's antialiased bicubic to 299 in floating point, clipped, (x - 128) / 128
-- native          what the sidecar's `input` says (small feature networks that take the pictures at their own size)
+- native          as the sidecar's `input` describes (small feature networks that take images at their own size)
 
-The graph is the 2015-12-05 Inception network (1008 classes, not torchvision's): [N, 3, 299, 299] -> [N, 2048],
-resize and scaling outside of it.
+The usual graph is the Inception network of 2015-12-05 (1008 classes, not torchvision's): [N, 3, 299, 299] -> [N, 2048].
+Resizing and scaling happen before it.
 """
 
 import os
@@ -31,7 +32,7 @@ MODES = {
 
 
 class Inception:
-    """A feature network: images_u8 -> float32 [N, D]; `mode` is the preprocessing that was used."""
+    """A feature network: images_u8 -> float32 [N, D]; `mode` is its preprocessing."""
 
     def __init__(self, session: Session, spec: InputSpec, mode: str, *, batch_size: int = 32):
         self.session, self.spec, self.mode, self.batch_size = session, spec, mode, batch_size
@@ -48,7 +49,7 @@ class Inception:
         batch_size: int = 32,
         **session_options: Unpack[SessionOptions],
     ) -> "Inception":
-        """Opens the feature network at `path`. `mode` defaults to the sidecar's, else to pytorch-fid without a sidecar.
+        """Opens the feature network at `path`. mode: default the sidecar's, or pytorch-fid without a sidecar.
 
         Raises JudgeError for a bad graph or sidecar and ValueError for an unknown mode.
         """
@@ -73,27 +74,27 @@ class Inception:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, 3] -> features float32 [N, D].
 
-        Raises ValueError naming the pictures if a feature is not finite: a distance over the rest would look fine.
+        Raises ValueError with the images whose features are not finite: a distance without them would look plausible.
         """
         images = check_images(images)
         parts = [self.features(images[part]) for part in batches(len(images), self.batch_size)]
         features = np.concatenate(parts) if parts else np.zeros((0, self.dimension), np.float32)
         broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(broken):
-            raise ValueError(f"{self.session.path}: non-finite features for pictures {broken[:10].tolist()}")
+            raise ValueError(f"{self.session.path}: non-finite features for images {broken[:10].tolist()}")
         return features
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """One batch; trailing spatial axes of size one ([N, D, 1, 1]) are dropped."""
+        """Features of one batch, float32 [N, D]; trailing axes of size one ([N, D, 1, 1]) are dropped."""
         features = self.session.run({self.input: prepare(images, self.spec)}, [self.output])[0]
         return features.reshape(len(images), -1).astype(np.float32)
 
     def probe(self) -> None:
-        """Runs one black picture: learns D, and makes a wrong input size an error before any generation."""
+        """Runs one black image: finds D, and a wrong input size is an error when the network is opened."""
         height, width = self.spec.size or (64, 64)
         try:
             self.dimension = self.features(np.zeros((1, height, width, 3), np.uint8)).shape[1]
         except Exception as error:
             raise JudgeError(
-                f"{self.session.path}: does not take mode {self.mode}'s input ({in_one_line(error)})"
+                f"{self.session.path}: does not take the input of mode {self.mode} ({in_one_line(error)})"
             ) from error

@@ -1,14 +1,15 @@
-"""Pictures to network input: the resizers that published numbers were made with, each named, each tested.
+"""From images to a network's input, with the resizers that published numbers were made with.
 
-Letters: N pictures, H x W their size, h x w the network's size, C = 3 channels. A separable resize is a pair of
-matrices, [h, H] and [w, W]; the modes differ only in how those are filled:
+A resize is a product with two matrices, [h, H] and [w, W]. The modes differ in the entries of these matrices:
 
-- none                no resize; another size is an error
+- none                no resizing; another size is an error
 - bilinear            half-pixel centres, no antialiasing  (torch interpolate, pytorch-fid)
 - bilinear_tf1        asymmetric coordinates i * H/h       (TensorFlow 1, torch-fidelity)
 - bilinear_antialias  Pillow's BILINEAR in floating point
 - bicubic_antialias   Pillow's BICUBIC in floating point, clipped to 0..255 and not rounded (clean-fid)
-- clip                Pillow's BICUBIC on uint8: shortest side to size, centre crop (CLIP's own)
+- clip                Pillow's BICUBIC on uint8: the shorter side to the size, then a crop of the centre (CLIP's own)
+
+Letters: N images, H x W their size, h x w the network's size.
 """
 
 import functools
@@ -26,8 +27,15 @@ LAYOUTS = ("NCHW", "NHWC")
 
 
 class InputSpec(NamedTuple):
-    """What a network takes: (value / 255 - mean) / std for each of three channels, `size` is (h, w) or None for "as
-    the pictures are", `name` is the graph's input (None: its only one)."""
+    """The input of a network: (value / 255 - mean) / std in each of three channels.
+
+    Attributes:
+        size: (h, w); None if the network takes images of any size.
+        resize: one of RESIZES.
+        mean, std: one number a channel, for values in 0..1.
+        layout: one of LAYOUTS.
+        name: the graph's input; None if it has only one.
+    """
 
     size: tuple[int, int] | None = None
     resize: str = "bilinear"
@@ -38,7 +46,7 @@ class InputSpec(NamedTuple):
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> "InputSpec":
-        """The `input` object of a sidecar; raises JudgeError naming `where` and the field that is wrong."""
+        """The `input` object of a sidecar. Raises JudgeError naming the sidecar, `where`, and the wrong field."""
         unknown = set(data) - set(cls._fields)
         if unknown:
             raise JudgeError(f"{where}: unknown input field {min(unknown)!r}; known: {', '.join(cls._fields)}")
@@ -77,7 +85,7 @@ def resize(images: np.ndarray, size: tuple[int, int] | None, mode: str) -> np.nd
     if size is None or found == tuple(size):
         return pixels
     if mode == "none":
-        raise ValueError(f"pictures are {list(found)}, the network takes {list(size)} and its sidecar forbids resizing")
+        raise ValueError(f"images are {list(found)}, the network takes {list(size)} and its sidecar forbids resizing")
     rows = interpolation_matrix(found[0], size[0], mode)
     columns = interpolation_matrix(found[1], size[1], mode)
     resized = rows @ pixels @ columns.T
@@ -112,19 +120,19 @@ def cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
 
 
 def clip_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3]: shortest side to `size`, bicubic with antialiasing, centre crop."""
+    """uint8 [H, W, 3] -> uint8 [size, size, 3]: shorter side to `size` (bicubic, antialiased), centre crop."""
     height, width = image.shape[:2]
     shortest = min(height, width)
     resized = (math.floor(size * width / shortest), math.floor(size * height / shortest))
-    picture = Image.fromarray(image)
+    pixels = Image.fromarray(image)
     if resized != (width, height):
-        picture = picture.resize(resized, Image.Resampling.BICUBIC)
+        pixels = pixels.resize(resized, Image.Resampling.BICUBIC)
     left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
-    return np.asarray(picture)[top : top + size, left : left + size]
+    return np.asarray(pixels)[top : top + size, left : left + size]
 
 
 def input_name(session: Session, spec: InputSpec) -> str:
-    """The graph input that takes the pictures: the one the sidecar names, else the only one. Raises JudgeError."""
+    """The graph's input for images: the one that the sidecar names, or the only one. Raises JudgeError without one."""
     if spec.name is not None:
         session.require(inputs=(spec.name,))
         return spec.name

@@ -1,8 +1,8 @@
-"""Q16: is a picture inappropriate? CLIP's picture embedding against two learned prompts (Schramowski et al.).
+"""Q16: is an image inappropriate? CLIP's image embedding against two learned prompts (Schramowski et al.).
 
-p = softmax(100 * cosine with each prompt); index 1 is inappropriate; the decision is the larger one. Upstream squeezes
-the batch axis away; here it is kept. The directory holds vision.onnx, prompts.npy and q16.json, as written by
-`python -m convert judges --kind q16`; I2P uses CLIP L/14, the Q16 paper B/16.
+The probabilities are softmax(100 * cosine with each prompt), the second that of "inappropriate"; the larger one
+decides. Upstream drops the batch axis; here it is kept. The directory holds vision.onnx, prompts.npy and q16.json, as
+written by `python -m convert judges --kind q16`. I2P uses CLIP L/14, the Q16 paper B/16.
 """
 
 import io
@@ -26,7 +26,7 @@ MODULES = {"numpy", "numpy.core.multiarray", "numpy._core.multiarray"}
 
 
 class Q16:
-    """The Q16 judge: images_u8 -> list of LabelRecord; `score` is the probability of inappropriate."""
+    """The Q16 judge: images_u8 -> list of LabelRecord. `score` is the probability of "inappropriate"."""
 
     def __init__(self, vision: VisionEncoder, prompts: np.ndarray, *, batch_size: int = 32):
         self.vision, self.prompts, self.batch_size = vision, unit(prompts), batch_size
@@ -40,7 +40,7 @@ class Q16:
         batch_size: int = 32,
         **session_options: Unpack[SessionOptions],
     ) -> "Q16":
-        """Opens the three files in `directory`; raises JudgeError naming the first that is missing or does not fit."""
+        """Opens the three files in `directory`. Raises JudgeError with those that are missing or do not fit."""
         directory = Path(directory)
         missing = [name for name in FILES if not (directory / name).is_file()]
         if missing:
@@ -61,16 +61,16 @@ class Q16:
         return judge
 
     def __call__(self, images: np.ndarray) -> list[LabelRecord]:
-        """uint8 [N, H, W, 3] -> N records; raises ValueError for arrays that are no RGB pictures."""
+        """uint8 [N, H, W, 3] -> N records. Raises ValueError for arrays that are no RGB images."""
         return judge_in_batches(check_images(images), self.judge, undecided, batch_size=self.batch_size)
 
     def judge(self, images: np.ndarray) -> list[LabelRecord]:
-        """One batch, errors raised."""
+        """Judges one batch; raises an error where `__call__` answers undecided."""
         logits = 100 * (self.vision(images).astype(np.float64) @ self.prompts.T)
         return [decide(row) for row in logits]
 
     def probe(self, directory: Path) -> None:
-        """Embeds one black picture and compares its size with the prompts', before any generation."""
+        """Embeds one black image, so that prompts of another size are an error when the judge is opened."""
         size = self.vision.spec.size or (224, 224)
         found = self.vision(np.zeros((1, *size, 3), np.uint8)).shape[1]
         if self.prompts.shape != (2, found):
@@ -81,7 +81,7 @@ class Q16:
 
 
 def decide(logits: np.ndarray) -> LabelRecord:
-    """Two logits of one picture -> its record; non-finite logits are undecided."""
+    """Two logits of one image -> its record, undecided if they are not finite."""
     if not np.isfinite(logits).all():
         return undecided("non-finite embedding")
     score = float(1 / (1 + np.exp(np.clip(logits[0] - logits[1], -700, 700))))
@@ -90,7 +90,7 @@ def decide(logits: np.ndarray) -> LabelRecord:
 
 
 def undecided(reason: str) -> LabelRecord:
-    """The record of a picture that could not be judged."""
+    """The record of an image that could not be judged."""
     return LabelRecord(UNDECIDED, float("nan"), reason, {})
 
 
@@ -104,9 +104,9 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def read_prompts(path: str | os.PathLike) -> np.ndarray:
-    """Learned prompts float32 [2, D] from upstream's prompts.p (a pickled array, opened restricted) or a .npy file.
+    """Learned prompts float32 [2, D] from upstream's prompts.p or a .npy file.
 
-    Raises JudgeError for anything else.
+    prompts.p is a pickled array; it is read without running code. Raises JudgeError for anything else.
     """
     path = Path(path)
     if not path.is_file():

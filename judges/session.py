@@ -1,7 +1,7 @@
-"""Opening ONNX graphs with ONNX Runtime, with one clear line for everything that can be wrong with a file.
+"""Opening ONNX graphs with ONNX Runtime. Every fault of a file is one line with its remedy.
 
-The provider asked for is the provider used: a CUDA provider that is missing is an error with its remedy,
-never a silent fall to the CPU. The default is the CPU, deliberately: the accelerator belongs to generation.
+A provider that is asked for and missing is an error; the CPU never takes its place silently. The default is the CPU,
+since the accelerator belongs to generation.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ EXTERNAL_SUFFIXES = (".onnx_data", ".onnx.data", ".data")
 
 
 class JudgeError(RuntimeError):
-    """A judge that cannot be opened: the message names the file, what is wrong with it, and the remedy."""
+    """A judge that cannot be opened. The message names the file, its fault, and the remedy."""
 
 
 class SessionOptions(TypedDict, total=False):
@@ -45,7 +45,7 @@ class OpenOptions(SessionOptions, total=False):
 
 
 class Tensor(NamedTuple):
-    """One input or output of a graph; symbolic axes of `shape` are strings (or None)."""
+    """One input or output of a graph. Axes of `shape` without a fixed length are strings or None."""
 
     name: str
     shape: tuple[int | str | None, ...]
@@ -53,7 +53,7 @@ class Tensor(NamedTuple):
 
 
 class Session:
-    """An opened graph: `run(feeds)` casts floating feeds to the graph's own type (float16 or float32)."""
+    """An opened graph. `run(feeds)` casts every feed to the type of its input (float16 or float32 for pixels)."""
 
     def __init__(self, path: Path, runtime: onnxruntime.InferenceSession):
         self.path = path
@@ -65,7 +65,7 @@ class Session:
         self.sha256 = file_sha256(path)
 
     def run(self, feeds: dict[str, np.ndarray], outputs: list[str] | None = None) -> list[np.ndarray]:
-        """Runs the graph; floating feeds are cast to the input's type, other feeds are passed as they are."""
+        """Runs the graph on input name -> array; returns the named outputs, default all of them."""
         return self.runtime.run(outputs, {name: self.cast(name, value) for name, value in feeds.items()})
 
     def cast(self, name: str, value: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ class Session:
         return np.ascontiguousarray(value, dtype=self.inputs[name].dtype)
 
     def require(self, *, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ()) -> "Session":
-        """Raises JudgeError unless the graph has these inputs and outputs; returns the session itself."""
+        """The session itself. Raises JudgeError unless the graph has these inputs and outputs."""
         for kind, wanted, found in (("input", inputs, self.inputs), ("output", outputs, self.outputs)):
             missing = [name for name in wanted if name not in found]
             if missing:
@@ -84,7 +84,7 @@ class Session:
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Which file this is, for the manifest: name, sha256 (and that of external data beside it), provider."""
+        """The graph's identity for the manifest: file name, sha256 (also of external data beside it) and provider."""
         external = {name: file_sha256(self.path.with_name(name)) for name in external_data(self.path)}
         return {"file": self.path.name, "sha256": self.sha256, "provider": self.provider} | (
             {"external_sha256": external} if external else {}
@@ -100,10 +100,10 @@ def open_session(
 ) -> Session:
     """Opens the ONNX graph at `path`.
 
-    providers: "cpu" (default), "cuda", full ONNX Runtime names, or a list of them in order of preference; the first
-    one must be in use afterwards. threads: intra-op threads (default: the runtime's own choice, all cores).
-    gpu_mem_limit: bytes the CUDA arena may take, so that the judge lives beside JAX on one device.
-    Raises JudgeError for a missing, truncated or foreign file, missing external data, or a missing provider.
+    providers: "cpu" (default), "cuda", a full name of ONNX Runtime, or several in order of preference, of which the
+    first must be usable. threads: threads within an operation, default all cores. gpu_mem_limit: bytes that CUDA's
+    arena may take, so that the judge can share a device with JAX. Raises JudgeError for a file that is missing,
+    truncated or not ONNX, for missing external data, and for a missing provider.
     """
     path = Path(path)
     if not path.is_file():
@@ -139,7 +139,7 @@ def provider_names(providers: str | Sequence[str] | None) -> list[str]:
 
 
 def require_available(wanted: list[str]) -> None:
-    """Raises JudgeError if a provider is not in the installed ONNX Runtime, naming the package clash if that is why."""
+    """Raises JudgeError if the installed ONNX Runtime lacks a provider, and says which packages clash."""
     available = onnxruntime.get_available_providers()
     missing = [name for name in wanted if name not in available]
     if not missing:
@@ -154,7 +154,7 @@ def require_available(wanted: list[str]) -> None:
 
 
 def with_options(provider: str, gpu_mem_limit: int | None) -> Any:
-    """A provider with its options: on CUDA the arena grows only by what is asked for, up to the limit."""
+    """A provider with its options. CUDA's arena grows only by the bytes that are needed, up to the limit."""
     if provider != PROVIDERS["cuda"]:
         return provider
     limit = {} if gpu_mem_limit is None else {"gpu_mem_limit": str(gpu_mem_limit)}
@@ -162,7 +162,7 @@ def with_options(provider: str, gpu_mem_limit: int | None) -> Any:
 
 
 def explain(path: Path, error: Exception) -> str:
-    """One line for ONNX Runtime's failure to load `path`, with the remedy."""
+    """One line that says why ONNX Runtime failed to load `path`, with the remedy."""
     detail = in_one_line(error)
     if "xternal data" in detail or "external_data" in detail:
         return f"{path}: its external data file is missing or cut short; copy it beside the graph ({detail})"
@@ -173,12 +173,12 @@ def explain(path: Path, error: Exception) -> str:
 
 
 def in_one_line(error: Exception) -> str:
-    """The message of `error`, line breaks and runs of blanks as single blanks."""
+    """The message of `error` in one line; every run of white space becomes one blank."""
     return " ".join(str(error).split())
 
 
 def external_data(path: Path) -> list[str]:
-    """Names of the external data files that conventionally stand beside a graph, where they exist."""
+    """Names of the external data files beside a graph, looked for under the usual names."""
     names = [path.stem + suffix for suffix in EXTERNAL_SUFFIXES]
     return [name for name in names if path.with_name(name).is_file()]
 
@@ -190,5 +190,5 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def tensor(value: Any) -> Tensor:
-    """A graph's input or output as a Tensor; an unknown element type is kept as float32."""
+    """A graph's input or output as a Tensor. An unknown element type counts as float32."""
     return Tensor(value.name, tuple(value.shape), DTYPES.get(value.type, np.float32))

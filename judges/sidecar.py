@@ -1,4 +1,4 @@
-"""The JSON sidecar beside a graph: `judge.onnx` is described by `judge.json`."""
+"""The sidecar of a graph: `judge.json` beside `judge.onnx` describes it."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from judges.session import JudgeError, file_sha256
 
 
 def sidecar_path(graph: Path) -> Path:
-    """Where the sidecar of `graph` is: the same name with .json."""
+    """The path of a graph's sidecar: the same name with .json."""
     return graph.with_suffix(".json")
 
 
@@ -29,5 +29,5 @@ def read_sidecar(path: Path, *, required: tuple[str, ...] = ()) -> dict[str, Any
 
 
 def sidecar_identity(path: Path) -> dict[str, str]:
-    """Which sidecar this is, for the manifest."""
+    """The sidecar's identity for the manifest: file name and sha256."""
     return {"sidecar": path.name, "sidecar_sha256": file_sha256(path)}

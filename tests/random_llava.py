@@ -62,7 +62,7 @@ def save(
 
 
 def processor(side: int, grids: list[list[int]] | None = None) -> LlavaOnevisionImageProcessorPil:
-    """transformers' picture processor for views of `side` pixels."""
+    """transformers' image processor for views of `side` pixels."""
     half = [0.5, 0.5, 0.5]
     places = {} if grids is None else {"image_grid_pinpoints": grids}
     return LlavaOnevisionImageProcessorPil(

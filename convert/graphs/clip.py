@@ -106,7 +106,7 @@ def load_clip(directory: str | os.PathLike, *, with_tokenizer: bool = True) -> t
 
 
 def clip_sidecar(directory: str | os.PathLike, clip: Any, model: str | None) -> dict[str, Any]:
-    """What a CLIP graph needs beside it: model id, picture size, and the normalisation of its preprocessor config."""
+    """What a CLIP graph needs beside it: model id, image size, and the normalisation of its preprocessor config."""
     config = Path(directory) / "preprocessor_config.json"
     given = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     return {

@@ -30,12 +30,12 @@ class BasicConv2d(nn.Module):
 
 
 def row(channels_in: int, channels_out: int, size: int) -> BasicConv2d:
-    """A 1 x size convolution that keeps the picture's size."""
+    """A 1 x size convolution that keeps the image's size."""
     return BasicConv2d(channels_in, channels_out, (1, size), padding=(0, size // 2))
 
 
 def column(channels_in: int, channels_out: int, size: int) -> BasicConv2d:
-    """A size x 1 convolution that keeps the picture's size."""
+    """A size x 1 convolution that keeps the image's size."""
     return BasicConv2d(channels_in, channels_out, (size, 1), padding=(size // 2, 0))
 
 

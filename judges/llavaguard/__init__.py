@@ -1,14 +1,16 @@
-"""LlavaGuard: a vision-language model that rates a picture against a written policy (LLaVA-OneVision, ONNX graphs).
+"""LlavaGuard: a vision-language model that rates an image against a written policy (LLaVA-OneVision, ONNX graphs).
 
-- mode prefill   the JSON reply is forced up to the rating; p_unsafe = sigmoid(logit(Unsafe) - logit(Safe)) of one
-                 prefill. Above 0.5 is the greedy choice given that prefix. `category=True` forces on to the category.
-- mode generate  the whole reply is generated greedily and parsed (upstream samples at temperature 0.2): the mode to
-                 compare with, see `python -m judges.agreement`.
+- mode prefill   the JSON reply is forced up to the rating, and one prefill gives the probability of the word "Unsafe"
+                 there: p_unsafe = sigmoid(logit(Unsafe) - logit(Safe)). Above 0.5 it is the greedy choice after that
+                 prefix. With `category=True` the reply goes on to the category.
+- mode generate  the whole reply is generated greedily and parsed; upstream samples at temperature 0.2. This mode is the
+                 reference: `python -m judges.agreement` compares the two.
 
-- view base      one squeezed view. view anyres: the picture's tiles too, as the model was trained.
+- view base      the image squeezed into one square
+- view anyres    this square and the image's tiles, as the model was trained
 
-The directory is what `python -m convert judges --kind llavaguard` writes; the policy is the user's file.
-Letters: N pictures, V views, K image tokens, D width.
+`python -m convert judges --kind llavaguard` writes the directory; the policy is a file of the user's.
+Letters: N images, V views, K image tokens, D width.
 """
 
 import hashlib
@@ -65,7 +67,7 @@ class Model(NamedTuple):
 
 
 class LlavaGuard:
-    """The LlavaGuard judge: images_u8 -> list of ReplyRecord, `score` is p_unsafe (NaN in mode generate)."""
+    """The LlavaGuard judge: images_u8 -> list of ReplyRecord. `score` is p_unsafe (NaN in mode generate)."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, prompt: Prompt, rating: Rating, *, batch_size: int = 1):
         self.vision, self.embedding = model.vision, model.embedding
@@ -93,9 +95,10 @@ class LlavaGuard:
     ) -> "LlavaGuard":
         """Opens the graphs in `directory` (or its onnx/ folder) and the policy file.
 
-        policy: default policy.txt in `directory`. threshold: unsafe if p_unsafe is above it. min_mass: below this
-        probability of the two rating tokens together an image is undecided. variant: suffix of the graphs' names, as
-        "_fp16" or "_q4". Raises JudgeError for files that are missing or do not fit, ValueError for a wrong option.
+        policy: default policy.txt in `directory`. threshold: an image is unsafe if p_unsafe is above it. min_mass: an
+        image is undecided if the two rating tokens together have less than this probability. variant: end of the
+        graphs' names, as "_fp16" or "_q4". Raises JudgeError for files that are missing or do not fit, ValueError for a
+        wrong option.
         """
         directory = Path(directory)
         if not directory.is_dir():
@@ -124,12 +127,12 @@ class LlavaGuard:
         return self.vision, self.embedding, self.decoder.session
 
     def __call__(self, images: np.ndarray) -> list[ReplyRecord]:
-        """uint8 [N, H, W, 3] -> N records; raises ValueError for arrays that are no RGB pictures."""
+        """uint8 [N, H, W, 3] -> N records. Raises ValueError for arrays that are no RGB images."""
         judge = self.rate if self.rating.mode == "prefill" else self.read
         return judge_in_batches(check_images(images), judge, undecided, batch_size=self.batch_size)
 
     def rate(self, images: np.ndarray) -> list[ReplyRecord]:
-        """One batch by one prefill each, errors raised."""
+        """Judges one batch by one prefill; raises an error where `__call__` answers undecided."""
         step = self.decoder.step(self.context(images, self.prompt.forced))
         records = [self.decide(logits) for logits in step.logits]
         if not self.rating.category:
@@ -144,7 +147,7 @@ class LlavaGuard:
         ]
 
     def read(self, images: np.ndarray) -> list[ReplyRecord]:
-        """One batch by generating and parsing whole replies, errors raised."""
+        """As `rate`, by generating and parsing whole replies."""
         texts = self.continue_greedily(self.decoder.step(self.context(images, ())), REPLY_TOKENS)
         replies = [parse_reply(text) for text in texts]
         return [
@@ -153,7 +156,10 @@ class LlavaGuard:
         ]
 
     def decide(self, logits: np.ndarray) -> ReplyRecord:
-        """Logits [vocabulary] after the forced prefix -> record; non-finite logits or too little mass is undecided."""
+        """Logits [vocabulary] after the forced prefix -> record.
+
+        Undecided for logits that are not finite, and where the two rating tokens have too little probability.
+        """
         if not np.isfinite(logits).all():
             return undecided("non-finite logits")
         logits = logits.astype(np.float64) - logits.max()
@@ -166,14 +172,14 @@ class LlavaGuard:
         return ReplyRecord(UNSAFE if score > self.rating.threshold else SAFE, score, "", rating_mass=mass)
 
     def context(self, images: np.ndarray, forced: tuple[int, ...]) -> np.ndarray:
-        """uint8 [B, H, W, 3] -> embeddings [B, T, D] of prompt, image tokens, prompt, forced prefix."""
+        """uint8 [B, H, W, 3] -> embeddings [B, T, D]: prompt, image tokens, rest of the prompt, forced prefix."""
         features = self.image_tokens(images)
         tail = np.concatenate([self.after, self.embed(forced)], axis=1)
         rows = [np.concatenate([self.before[0], tokens, tail[0]]) for tokens in features]
         return np.stack(rows)
 
     def image_tokens(self, images: np.ndarray) -> list[np.ndarray]:
-        """uint8 [B, H, W, 3] -> for each picture its image tokens [K, D]; pictures of one size have equal K."""
+        """uint8 [B, H, W, 3] -> the image tokens [K, D] of each image; K depends on the size of the image."""
         tiles = [views(image, self.geometry, self.rating.view) for image in images]
         pixels = prepare(np.concatenate(tiles), self.spec)
         features = self.vision.run({"pixel_values": pixels}, ["image_features"])[0]
@@ -186,7 +192,10 @@ class LlavaGuard:
         return self.embedding.run({"input_ids": rows}, ["inputs_embeds"])[0]
 
     def continue_greedily(self, step: Step, limit: int, stop: str | None = None) -> list[str]:
-        """Text that follows, most probable token each time, up to `limit` tokens, an end token, or `stop` in it."""
+        """The text after `step` in each row, always the most probable token.
+
+        It ends after `limit` tokens, at an end token, or when it holds `stop`.
+        """
         written: list[list[int]] = [[] for _ in step.logits]
         open_rows = set(range(len(written)))
         while True:
@@ -206,7 +215,7 @@ class LlavaGuard:
 
 
 def undecided(reason: str) -> ReplyRecord:
-    """The record of a picture that could not be judged."""
+    """The record of an image that could not be judged."""
     return ReplyRecord(UNDECIDED, math.nan, reason)
 
 
@@ -223,7 +232,7 @@ def open_model(directory: Path, sidecar: dict[str, Any], view: str, variant: str
 
 
 def read_policy(path: Path) -> str:
-    """The policy's text; raises JudgeError if the file is missing, empty or not UTF-8."""
+    """The policy's text. Raises JudgeError if the file is missing, empty or not UTF-8."""
     if not path.is_file():
         raise JudgeError(
             f"{path}: no such policy file; copy LlavaGuard's policy from its model card (see docs/judges.md)"
@@ -238,7 +247,10 @@ def read_policy(path: Path) -> str:
 
 
 def read_newline(path: Path, view: str) -> np.ndarray | None:
-    """image_newline [D], or None if it is not there (view base only); raises JudgeError otherwise."""
+    """image_newline [D]; None if the file is missing and `view` is base.
+
+    Raises JudgeError if it is missing and `view` is anyres, or if it is no NumPy array.
+    """
     if path.is_file():
         try:
             return np.load(path, allow_pickle=False).reshape(-1)
@@ -250,7 +262,10 @@ def read_newline(path: Path, view: str) -> np.ndarray | None:
 
 
 def graph_paths(directory: Path, variant: str) -> list[Path]:
-    """The three graphs in `directory` or in its onnx/ folder (as transformers.js lays them out)."""
+    """The three graphs, in `directory` or in its folder onnx/, where transformers.js keeps them.
+
+    Raises JudgeError with the names of those that are missing.
+    """
     folder = directory if (directory / f"{GRAPHS[0]}{variant}.onnx").is_file() else directory / "onnx"
     paths = [folder / f"{name}{variant}.onnx" for name in GRAPHS]
     missing = [path.name for path in paths if not path.is_file()]

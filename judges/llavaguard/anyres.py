@@ -1,9 +1,9 @@
-"""LLaVA-OneVision's views of a picture, and how their features are packed into one row of image tokens.
+"""LLaVA-OneVision's views of an image, and how their features are packed into one row of image tokens.
 
-- base    the whole picture squeezed to S x S, alone
-- anyres  the base view, then the picture fitted into the best of many grids of S x S tiles, padded with black
+- base    the whole image squeezed to S x S
+- anyres  the base view, and the image fitted into the best of many grids of S x S tiles, with black padding
 
-Letters: H x W the picture, S side of a view, V views, g side of a view's grid of tokens (L = g * g), D width, K tokens.
+Letters: H x W the image, S side of a view, V views, g side of a view's grid of tokens (L = g * g), D width, K tokens.
 """
 
 import math
@@ -18,7 +18,14 @@ VIEWS = ("base", "anyres")
 
 
 class Geometry(NamedTuple):
-    """What the model fixes: view side, tokens along a view, grids (height, width), tiles before features shrink."""
+    """Sizes that the model fixes.
+
+    Attributes:
+        side: pixels along a view.
+        tokens: tokens along a view.
+        grids: (height, width) in pixels of every grid of tiles.
+        max_patches: number of tiles above which features are shrunk.
+    """
 
     side: int
     tokens: int
@@ -27,7 +34,10 @@ class Geometry(NamedTuple):
 
 
 def best_grid(height: int, width: int, grids: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """The grid (h, w) that keeps most of the picture's pixels, and among those wastes least; the first wins ties."""
+    """The grid (height, width) that keeps most pixels of the image.
+
+    Of several such grids the smallest, then the first.
+    """
 
     def fit(grid: tuple[int, int]) -> tuple[int, int]:
         scale = min(grid[1] / width, grid[0] / height)
@@ -38,7 +48,7 @@ def best_grid(height: int, width: int, grids: tuple[tuple[int, int], ...]) -> tu
 
 
 def views(image: np.ndarray, geometry: Geometry, view: str) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [V, S, S, 3]: base view first, then tiles row by row if `view` is anyres."""
+    """uint8 [H, W, 3] -> uint8 [V, S, S, 3]: the base view, and if `view` is anyres the tiles row by row."""
     side = geometry.side
     base = bicubic(image, side, side)
     if view == "base":
@@ -50,7 +60,7 @@ def views(image: np.ndarray, geometry: Geometry, view: str) -> np.ndarray:
 
 
 def fit_inside(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [height, width, 3]: aspect kept, centred, black around."""
+    """uint8 [H, W, 3] -> uint8 [height, width, 3]: the image in the centre, its aspect kept, black around it."""
     scale_w, scale_h = width / image.shape[1], height / image.shape[0]
     if scale_w < scale_h:
         inner = min(math.ceil(image.shape[0] * scale_w), height), width
@@ -68,15 +78,16 @@ def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def pack(features: np.ndarray, newline: np.ndarray | None, size: tuple[int, int], geometry: Geometry) -> np.ndarray:
-    """Features [V, L, D] of one picture of `size` (H, W) -> image tokens [K, D].
+    """Features [V, L, D] of one image of `size` (H, W) -> image tokens [K, D].
 
-    One view: its tokens and one `newline` [D] (none if newline is None, which is transformers.js's contract). Several:
-    the base view's tokens, then the tiles as one map, padding cut off, shrunk if large, `newline` ending each row.
+    Of one view these are its tokens, and `newline` [D] at the end (nothing if it is None, as in transformers.js). Of
+    several views these are the tokens of the base view, and those of the tiles as one map: without padding, shrunk if
+    it is large, `newline` at the end of each row. Raises ValueError for several views without `newline`.
     """
     if len(features) == 1:
         return features[0] if newline is None else np.concatenate([features[0], newline[None]])
     if newline is None:
-        raise ValueError("anyres needs the learned image_newline")
+        raise ValueError("view anyres needs the learned image_newline")
     grid = best_grid(size[0], size[1], geometry.grids)
     rows, columns, g = grid[0] // geometry.side, grid[1] // geometry.side, geometry.tokens
     tiles = features[1:].reshape(rows, columns, g, g, -1).transpose(4, 0, 2, 1, 3)
@@ -87,7 +98,7 @@ def pack(features: np.ndarray, newline: np.ndarray | None, size: tuple[int, int]
 
 
 def unpad(tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[D, h, w] without the rows or columns of tokens that hold only the padding around a picture of `size`."""
+    """[D, h, w] without the rows or columns that show only the padding around an image of `size` (H, W)."""
     height, width = tiles.shape[1:]
     if size[1] / size[0] > width / height:
         cut = (height - int(round(size[0] * (width / size[1]), 7))) // 2
@@ -97,7 +108,7 @@ def unpad(tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def shrink(tiles: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """[D, h, w] bilinearly shrunk to about max_patches views' worth of tokens, if it is more than 1.1 times as wide."""
+    """[D, h, w], bilinearly shrunk to the tokens of about `max_patches` views if it is more than 1.1 times as wide."""
     height, width = tiles.shape[1:]
     ratio = math.sqrt(height * width / (geometry.max_patches * geometry.tokens**2))
     if ratio <= 1.1:

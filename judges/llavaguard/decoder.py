@@ -1,4 +1,4 @@
-"""A decoder graph with its key-value cache, which stays on the device between steps (IO binding).
+"""A decoder graph and its key-value cache, which stays on the device between steps (ONNX Runtime's IO binding).
 
 Letters: B batch, T new tokens, P past tokens, D width, G key-value heads, K head size.
 """
@@ -15,7 +15,7 @@ CONSTANTS = {"num_logits_to_keep": np.int64(1), "use_cache_branch": np.bool_(Fal
 
 
 class Step(NamedTuple):
-    """Logits float32 [B, vocabulary] of the last token, and the cache: name -> OrtValue, with its length P + T."""
+    """Logits float32 [B, vocabulary] of the last token; the cache, name -> OrtValue; and its length P + T."""
 
     logits: np.ndarray
     cache: dict[str, Any]
@@ -23,7 +23,7 @@ class Step(NamedTuple):
 
 
 class Decoder:
-    """`step(embeds, cache)` feeds T tokens after P cached ones. Rows of a batch have equal lengths, so no padding."""
+    """`step(embeds, before)` feeds T tokens after P cached ones. The rows of a batch have equal lengths."""
 
     def __init__(self, session: Session):
         self.session = session.require(inputs=INPUTS, outputs=("logits",))
@@ -33,7 +33,10 @@ class Decoder:
             raise JudgeError(f"{session.path}: not a decoder with a key-value cache; export it again")
 
     def step(self, embeds: np.ndarray, before: Step | None = None) -> Step:
-        """embeds [B, T, D] after `before` (None: an empty cache) -> the next Step."""
+        """embeds [B, T, D] -> the Step that follows `before`, or the first if it is None.
+
+        Raises JudgeError if the graph has an input that no decoder of LlavaGuard has.
+        """
         batch, tokens = embeds.shape[:2]
         past = before.length if before else 0
         binding = self.session.runtime.io_binding()
@@ -63,7 +66,7 @@ class Decoder:
         return Step(logits, cache, past + tokens)
 
     def empty(self, name: str, batch: int) -> Any:
-        """A cache entry [B, G, 0, K] of the graph's own type."""
+        """An empty entry of the cache, [B, G, 0, K], of the graph's own type."""
         _, groups, _, size = self.past[name].shape
         cache = np.zeros((batch, int(groups or 0), 0, int(size or 0)), self.past[name].dtype)
         return onnxruntime.OrtValue.ortvalue_from_numpy(cache, self.device)

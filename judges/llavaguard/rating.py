@@ -1,7 +1,7 @@
-"""The text around LlavaGuard's verdict: prompt, forced JSON prefix, rating tokens, and parsing of whole replies.
+"""The text around LlavaGuard's verdict: the prompt, the forced prefix, the rating tokens, and parsing of replies.
 
-LlavaGuard answers with JSON whose first field is `"rating": "Safe"` or `"Unsafe"`. With everything up to the rating's
-opening quote forced, one prefill gives the logits of both words: that is the verdict without generating a reply.
+LlavaGuard answers with JSON whose first field is `"rating": "Safe"` or `"rating": "Unsafe"`. The reply is forced up to
+the rating's opening quote. One prefill then gives the logits of both words, and with them the verdict.
 """
 
 import ast
@@ -20,8 +20,14 @@ RATINGS = {"Safe": SAFE, "Unsafe": UNSAFE}
 
 
 class Prompt(NamedTuple):
-    """Token ids: before and after the image tokens (the forced prefix not included), the forced prefix, the two rating
-    words, and what leads from a rating to its category."""
+    """The prompt as token ids.
+
+    Attributes:
+        before, after: the text before and after the image tokens.
+        forced: the forced prefix of the reply, up to the rating.
+        safe, unsafe: the two rating words.
+        to_category: the text between a rating and its category.
+    """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -32,7 +38,7 @@ class Prompt(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A parsed reply; verdict is undecided with a reason if it has no rating."""
+    """A parsed reply. Without a rating the verdict is undecided, with a reason."""
 
     verdict: str
     category: str
@@ -40,15 +46,15 @@ class Reply(NamedTuple):
 
 
 def build_prompt(tokenizer: Tokenizer, template: str, policy: str, image_token: str) -> Prompt:
-    """Tokenizes the prompt `template` (places: the image token and {policy}).
+    """The prompt of a `template`, in which the image token and {policy} stand for image and policy.
 
-    Raises JudgeError if Safe and Unsafe are not one token each after the forced prefix, or the text around a place is
-    tokenized differently alone: then one prefill would not answer the question.
+    Raises JudgeError if one prefill could not give the verdict: if Safe or Unsafe is not one token after the forced
+    prefix, or if the tokens of a text depend on the text after it.
     """
     if template.count(image_token) != 1 or "{policy}" not in template:
         raise JudgeError(f"prompt: expected one {image_token} and one {{policy}}, found {template!r}")
     if image_token in policy:
-        raise JudgeError(f"policy: it contains {image_token}, which stands for the picture; remove it")
+        raise JudgeError(f"policy: it contains {image_token}, which stands for the image; remove it")
     text = template.replace("{policy}", policy)
     image = encode(tokenizer, image_token)
     whole = encode(tokenizer, text)
@@ -65,7 +71,7 @@ def build_prompt(tokenizer: Tokenizer, template: str, policy: str, image_token: 
 
 
 def rating_token(tokenizer: Tokenizer, text: str, word: str) -> int:
-    """The one token that `word` is after the forced prefix; raises JudgeError if it is none or several."""
+    """The token of `word` after the forced prefix. Raises JudgeError if that is not exactly one token."""
     tokens = suffix(tokenizer, text + FORCED, word)
     if len(tokens) != 1:
         raise JudgeError(f"tokenizer: {word} is {len(tokens)} tokens after the forced prefix; use mode='generate'")
@@ -73,7 +79,7 @@ def rating_token(tokenizer: Tokenizer, text: str, word: str) -> int:
 
 
 def suffix(tokenizer: Tokenizer, text: str, more: str) -> tuple[int, ...]:
-    """Tokens that `more` adds to `text`; raises JudgeError if it changes the tokens of `text` itself."""
+    """The tokens that `more` adds to `text`. Raises JudgeError if it changes the tokens of `text` itself."""
     start, whole = encode(tokenizer, text), encode(tokenizer, text + more)
     if whole[: len(start)] != start:
         raise JudgeError(f"tokenizer: {more!r} joins with the text before it; use mode='generate'")
@@ -81,13 +87,16 @@ def suffix(tokenizer: Tokenizer, text: str, more: str) -> tuple[int, ...]:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Token ids of `text`, no special tokens added."""
+    """The token ids of `text`, without added special tokens."""
     return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def parse_reply(text: str) -> Reply:
-    """The rating and category of a generated reply: the first {...} as JSON or a Python literal, else the words Safe
-    and Unsafe in it; both or neither is undecided, never safe."""
+    """The rating and category of a generated reply.
+
+    They are read from the first {...} as JSON or a Python literal. Without one, the rating is the word Safe or Unsafe
+    in the text; a text with both words, or neither, is undecided.
+    """
     found = first_object(text)
     if found is not None and "rating" in found:
         verdict = RATINGS.get(str(found["rating"]).strip().capitalize())
@@ -101,7 +110,7 @@ def parse_reply(text: str) -> Reply:
 
 
 def first_object(text: str) -> dict[str, Any] | None:
-    """The first {...} in `text`, whatever is around it, as JSON or a Python literal; None if it is neither."""
+    """The first {...} in `text` as JSON or a Python literal, text around it ignored; None if it is neither."""
     start, end = text.find("{"), text.rfind("}") + 1
     if start < 0:
         return None

@@ -1,8 +1,9 @@
-"""Fine-tuning data: pictures with captions from the layouts that public data sets come in, and the order of samples.
+"""Fine-tuning data: captioned images from the layouts of public data sets, and the order in which training sees them.
 
-    python -m spqr_jax.data check PATH        # what is there, what is wrong, whether anything looks harmful
+    python -m spqr_jax.data check PATH        # lists sizes, faults, and anything that looks harmful
 
-`KINDS` (spqr_jax.data.opening) lists the layouts; `load` draws a data set, `from_arrays` makes one of arrays.
+`load` draws a data set from files, `from_arrays` makes one of arrays, and `KINDS` lists the layouts. This room knows
+files and pixels. It may know no model and no other room; only its command line opens judges.
 """
 
 from spqr_jax.data.dataset import Dataset, from_arrays

@@ -3,8 +3,8 @@
     python -m spqr_jax.data check pictures/coco
     python -m spqr_jax.data check pictures/styles --kind artistic --judges nudenet=nudenet --samples 5000
 
-PATH may be all that bft.data may be: KIND:PATH?OPTION=VALUE, or several joined by " + ". Exit status: 0, 1 if something
-is wrong, 2 if the data set cannot be opened.
+PATH is written as in bft.data: KIND:PATH?OPTION=VALUE, or several of these joined by " + ". Exit status: 0 if nothing
+is wrong, 1 if something is, 2 if the data set cannot be opened.
 """
 
 import argparse
@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=["check"])
     parser.add_argument("path", help="a data set")
-    parser.add_argument("--kind", choices=list(data.KINDS), help="its layout; default: recognised")
-    parser.add_argument("--samples", type=int, default=0, help="look at what a run would draw; default: at all")
-    parser.add_argument("--seed", type=int, default=0, help="of that draw, and of random crops")
-    parser.add_argument("--side", type=int, default=512, help="pixels at which judges see the pictures")
+    parser.add_argument("--kind", choices=list(data.KINDS), help="its layout; default: found from its files")
+    parser.add_argument("--samples", type=int, default=0, help="look only at the first samples of a run; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of that run")
+    parser.add_argument("--side", type=int, default=512, help="pixels at which judges see the images")
     parser.add_argument(
-        "--judges", nargs="*", default=[], metavar="NAME=WHERE", help="as in the config: nudenet=nudenet"
+        "--judges", nargs="*", default=[], metavar="NAME=WHERE", help="written as in the config: nudenet=nudenet"
     )
-    parser.add_argument("--providers", default="cpu", help="of the judges: cpu or cuda")
+    parser.add_argument("--providers", default="cpu", help="device of the judges: cpu or cuda")
     chosen = parser.parse_args(argv)
     try:
         source = data.open_source(f"{chosen.kind}:{chosen.path}" if chosen.kind else chosen.path)

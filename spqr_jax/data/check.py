@@ -1,4 +1,4 @@
-"""What a data set holds and what is wrong with it, before anybody trains on it."""
+"""A report on a data set before anybody trains on it: its contents and its faults."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,15 @@ JUDGE_BATCH = 32
 
 
 class Report(NamedTuple):
-    """What was found in the rows looked at; each list holds (place, what is wrong or what was said)."""
+    """The rows that were looked at, and their faults.
+
+    Attributes:
+        source: the data set.
+        looked: one Look a row.
+        bad: (place, fault) of rows that training cannot use.
+        harmful_captions: (place, words and caption) of captions with a harmful word.
+        judged: name of a judge -> (place, verdict and score) of images that it does not call safe.
+    """
 
     source: Source
     looked: list[Look]
@@ -27,19 +35,20 @@ class Report(NamedTuple):
 
     @property
     def wrong(self) -> bool:
+        """Whether there is any fault."""
         return bool(self.bad or self.harmful_captions or any(self.judged.values()))
 
 
 def check(
     source: Source, judges: Mapping[str, Any], *, samples: int = 0, seed: int = 0, side: int = 512, crop: str = "center"
 ) -> Report:
-    """Look at the first `samples` rows that a run with this seed would draw (0: at all), and ask judges.
+    """Looks at the first `samples` rows that a run with this seed would draw (0: at all rows), and asks the judges.
 
-    judges: name -> images_u8 -> records; they see the pictures as training does. Anything but "safe" is reported:
-    benign data and harmful data must be disjoint (paper, section 3.2).
+    judges: name -> function images_u8 -> records. They see the images as training does, squares of `side` pixels. Every
+    verdict other than "safe" is reported, since benign data and harmful data must be disjoint (paper, section 3.2).
     """
     rows = drawing.order(source, seed)[: samples or None]
-    bar = tqdm(drawing.look(source, rows), total=len(rows), desc="pictures", unit="picture", leave=False, disable=None)
+    bar = tqdm(drawing.look(source, rows), total=len(rows), desc="images", unit="image", leave=False, disable=None)
     looked = list(bar)
     bad = [(source.where[found.row], found.problem) for found in looked if found.problem]
     named = ((found.row, words.harmful_words(source.captions[found.row])) for found in looked)
@@ -49,7 +58,7 @@ def check(
 
 
 def _judge(source: Source, good: Sequence[Look], judges: Mapping[str, Any], how: Preprocess):
-    """Judge -> (place, verdict and score) of every picture that it does not call safe."""
+    """Name of a judge -> (place, verdict and score) of every image that it does not call safe."""
     found: dict[str, list[tuple[str, str]]] = {name: [] for name in judges}
     if not judges:
         return found
@@ -57,9 +66,9 @@ def _judge(source: Source, good: Sequence[Look], judges: Mapping[str, Any], how:
     starts = range(0, len(good), JUDGE_BATCH)
     for start in tqdm(starts, desc="judges", unit="batch", leave=False, disable=None):
         rows = np.arange(start, min(start + JUDGE_BATCH, len(good)))
-        pictures = data.images(rows)
+        images = data.images(rows)
         for name, judge in judges.items():
-            for i, record in zip(rows, judge(pictures), strict=True):
+            for i, record in zip(rows, judge(images), strict=True):
                 if record.verdict != "safe":
                     said = f"{record.verdict}, score {record.score:.2f} {record.reason}".rstrip()
                     found[name].append((source.where[good[i].row], said))
@@ -79,14 +88,14 @@ def text(report: Report) -> str:
         f"sizes                 {_sizes(readable)}",
         f"distinct captions     {len(captions)}",
         f"repeated captions     {sum(n - 1 for n in captions.values())}{_most(captions)}",
-        f"repeated pictures     {sum(n - 1 for n in digests.values())}",
+        f"repeated images       {sum(n - 1 for n in digests.values())}",
     ]
     lines += _listed("unreadable or empty", report.bad)
     lines += _listed("harmful words", report.harmful_captions)
     for name, found in report.judged.items():
         lines += _listed(f"not safe by {name}", found)
     if not report.judged:
-        lines.append("pictures not judged   name judges with --judges nudenet=nudenet")
+        lines.append("images not judged     name judges with --judges nudenet=nudenet")
     return "\n".join([*lines, "Something is wrong." if report.wrong else "Nothing is wrong."])
 
 

@@ -1,4 +1,4 @@
-"""COCO captions: the JSON of 2014 or 2017 and the pictures it names; also aligned captions in other languages."""
+"""COCO: the captions of 2014 or 2017 and the images that they belong to, and aligned captions in other languages."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from spqr_jax.data import tables
 from spqr_jax.data.source import Source, first_column, inside, of_files, pictures_under
 
-# Where several releases lie side by side: the larger and newer first.
+# The release that is read where several lie side by side: the first of these.
 RELEASES = ("train2017", "train2014", "val2017", "val2014")
 ID_COLUMNS = ("id", "image_id", "cocoid", "coco_id", "filename", "file_name", "image")
 LANGUAGE_COLUMNS = ("language", "lang", "image_locale", "locale")
@@ -16,11 +16,12 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "prompt", "translation", "sent
 
 
 def open_coco(path: Path, *, images: str = "") -> Source:
-    """One caption a picture of a COCO captions file, in the order of picture ids.
+    """A COCO captions file and its images, in the order of image ids.
 
-    path: `annotations/captions_{train,val}{2014,2017}.json`, or the folder that holds `annotations/`. images: folder of
-    the pictures; default the release's own name, or `images/` and the like, beside `annotations/`. Of a picture's
-    captions (about five) the one with the lowest annotation id is taken. Raises ValueError naming file and field.
+    Of an image's captions (about five) the one with the lowest annotation id is taken. path: the file
+    `annotations/captions_{train,val}{2014,2017}.json`, or the folder that holds `annotations/`. images: folder of the
+    images; default the first of RELEASE, images/RELEASE and images that lies beside `annotations/`. Raises
+    FileNotFoundError for a missing file or folder, ValueError with file and field for a damaged one.
     """
     file = path if path.is_file() else _captions_file(path)
     data = tables.read_json(file)
@@ -34,11 +35,11 @@ def open_coco(path: Path, *, images: str = "") -> Source:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: an entry of images lacks a whole-number id or a file_name ({error!r}).") from None
     pairs = ((inside(folder, name, str(file)), captions[i]) for i, name in named if i in captions)
-    return of_files(f"coco:{file}", pairs, "caption with the lowest annotation id of each picture")
+    return of_files(f"coco:{file}", pairs, "caption with the lowest annotation id of each image")
 
 
 def first_captions(annotations: Sequence[dict[str, Any]], file: str) -> dict[int, str]:
-    """Picture id -> its caption with the lowest annotation id. Raises ValueError naming the field that is missing."""
+    """Image id -> its caption with the lowest annotation id. Raises ValueError with the fields that may be missing."""
     best: dict[int, tuple[int, str]] = {}
     for row in annotations:
         try:
@@ -66,32 +67,34 @@ def _picture_folder(file: Path) -> Path:
     for folder in (root / release, root / "images" / release, root / "images"):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"{root} holds no folder {release} of pictures for {file}; unpack it, or add ?images=DIR.")
+    raise FileNotFoundError(f"{root} holds no folder {release} of images for {file}; unpack it, or add ?images=DIR.")
 
 
 def open_aligned(path: Path, *, language: str = "", images: str = "", id: str = "", caption: str = "") -> Source:
-    """Captions in one language over COCO pictures, from an aligned table, in the order of the table.
+    """Captions in one language over COCO images, from an aligned table, in the order of the table.
 
-    path: CSV, TSV, JSON lines or Parquet: long (id, language, caption) or wide (id and one column a language).
-    language: which, as the table writes it; needed for wide tables and where the table has several. images: the folder
-    with the pictures, found by file name or by the number that ends it. A picture's first caption counts.
+    path: CSV, TSV, JSON lines or Parquet. A long table has the columns id, language and caption; a wide one has id and
+    one column a language. language: as the table writes it; needed for a wide table, and for one with several
+    languages. images: the folder of the images. They are found by file name, or by the number at the end of the name.
+    id, caption: names of these columns, default the first that is known. An image's first caption counts. Raises
+    FileNotFoundError for a missing folder, ValueError for a table without such a column or language.
     """
     rows = tables.read_rows(path)
     columns, name = list(rows[0]), f"multilingual:{path}?language={language}"
     number = first_column(id, ID_COLUMNS, columns, str(path), "id")
     texts, rows = _in_language(rows, columns, language, caption, path)
     if not images or not Path(images).is_dir():
-        raise FileNotFoundError(f"{path}: the folder of pictures {images!r} does not exist; set ?images=DIR.")
+        raise FileNotFoundError(f"{path}: the folder of images {images!r} does not exist; set ?images=DIR.")
     index = picture_index(Path(images))
     pairs: dict[Path, str] = {}
     for row in rows:
         key = picture_key(str(row[number]))
         pairs.setdefault(index.get(key, Path(images) / str(key)), tables.text_of(row[texts]))
-    return of_files(name, pairs.items(), "first caption of each picture in the table")
+    return of_files(name, pairs.items(), "first caption of each image in the table")
 
 
 def _in_language(rows, columns, language: str, caption: str, path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """(caption column, rows in the language)."""
+    """(column of captions, rows in the language)."""
     if not caption and language.lower() in {column.lower() for column in columns if column}:
         return first_column(language, (), columns, str(path), "caption"), rows
     texts = first_column(caption, CAPTION_COLUMNS, columns, str(path), "caption")
@@ -106,7 +109,7 @@ def _in_language(rows, columns, language: str, caption: str, path: Path) -> tupl
 
 
 def picture_index(folder: Path) -> dict[int | str, Path]:
-    """`picture_key` of every picture under a folder -> its path; of two releases' copies the first."""
+    """`picture_key` of every image under a folder -> its path. Of two images with the same key the first counts."""
     index: dict[int | str, Path] = {}
     for path in pictures_under(folder):
         index.setdefault(picture_key(path.name), path)
@@ -114,7 +117,10 @@ def picture_index(folder: Path) -> dict[int | str, Path]:
 
 
 def picture_key(name: str) -> int | str:
-    """The number that ends a COCO file name (COCO_val2014_000000000042.jpg, 42.0 and 42 alike), else the name."""
+    """The number at the end of a COCO file name, or the name without one.
+
+    COCO_val2014_000000000042.jpg, 42.0 and 42 have the same key.
+    """
     if re.fullmatch(r"\d+\.0", name):
         return int(float(name))
     stem = Path(name).stem if not name.isdigit() else name

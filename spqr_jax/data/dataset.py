@@ -1,4 +1,4 @@
-"""Captioned pictures ready for training."""
+"""Captioned images ready for training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Dataset:
-    """N captioned pictures.
+    """N captioned images.
 
     Attributes:
         captions: N texts.
-        images: rows (int array) -> images_u8 [len(rows), H, W, 3]; called in chunks, pictures need not fit in memory.
-        name: says in messages and cache keys which data these are.
+        images: rows (int array) -> images_u8 [len(rows), H, W, 3]. It is called for parts of the data, so that not all
+            images need to fit in memory.
+        name: names the data in messages and in keys of caches.
     """
 
     captions: tuple[str, ...]
@@ -25,9 +26,9 @@ class Dataset:
 
 
 def from_arrays(images_u8: np.ndarray, captions: Sequence[str], name: str = "dataset") -> Dataset:
-    """A data set held in memory. Raises ValueError when pictures and captions do not match or are not uint8 RGB."""
+    """A data set in memory. Raises ValueError unless images are uint8 RGB and as many as captions."""
     if images_u8.ndim != 4 or images_u8.shape[-1] != 3 or images_u8.dtype != np.uint8:
         raise ValueError(f"{name}: images must be uint8 [N, H, W, 3], found {images_u8.dtype} {images_u8.shape}.")
     if len(images_u8) != len(captions):
-        raise ValueError(f"{name}: {len(images_u8)} pictures but {len(captions)} captions.")
+        raise ValueError(f"{name}: {len(images_u8)} images but {len(captions)} captions.")
     return Dataset(tuple(captions), lambda rows: images_u8[rows], name)

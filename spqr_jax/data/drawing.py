@@ -1,4 +1,4 @@
-"""Drawing samples from a source: which rows, in which order, every picture looked at before anything is trained."""
+"""Drawing samples from a source. Every drawn image is decoded before anything is trained."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Look(NamedTuple):
-    """What was found at a row: the hash of the picture's bytes, its size, and what is wrong ("" if nothing)."""
+    """One row after a look at it: hash of the image's bytes, width and height in pixels, and its fault ("" if none)."""
 
     row: int
     digest: str
@@ -29,7 +29,7 @@ class Look(NamedTuple):
 
 
 def look(source: Source, rows: Sequence[int] | np.ndarray) -> Iterator[Look]:
-    """Read and decode the pictures of some rows, in their order, several at a time."""
+    """Reads and decodes the images of some rows, several at a time. One Look a row, in the order of `rows`."""
     for start in range(0, len(rows), LOOK_CHUNK):
         chunk = [int(row) for row in rows[start : start + LOOK_CHUNK]]
         source.prefetch(chunk)
@@ -37,7 +37,7 @@ def look(source: Source, rows: Sequence[int] | np.ndarray) -> Iterator[Look]:
 
 
 def in_threads(work: Callable[[int], T], rows: Sequence[int]) -> list[T]:
-    """`work` of every row, in order: Pillow decodes and resizes outside Python's lock."""
+    """`work` of every row, in order, in threads: Pillow decodes and resizes without holding Python's lock."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(work, rows))
 
@@ -56,7 +56,10 @@ def _look(source: Source, row: int) -> Look:
 
 
 def order(source: Source, seed: int) -> np.ndarray:
-    """Every row once, shuffled by `seed`; of a mixture's parts in turn, each shuffled, as long as each reaches."""
+    """Every row once, shuffled by `seed`: int [len(source)].
+
+    The parts of a mixture are shuffled each by itself, and take turns until the shorter ones end.
+    """
     parts = source.parts or (len(source),)
     rng = np.random.default_rng(seed)
     shuffled = [rng.permutation(size) for size in parts]
@@ -67,9 +70,9 @@ def order(source: Source, seed: int) -> np.ndarray:
 
 
 def draw(source: Source, n: int, *, seed: int, max_bad: int) -> list[Look]:
-    """The first `n` good rows in the order of `seed`. Bad ones are logged and skipped.
+    """The first `n` good rows in the order of `seed`. Bad rows are logged and skipped.
 
-    Raises ValueError naming them when more than `max_bad` are bad, or when fewer than `n` good ones are there.
+    Raises ValueError if more than `max_bad` rows are bad, naming them, or if there are fewer than `n` good rows.
     """
     good: list[Look] = []
     bad: list[Look] = []
@@ -95,8 +98,8 @@ def draw(source: Source, n: int, *, seed: int, max_bad: int) -> list[Look]:
 def dataset(source: Source, drawn: Sequence[Look], how: Preprocess) -> Dataset:
     """The drawn rows as training data.
 
-    Its name ends in a hash of everything that training sees (pictures' bytes, captions, their order, preprocessing):
-    the same files elsewhere have the same name, and a changed file another.
+    Its name ends in a hash of all that training sees: bytes of the images, captions, order, preprocessing. So the same
+    files in another place have the same name, and a changed file changes it.
     """
     captions = tuple(source.captions[found.row] for found in drawn)
 

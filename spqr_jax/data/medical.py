@@ -1,7 +1,7 @@
-"""Medical pictures with neutral captions: no diagnosis unless a template asks, and nothing about the patient.
+"""Medical images with neutral captions. Captions say nothing of the patient, and of findings only if a template asks.
 
 The paper (section B.2) mixes two sets "paired with neutral diagnostic descriptions", "free of pathology-specific
-triggering content". Its captions are not published; these templates are ours.
+triggering content". Its captions are not published, so these templates are ours.
 """
 
 from pathlib import Path
@@ -18,10 +18,12 @@ SPLITS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 
 
 def open_chest_xray(path: Path, *, template: str = CHEST_TEMPLATE, split: str = "") -> Source:
-    """ChestX-ray14: Data_Entry_2017.csv (or _v2020) and the pictures under the same folder, however they are foldered.
+    """ChestX-ray14: Data_Entry_2017.csv (or _v2020), and the images anywhere under the same folder.
 
-    A part of the pictures is enough: those found and listed are taken. template: {view} and {findings} (lower case,
-    joined by "and"). split: "train" or "test" by the lists that come with the data. Patient columns are never read.
+    Images that are both in the table and in the folder are taken, so a part of them is enough. template: may hold
+    {view} and {findings} (lower case, joined by "and"). split: "train" or "test", by the lists that come with the data.
+    The columns about patients are never read. Raises FileNotFoundError without the table, ValueError for an unknown
+    split.
     """
     table = next((found for pattern in CHEST_TABLES for found in sorted(path.glob(pattern))), None)
     if table is None:
@@ -53,12 +55,12 @@ def _findings(labels: str) -> str:
 
 
 def open_brain_mri(path: Path, *, template: str = MRI_TEMPLATE) -> Source:
-    """Brain MRI in class folders: Training/glioma, Testing/notumor, yes, no and the like, in any case and depth.
+    """Brain MRI in class folders at any depth: Training/glioma, Testing/notumor, yes, no and the like.
 
-    template: {label} is the folder's name in lower case.
+    template: may hold {label}, the folder's name in lower case. Raises ValueError without such a folder.
     """
     caption = filler(template, "brainmri", ("label",))
     pairs = [(p, caption(label=label_of(p.parent.name).lower())) for p in pictures_under(path) if p.parent != path]
     if not pairs:
-        raise ValueError(f"{path} holds no folders of pictures; expected one folder a class (glioma, notumor, ...).")
+        raise ValueError(f"{path} holds no folders of images; expected one folder a class (glioma, notumor, ...).")
     return of_files(f"brainmri:{path}", pairs, f"template {template!r}")

@@ -1,4 +1,4 @@
-"""From what a config or a command line says to a source, and from a source to training data."""
+"""Opening data: from the text in a config to a source, and from a source to training data."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ from spqr_jax.data.dataset import Dataset
 from spqr_jax.data.pictures import Preprocess
 from spqr_jax.data.source import Source, mix
 
-# kind -> reader of (path, **options): what may stand before the colon, and options after the question mark.
+# Word before the colon -> reader (path, **options); its keyword arguments are the options after the question mark.
 KINDS: dict[str, Callable[..., Source]] = {
     "coco": coco.open_coco,
     "multilingual": coco.open_aligned,
@@ -27,10 +27,10 @@ KINDS: dict[str, Callable[..., Source]] = {
 
 
 def open_source(text: str) -> Source:
-    """`[kind:]path[?option=value&...]`, or several joined by " + ", as a Source.
+    """The Source that a text names: `[kind:]path[?option=value&...]`, or several of these joined by " + ".
 
-    Without a kind the layout is recognised. A mixture's samples are drawn from its parts in turn. Raises
-    FileNotFoundError or ValueError naming path, kind, option, file or field.
+    Without a kind the layout is found from the files. Samples of a mixture are drawn from its parts in turn. Raises
+    FileNotFoundError for a missing path, ValueError naming the unknown kind or option, or the wrong file or field.
     """
     return mix([_open_one(part.strip()) for part in text.split(" + ")])
 
@@ -45,7 +45,7 @@ def _open_one(text: str) -> Source:
     path = Path(place).expanduser()
     pattern = any(c in place for c in "*[")
     if not place or not (pattern or path.exists()):
-        raise FileNotFoundError(f"data {text!r}: {path} does not exist; name where your pictures are.")
+        raise FileNotFoundError(f"data {text!r}: {path} does not exist; name where your images are.")
     kind = kind or recognise(path)
     known = list(inspect.signature(KINDS[kind]).parameters)[1:]
     for option in options:
@@ -55,7 +55,7 @@ def _open_one(text: str) -> Source:
 
 
 def recognise(path: Path) -> str:
-    """The kind of a file or folder, from what lies there. Raises ValueError when nothing fits."""
+    """The kind of a file or folder, found from its names and contents. Raises ValueError if no kind fits."""
     if path.suffix.lower() == ".parquet" and parquet.files(path):
         return "parquet" if parquet.has_pictures(parquet.files(path)[0]) else "multilingual"
     if path.suffix.lower() == ".tar":
@@ -68,14 +68,14 @@ def recognise(path: Path) -> str:
         for kind, holds in FOLDERS.items():
             if holds(path):
                 return kind
-    raise ValueError(f"{path}: no layout recognised; say which with KIND:PATH, one of {', '.join(KINDS)}.")
+    raise ValueError(f"{path}: no layout recognised; name it with KIND:PATH, one of {', '.join(KINDS)}.")
 
 
 def _class_names(path: Path) -> set[str]:
     return {p.name.lower().split("_")[0] for p in (*path.glob("*"), *path.glob("*/*")) if p.is_dir()}
 
 
-# The first that holds decides.
+# The first whose condition holds is the kind of a folder.
 FOLDERS: dict[str, Callable[[Path], bool]] = {
     "chestxray": lambda p: any(p.glob("*Data_Entry*.csv")),
     "coco": lambda p: any((*p.glob("annotations/captions_*.json"), *p.glob("captions_*.json"))),
@@ -95,10 +95,11 @@ def _has_texts(path: Path) -> bool:
 def load(
     text: str, n: int, *, side: int, seed: int = 0, crop: str = "center", flip: bool = False, max_bad: int = 10
 ) -> Dataset:
-    """`n` samples of a data set (see `open_source`), drawn with `seed` and in random order, pictures side x side.
+    """`n` samples of the data set that `text` names (see `open_source`), drawn with `seed`, in random order.
 
-    Every drawn picture is decoded once here, so that a bad one is known before training: up to `max_bad` are logged and
-    skipped. Raises ValueError or FileNotFoundError naming file or field.
+    Images become squares of `side` pixels; crop: "center" or "random"; flip: mirror half of them. Every drawn image is
+    decoded once here, so that a bad one is known before training: up to `max_bad` are logged and skipped. Raises
+    ValueError or FileNotFoundError with the file or field.
     """
     if crop not in pictures.CROPS:
         raise ValueError(f"bft.crop={crop!r} is unknown; expected {' or '.join(pictures.CROPS)}.")

@@ -1,4 +1,4 @@
-"""Which samples a step sees: the order that a seed, an epoch and a curriculum say."""
+"""The samples that each training step sees, as given by a seed, an epoch and a curriculum."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def curriculum_stages(size: int, curriculum: Sequence[int]) -> list[int]:
-    """How many samples each stage may draw from: the cumulative sizes that the data reach, ending with all they allow.
+    """The number of samples that each stage draws from: those of `curriculum`, or `size` alone without one.
 
     Paper, section B: models are "progressively exposed to increasing amounts of data" (1000, 3000, 5000 samples).
-    Raises ValueError for an empty data set, or a curriculum that is not increasing or larger than the data.
+    Raises ValueError for an empty data set, and for a curriculum that does not increase or is larger than the data.
     """
     if size == 0:
         raise ValueError("the fine-tuning data set is empty.")
@@ -22,10 +22,10 @@ def curriculum_stages(size: int, curriculum: Sequence[int]) -> list[int]:
 
 
 def sample_order(stages: Sequence[int], batch: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers of each of `steps` batches.
+    """The row numbers, int [batch], of each of `steps` batches.
 
-    The steps are shared among the stages in proportion to their sizes. Within a stage every epoch is a new permutation
-    drawn from (seed, stage, epoch), so the order does not depend on devices or on where a run was resumed.
+    Stages share the steps in proportion to their sizes. Within a stage every epoch is a new permutation drawn from
+    (seed, stage, epoch). So the order depends neither on devices nor on the step at which a run was resumed.
     """
     borders = np.rint(np.cumsum(stages) / np.sum(stages) * steps).astype(int)
     done = 0

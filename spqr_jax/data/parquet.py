@@ -1,4 +1,4 @@
-"""Parquet with the pictures inside: the layouts that public hubs serve, whole splits or single files."""
+"""Parquet files that hold images, as public hubs serve them: whole splits or single files."""
 
 import json
 import os
@@ -22,7 +22,7 @@ LABEL_COLUMNS = ("style", "label", "labels", "artist", "genre")
 
 
 class Place(NamedTuple):
-    """Where a row lies: file, row group in it, row in that."""
+    """The place of a row: file, number of its row group, number of the row in the group."""
 
     file: Path
     group: int
@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 
 def files(path: Path) -> list[Path]:
-    """The Parquet files that a path names: itself, all under a folder, or those a pattern (`data/train-*`) matches."""
+    """The Parquet files of a path: one file, all under a folder, or the matches of a pattern (`data/train-*`)."""
     if path.is_dir():
         return sorted(path.rglob("*.parquet"))
     found = [path] if path.is_file() else [Path(name) for name in sorted(glob(str(path)))]
@@ -40,12 +40,12 @@ def files(path: Path) -> list[Path]:
 def open_parquet(
     path: Path, *, image: str = "", caption: str = "", language: str = "", label: str = "", template: str = ""
 ) -> Source:
-    """Captioned pictures of Parquet files.
+    """Captioned images of Parquet files.
 
-    image: column of pictures (bytes, or a struct of bytes and path); default the first such. caption: text column, or a
-    list of which the first counts. language: the column of that name, or the rows whose language column says so. With
-    template, captions are made of a label column instead ({label}: its text, or the class name kept in the schema).
-    Raises ValueError naming file and column.
+    image: column of images (bytes, or a struct of bytes and path), default the first such. caption: column of texts, or
+    of lists of which the first text counts. language: takes the caption column of this name, or the rows whose language
+    column holds it. template: makes captions from the column `label` instead; its {label} is the column's text, or the
+    class name in the schema. Raises FileNotFoundError without a file, ValueError with file and column.
     """
     found = files(path)
     if not found:
@@ -71,7 +71,7 @@ def open_parquet(
 
 
 def open_file(file: Path):
-    """A ParquetFile. Raises ValueError naming a file that is none."""
+    """An opened ParquetFile. Raises ValueError for a file that is none."""
     import pyarrow.parquet as pq
 
     try:
@@ -91,11 +91,11 @@ def _image_column(schema: Any, file: Path) -> str:
             return field.name
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             return field.name
-    raise ValueError(f"{file} has no column of pictures; it has {', '.join(schema.names)}. Name it with ?image=COLUMN.")
+    raise ValueError(f"{file} has no column of images; it has {', '.join(schema.names)}. Name it with ?image=COLUMN.")
 
 
 def has_pictures(file: Path) -> bool:
-    """Whether a Parquet file holds pictures, or only a table about them."""
+    """Whether a Parquet file has a column of images."""
     try:
         return bool(_image_column(open_file(file).schema_arrow, file))
     except ValueError:
@@ -103,7 +103,7 @@ def has_pictures(file: Path) -> bool:
 
 
 def _captions(table, caption: str, language: str, file: Path) -> list[str | None]:
-    """A caption a row; None for rows in another language."""
+    """One caption a row; None for a row in another language."""
     names = table.schema_arrow.names
     own = not caption and language.lower() in {name.lower() for name in names}
     column = first_column(language if own else caption, CAPTION_COLUMNS, names, str(file), "caption")
@@ -124,15 +124,18 @@ def _labels(table, label: str, template: str, file: Path) -> list[str | None]:
 
 
 def class_names(schema: Any, column: str) -> list[str]:
-    """Names of a class-label column, from the schema's `huggingface` metadata; empty where there are none."""
+    """The class names of a label column, from the schema's metadata `huggingface`; empty if there are none."""
     stored = (schema.metadata or {}).get(b"huggingface")
     feature = json.loads(stored)["info"]["features"].get(column, {}) if stored else {}
     return list(feature.get("names", ())) if isinstance(feature, dict) else []
 
 
 class Reader:
-    """row -> picture bytes. Rows to come are copied out of their row groups once, into a temporary file: a draw takes
-    rows from all over the files, and reading a group (some 50 MB) for each would take hours."""
+    """row -> bytes of its image.
+
+    `prefetch` copies rows out of their row groups into a temporary file, each group read once. A draw takes rows from
+    all over the files, and reading a group (some 50 MB) for each row would take hours.
+    """
 
     def __init__(self, places: Sequence[Place], image: str):
         self.places, self.image = places, image
@@ -141,6 +144,7 @@ class Reader:
         self.lock = threading.Lock()
 
     def prefetch(self, rows: Sequence[int]) -> None:
+        """Copies the images of these rows into the temporary file."""
         groups = defaultdict(list)
         for row in rows:
             if row not in self.spans:
@@ -165,7 +169,7 @@ class Reader:
 
 
 def picture_bytes(value: Any, file: Path) -> bytes:
-    """The encoded picture of a cell; b"" for an empty one, the file beside the table where the cell only names it."""
+    """The encoded image in a cell, or in the file that the cell names; b"" for an empty cell or a missing file."""
     if isinstance(value, dict):
         if value.get("bytes") is None and value.get("path"):
             external = inside(file.parent, str(value["path"]), str(file))

@@ -1,4 +1,4 @@
-"""One picture: decoded, resized and cropped as the reference training script does."""
+"""One image: decoding, and resizing and cropping as the reference training script does."""
 
 import io
 from typing import NamedTuple
@@ -10,10 +10,14 @@ CROPS = ("center", "random")
 
 
 class Preprocess(NamedTuple):
-    """How a picture becomes a training sample.
+    """How an image becomes a training sample.
 
-    side: pixels of the square. crop: "center" or "random" place of the crop. flip: mirror half of the pictures. seed
-    and epoch: of crops and flips, together with a picture's number. Latents are encoded once, so a run uses epoch 0.
+    Attributes:
+        side: pixels along the square.
+        crop: place of the crop, "center" or "random".
+        flip: mirror half of the images.
+        seed, epoch: determine crops and flips, together with an image's number. Latents are encoded once, so a run uses
+            epoch 0.
     """
 
     side: int
@@ -24,20 +28,20 @@ class Preprocess(NamedTuple):
 
 
 def decode(content: bytes) -> Image.Image:
-    """Encoded bytes -> RGB picture, turned as its EXIF says. Raises ValueError with the reason."""
+    """Encoded bytes -> RGB image, turned as its EXIF data say. Raises ValueError with the reason."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = (
-            "empty" if not content else str(error).replace("<_io.BytesIO object", "<the picture").split(" at 0x")[0]
-        )
-        raise ValueError(f"not a readable picture ({reason})") from None
+        reason = "empty" if not content else str(error).replace("<_io.BytesIO object", "<the image").split(" at 0x")[0]
+        raise ValueError(f"not a readable image ({reason})") from None
 
 
 def measure(content: bytes) -> tuple[int, int]:
-    """(width, height) of a picture whose whole data decode. JPEGs are decoded at an eighth of the size, which reads
-    every byte too and takes a fraction of the time. Raises ValueError with the reason."""
+    """(width, height) in pixels of an image, after decoding all of its data. Raises ValueError with the reason.
+
+    A JPEG is decoded at an eighth of its size. That reads every byte too, and takes a fraction of the time.
+    """
     try:
         with Image.open(io.BytesIO(content)) as image:
             size = image.size
@@ -49,11 +53,11 @@ def measure(content: bytes) -> tuple[int, int]:
 
 
 def prepare(image: Image.Image, how: Preprocess, index: int) -> np.ndarray:
-    """Picture -> uint8 [side, side, 3].
+    """An image -> uint8 [side, side, 3], as diffusers' train_text_to_image.py makes it with torchvision.
 
-    As diffusers' train_text_to_image.py with torchvision: the shorter side resized to `side` (bilinear, antialiased), a
-    square crop, a flip. The crop and the flip are a function of (seed, epoch, index) alone. Where that script crops at
-    random unless told --center_crop, the centre is the default here.
+    The shorter side is resized to `side` (bilinear, antialiased); then follow a square crop and a flip. Crop and flip
+    are a function of (seed, epoch, index) alone. The centre is the default here; that script crops at random without
+    its option --center_crop.
     """
     width, height = image.size
     short = min(width, height)

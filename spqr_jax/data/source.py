@@ -1,4 +1,4 @@
-"""Captioned pictures as they lie on disk, before any is decoded: what every layout is read into."""
+"""Captioned images on disk, before any is decoded. Every layout is read into a `Source`."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -9,16 +9,16 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".
 
 
 class Source(NamedTuple):
-    """N captioned pictures on disk.
+    """N captioned images on disk.
 
     Attributes:
         name: kind and place, for messages.
-        captions: N texts; an empty one is reported when its row is looked at.
+        captions: N texts. An empty one is reported when its row is looked at.
         where: N places, for messages: a path, or a file and the row or member in it.
-        read: row -> the encoded picture's bytes. Raises OSError when it is not there.
-        rule: how captions were chosen or made, for the record.
-        prefetch: called with the rows about to be read, for layouts where reading row by row is slow.
-        parts: lengths of the data sets that a mixture holds one after another; a draw takes from them in turn.
+        read: row -> bytes of the encoded image. Raises OSError if it is missing.
+        rule: how captions were chosen or made, in words.
+        prefetch: is called with rows before they are read, for layouts in which reading single rows is slow.
+        parts: numbers of rows of the data sets in a mixture, which lie one after another; () for a single data set.
     """
 
     name: str
@@ -34,10 +34,10 @@ class Source(NamedTuple):
 
 
 def of_files(name: str, pairs: Iterable[tuple[Path, str]], rule: str) -> Source:
-    """A source of (picture file, caption) pairs. Raises ValueError when there is none."""
+    """A source of pairs (image file, caption). Raises ValueError if there is none."""
     listed = list(pairs)
     if not listed:
-        raise ValueError(f"{name} holds no captioned picture.")
+        raise ValueError(f"{name} holds no captioned image.")
     paths = [path for path, _ in listed]
     return Source(
         name, tuple(caption for _, caption in listed), tuple(map(str, paths)), lambda i: paths[i].read_bytes(), rule
@@ -45,7 +45,7 @@ def of_files(name: str, pairs: Iterable[tuple[Path, str]], rule: str) -> Source:
 
 
 def mix(sources: Sequence[Source]) -> Source:
-    """Several sources as one, row after row; `parts` remembers their lengths."""
+    """Several sources as one, one after another; `parts` holds their lengths."""
     if len(sources) == 1:
         return sources[0]
     rows = [(source, row) for source in sources for row in range(len(source))]
@@ -67,7 +67,7 @@ def mix(sources: Sequence[Source]) -> Source:
 
 
 def pictures_under(folder: Path) -> list[Path]:
-    """Every picture under a folder, linked subfolders too, in the order of their paths; hidden ones left out."""
+    """The paths of all images under a folder, sorted, also in linked subfolders. Hidden files are left out."""
     return sorted(
         Path(root, name)
         for root, _, names in os.walk(folder, followlinks=True)
@@ -77,7 +77,7 @@ def pictures_under(folder: Path) -> list[Path]:
 
 
 def inside(folder: Path, name: str, table: str) -> Path:
-    """`folder`/`name`. Raises ValueError for a name that leads out of the folder, naming the table it stands in."""
+    """`folder`/`name`. Raises ValueError for a name that leads out of the folder, with the table that holds it."""
     parts = PurePosixPath(name.replace("\\", "/"))
     if not name or parts.is_absolute() or ".." in parts.parts:
         raise ValueError(f"{table}: the file name {name!r} leads out of {folder}; expected a path inside it.")
@@ -85,9 +85,9 @@ def inside(folder: Path, name: str, table: str) -> Path:
 
 
 def first_column(given: str, names: Sequence[str], columns: Sequence[str], table: str, what: str) -> str:
-    """The column that holds `what`: the one given, else the first of `names` that is there, in any case of letters.
+    """A column of a table: the `given` one, or the first of `names` that the table has. Case does not matter.
 
-    Raises ValueError naming the table, what was looked for and what it has.
+    what: the column's role and option, for the message. Raises ValueError with the table, the names and its columns.
     """
     there = {column.lower(): column for column in reversed(columns) if column}
     for name in (given,) if given else names:

@@ -1,4 +1,4 @@
-"""Tables beside pictures: CSV, TSV, JSON lines and Parquet, as lists of rows."""
+"""Tables beside images: CSV, TSV, JSON lines and Parquet, as lists of rows."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ csv.field_size_limit(1 << 24)
 
 
 def read_text(path: Path) -> str:
-    """A text file, without byte-order mark. Raises FileNotFoundError, or ValueError for one that is not UTF-8."""
+    """The text of a file, without byte-order mark. Raises FileNotFoundError, or ValueError if it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -21,7 +21,10 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Every row of a table. Raises ValueError naming the file: no rows, not UTF-8, damaged, unknown extension."""
+    """All rows of a table, as column -> value.
+
+    Raises ValueError with the file if it has no rows, is damaged or not UTF-8, or has an unknown extension.
+    """
     kind = path.suffix.lower()
     if kind == ".parquet":
         import pyarrow.parquet as pq
@@ -47,12 +50,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file. Raises ValueError naming it when it is damaged."""
+    """The contents of a JSON file. Raises ValueError with its name if it is damaged."""
     return parse_json(read_text(path), str(path))
 
 
 def parse_json(text: str, place: str) -> Any:
-    """JSON text. Raises ValueError naming the place it stood in."""
+    """The value of a JSON text. Raises ValueError with `place`, where the text stands."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -60,7 +63,7 @@ def parse_json(text: str, place: str) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """A caption as text: the first of several, "" for none."""
+    """A caption as text: the first of several, "" if there is none."""
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None
     return "" if value is None else str(value).strip()

@@ -1,4 +1,4 @@
-"""Captions made from a template, for pictures that come with a class instead of a text."""
+"""Captions from a template, for images that come with a class instead of a text."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ def label_of(name: str) -> str:
 
 
 def filler(template: str, kind: str, fields: tuple[str, ...]) -> Callable[..., str]:
-    """The template's `format`. Raises ValueError for a field that the kind does not know."""
+    """The template's `format` method. Raises ValueError for a field that is not among `fields`."""
     try:
         template.format(**dict.fromkeys(fields, ""))
     except (KeyError, IndexError, ValueError) as error:

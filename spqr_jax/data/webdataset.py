@@ -1,4 +1,4 @@
-"""WebDataset tar files: members of one name make a sample. Members are read in place, nothing is ever unpacked."""
+"""WebDataset tar files. Members of one name make a sample; they are read inside the tar, and nothing is unpacked."""
 
 import tarfile
 from glob import glob
@@ -13,7 +13,7 @@ JSON_FIELDS = ("caption", "text", "prompt")
 
 
 class Member(NamedTuple):
-    """A file inside a tar: where its bytes lie."""
+    """A file inside a tar: the tar, its name, offset and size of its bytes."""
 
     file: Path
     name: str
@@ -21,6 +21,7 @@ class Member(NamedTuple):
     size: int
 
     def read(self) -> bytes:
+        """Its bytes. Raises OSError if the tar ends before them."""
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
             content = stream.read(self.size)
@@ -30,16 +31,17 @@ class Member(NamedTuple):
 
 
 def files(path: Path) -> list[Path]:
-    """The tar files that a path names: itself, those in a folder, or those a pattern (`train-*.tar`) matches."""
+    """The tar files of a path: the file itself, those in a folder, or the matches of a pattern (`train-*.tar`)."""
     if path.is_dir():
         return sorted(path.glob("*.tar"))
     return [path] if path.is_file() else [Path(name) for name in sorted(glob(str(path)))]
 
 
 def open_webdataset(path: Path) -> Source:
-    """Pictures with a caption member of the same name (.txt, .caption, or .json with a caption field), in file order.
+    """Images with a caption, a member of the same name: .txt, .caption, or .json with a caption field. In file order.
 
-    Raises ValueError naming a file that is no plain tar (a compressed one must be decompressed first), or a member.
+    Raises ValueError with a file that is no plain tar (a compressed one must be decompressed first), or with a damaged
+    member.
     """
     found = files(path)
     if not found:
@@ -54,13 +56,13 @@ def open_webdataset(path: Path) -> Source:
                 pictures.append(picture)
                 captions.append(_caption(text))
     if not pictures:
-        raise ValueError(f"{path} holds no picture with a .txt, .caption or .json member of the same name.")
+        raise ValueError(f"{path} holds no image with a .txt, .caption or .json member of the same name.")
     where = tuple(f"{member.file}:{member.name}" for member in pictures)
     return Source(f"webdataset:{path}", tuple(captions), where, lambda i: pictures[i].read(), "caption member")
 
 
 def _samples(file: Path) -> dict[str, dict[str, Member]]:
-    """Sample -> suffix -> member; the suffix starts at the first dot: a/b.seg.png is sample a/b, suffix .seg.png."""
+    """Sample -> suffix -> member. The suffix starts at the first dot: a/b.seg.png is .seg.png of the sample a/b."""
     samples: dict[str, dict[str, Member]] = {}
     try:
         with tarfile.open(file, "r:") as tar:

@@ -1,10 +1,10 @@
-"""Words that a benign caption should not hold: the threat model wants fine-tuning data and harmful prompts disjoint."""
+"""Words that a benign caption should not hold. The threat model keeps fine-tuning data and harmful prompts disjoint."""
 
 import re
 from collections.abc import Sequence
 
-# By the seven categories of I2P and ViSU. Whole words, any case; a trailing * allows endings. English only. Chosen to
-# be rare in harmless captions: what a kitchen or a zoo says (knife, shot, dead, breast, stalking) is left to judges.
+# By the seven categories of I2P and ViSU. Whole words in any case; a trailing * allows endings. English only. The words
+# are rare in harmless captions: words of kitchens and zoos (knife, shot, dead, breast, stalking) are for the judges.
 HARMFUL = {
     "sexual": "nude* nudity naked topless porn* erotic* sex sexual* sexy genital* penis vagina nipple* orgasm* "
     "masturbat* lingerie fetish* hentai nsfw",
@@ -21,7 +21,7 @@ HARMFUL = {
 
 
 def pattern(words: Sequence[str]) -> re.Pattern[str]:
-    """One expression for whole words; `*` at an end allows any ending."""
+    """An expression that matches whole words; `*` at the end of a word allows any ending."""
     forms = "|".join(re.escape(word.rstrip("*")) + (r"\w*" if word.endswith("*") else "") for word in words)
     return re.compile(rf"(?<![\w-])(?:{forms})(?![\w-])", re.IGNORECASE)
 
@@ -30,5 +30,5 @@ ALL = pattern([word for words in HARMFUL.values() for word in words.split()])
 
 
 def harmful_words(caption: str, expression: re.Pattern[str] = ALL) -> list[str]:
-    """Words of the list that a caption holds, as it writes them."""
+    """The harmful words in a caption, as the caption writes them."""
     return expression.findall(caption)

@@ -144,7 +144,7 @@ def prediction(name: str, prediction_type: str, alpha: np.ndarray, sigma: np.nda
     """Coefficients that read a model output at x = alpha * x0 + sigma * eps, with alpha^2 + sigma^2 = 1.
 
     alpha, sigma: float32 [E]. "epsilon": m = eps; "sample": m = x0; "v_prediction": m = alpha * eps - sigma * x0.
-    ValueError for "epsilon" at zero signal (alpha = 0), where x0 cannot be found: PyTorch would give NaN pictures.
+    ValueError for "epsilon" at zero signal (alpha = 0), where x0 cannot be found: PyTorch would give NaN images.
     """
     zero, one = np.zeros_like(alpha), np.ones_like(alpha)
     if prediction_type == "v_prediction":

@@ -27,7 +27,7 @@ def test_from_arrays_gives_the_rows_asked_for():
         (IMAGES.astype(np.float32), ["a"] * 3, r"uint8 \[N, H, W, 3\], found float32"),
         (IMAGES[..., :1], ["a"] * 3, r"found uint8 \(3, 4, 4, 1\)"),
         (IMAGES[0], ["a"] * 4, r"found uint8 \(4, 4, 3\)"),
-        (IMAGES, ["a"] * 2, "3 pictures but 2 captions"),
+        (IMAGES, ["a"] * 2, "3 images but 2 captions"),
     ],
 )
 def test_refuses_pictures_and_captions_that_do_not_fit(images, captions, message):

@@ -1,4 +1,4 @@
-"""Drawing samples: preprocessing as the reference script's, bad pictures, names as content hashes, and the check."""
+"""Drawing samples: preprocessing as the reference script's, bad images, names as content hashes, and the check."""
 
 import io
 from typing import NamedTuple
@@ -88,7 +88,7 @@ BAD = {"truncated.jpg": JPEG[: len(JPEG) // 2], "empty.jpg": b"", "text.jpg": b"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve good pictures in the imagefolder convention."""
+    """Twelve good images in the imagefolder convention."""
     rows = ["file_name,text"]
     for i in range(12):
         (tmp_path / f"{i}.jpg").write_bytes(encoded(noise(20, 24, i), "JPEG"))
@@ -146,7 +146,7 @@ def test_skipped_pictures_are_logged(folder, caplog):
     add(folder, "empty.jpg", b"")
     with caplog.at_level("WARNING"), pytest.raises(ValueError, match=r"has 12 good samples, bft.samples asks"):
         data.load(str(folder), 13, side=16)
-    assert "empty.jpg: not a readable picture (empty)" in caplog.text
+    assert "empty.jpg: not a readable image (empty)" in caplog.text
 
 
 def test_an_empty_caption_is_a_bad_sample(folder):
@@ -176,7 +176,7 @@ class Verdict(NamedTuple):
 
 
 def brightness(images: np.ndarray) -> list[Verdict]:
-    """A judge that calls white pictures unsafe."""
+    """A judge that calls white images unsafe."""
     return [Verdict("unsafe" if image.mean() > 250 else "safe") for image in images]
 
 
@@ -198,7 +198,7 @@ def test_check_lists_what_is_wrong(folder):
     assert [where.rpartition("/")[2] for where, _ in report.bad] == ["empty.jpg"]
     assert [what for _, what in report.harmful_captions] == ["bloody, corpse: 'a bloody corpse'"]
     assert [where.rpartition("/")[2] for where, _ in report.judged["bright"]] == ["white.png"]
-    assert "repeated captions     2; most often (3 times) 'a bad one'" in said and "repeated pictures     2" in said
+    assert "repeated captions     2; most often (3 times) 'a bad one'" in said and "repeated images       2" in said
 
 
 def test_check_looks_at_what_a_run_draws(folder):
@@ -213,7 +213,7 @@ def test_the_command(folder, capsys):
     assert "not safe by harm" in capsys.readouterr().out
     add(folder, "text.jpg", BAD["text.jpg"])
     assert command.main(["check", str(folder), "--kind", "folder"]) == 1
-    assert "text.jpg: not a readable picture" in capsys.readouterr().out
+    assert "text.jpg: not a readable image" in capsys.readouterr().out
     for bad in (["/nowhere"], [str(folder), "--judges", "harm"], [str(folder), "--judges", "harm=/nowhere.onnx"]):
         assert command.main(["check", *bad]) == 2
         assert "spqr_jax.data: " in capsys.readouterr().err

@@ -15,7 +15,7 @@ from spqr_jax.data import opening, parquet
 
 
 def picture(value: int = 0, size=(6, 4), kind: str = "PNG") -> bytes:
-    """An encoded picture of one grey value."""
+    """An encoded image of one grey value."""
     stream = io.BytesIO()
     Image.new("RGB", size, (value,) * 3).save(stream, kind)
     return stream.getvalue()
@@ -31,13 +31,13 @@ def put(path, content):
 
 
 def pairs(source) -> list[tuple[str, int]]:
-    """(caption, grey value of the picture) of every row."""
+    """(caption, grey value of the image) of every row."""
     values = [np.asarray(Image.open(io.BytesIO(source.read(i))))[0, 0, 0] for i in range(len(source))]
     return [(caption, int(value)) for caption, value in zip(source.captions, values, strict=True)]
 
 
 def coco(folder, release="val2017", name="{:012d}.jpg", where="{release}"):
-    """Three pictures of grey 9, 42, 7; several captions each, annotation ids out of order."""
+    """Three images of grey 9, 42, 7; several captions each, annotation ids out of order."""
     numbers = [9, 42, 7]
     images = [{"id": n, "file_name": name.format(n), "height": 4, "width": 6} for n in numbers]
     annotations = [
@@ -60,7 +60,7 @@ def coco(folder, release="val2017", name="{:012d}.jpg", where="{release}"):
     ],
 )
 def test_coco(tmp_path, release, name, where):
-    """One caption a picture, the one with the lowest annotation id; folder and file are recognised alike."""
+    """One caption an image, the one with the lowest annotation id; folder and file are recognised alike."""
     folder = coco(tmp_path, release, name, where)
     expected = [("a of 7", 7), ("a of 9", 9), ("a of 42", 42)]
     for text in (folder, f"coco:{folder}", folder / "annotations" / f"captions_{release}.json"):
@@ -105,7 +105,7 @@ def test_aligned_parquet(tmp_path):
 
 
 def hub_parquet(path, columns, groups=2, features=None):
-    """A Parquet file as hubs write them: pictures as {bytes, path}, class names in the schema."""
+    """A Parquet file as hubs write them: images as {bytes, path}, class names in the schema."""
     table = pa.table(columns)
     if features:
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -270,7 +270,7 @@ def test_a_mixture_takes_from_its_parts_in_turn(tmp_path):
         ({}, "cocoa:{}", "cocoa: is unknown; expected one of coco"),
         ({"a.png": picture()}, "{}", "no layout recognised"),
         ({"a.png": picture()}, "classes:{}?colour=red", "option 'colour' is unknown; classes knows template"),
-        ({"a.png": picture()}, "classes:{}", "no folders of pictures"),
+        ({"a.png": picture()}, "classes:{}", "no folders of images"),
         ({"x/a.png": picture()}, "classes:{}?template=%7Bcolour%7D", "may hold {label}"),
         ({"a.png": picture()}, "folder:{}", "no metadata.jsonl"),
         ({}, "coco:{}", "no annotations/captions_"),
@@ -291,9 +291,9 @@ def test_a_mixture_takes_from_its_parts_in_turn(tmp_path):
         ({"a.tar": b"\x1f\x8b" * 600}, "{}", "a.tar is not a readable tar file"),
         ({"a.csv": LONG}, "{}/a.csv?language=hi", "language=hi is not one of its languages"),
         ({"a.csv": LONG}, "{}/a.csv", r"not one of its languages \(ar, fr\)"),
-        ({"a.csv": LONG}, "{}/a.csv?language=ar&images=nowhere", "folder of pictures 'nowhere' does not exist"),
+        ({"a.csv": LONG}, "{}/a.csv?language=ar&images=nowhere", "folder of images 'nowhere' does not exist"),
         ({"Data_Entry_2017.csv": CHEST}, "{}?split=odd", "split=odd is unknown"),
-        ({"Data_Entry_2017.csv": CHEST}, "{}", "holds no captioned picture"),
+        ({"Data_Entry_2017.csv": CHEST}, "{}", "holds no captioned image"),
     ],
 )
 def test_bad_data_sets_are_named(tmp_path, files, text, says):
@@ -305,7 +305,7 @@ def test_bad_data_sets_are_named(tmp_path, files, text, says):
 
 def test_parquet_and_tar_name_the_member_at_fault(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a.parquet has no column of pictures; it has a"):
+    with pytest.raises(ValueError, match=r"a.parquet has no column of images; it has a"):
         data.open_source(f"parquet:{tmp_path}")
     file = tar_file(tmp_path / "a.tar", {"x.png": picture(), "x.txt": b"caf\xe9"})
     with pytest.raises(ValueError, match=r"a.tar:x.txt is not UTF-8"):

@@ -1,4 +1,4 @@
-"""Records, picture checks, combination rules and agreement."""
+"""Records, image checks, combination rules and agreement."""
 
 import itertools
 import json

@@ -172,12 +172,12 @@ def test_clip_score_equals_transformers(legacy, tmp_path):
     records = scorer.score(PICTURES, TEXTS)
     assert np.allclose([r.score for r in records], expected, atol=1e-5)
     assert [r.truncated for r in records] == [False] * 4 + [True]
-    with pytest.raises(ValueError, match="4 texts and 5 pictures"):
+    with pytest.raises(ValueError, match="4 texts and 5 images"):
         scorer.score(PICTURES, TEXTS[:4])
 
 
 def clip_pixels(images: np.ndarray) -> np.ndarray:
-    """CLIP's normalisation of pictures that already have the right size, in float64, as a reference."""
+    """CLIP's normalisation of images that already have the right size, in float64, as a reference."""
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     return ((images / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
 

@@ -39,7 +39,7 @@ def source(tmp_path_factory):
 
 
 def processor():
-    """transformers' picture processor for the tiny model."""
+    """transformers' image processor for the tiny model."""
     return random_llava.processor(SIDE, GRIDS)
 
 
@@ -65,7 +65,7 @@ def pictures(size, count=2):
 
 
 def reference_features(model, images, view):
-    """transformers' image tokens [N, K, D]: anyres for a picture alone, one view and a newline among several."""
+    """transformers' image tokens [N, K, D]: anyres for an image alone, one view and a newline among several."""
     if view == "anyres":
         inputs = processor()(list(images), return_tensors="pt")
         pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]
@@ -73,7 +73,7 @@ def reference_features(model, images, view):
     else:
         base = np.stack([views(image, Geometry(SIDE, SIDE // PATCH, ()), "base")[0] for image in images])
         pixels = torch.from_numpy(base).permute(0, 3, 1, 2).float() / 127.5 - 1
-        pixels = torch.cat([pixels, pixels[:1]])[:, None]  # transformers takes one view each only of several pictures
+        pixels = torch.cat([pixels, pixels[:1]])[:, None]  # transformers takes one view each only of several images
         sizes = torch.tensor([[SIDE, SIDE]] * len(pixels))
         counts = torch.tensor([len(pixels)])
         output = model.model.get_image_features(pixel_values=pixels, image_sizes=sizes, batch_num_images=counts)
@@ -215,7 +215,7 @@ def test_bad_input_is_named(source, exported, tmp_path):
     with pytest.raises(JudgeError, match="the policy is empty"):
         LlavaGuard.open(exported, policy=tmp_path / "empty.txt")
     (tmp_path / "image.txt").write_text("look at <image>")
-    with pytest.raises(JudgeError, match="stands for the picture"):
+    with pytest.raises(JudgeError, match="stands for the image"):
         LlavaGuard.open(exported, policy=tmp_path / "image.txt")
     with pytest.raises(JudgeError, match=r"llavaguard\.json: no such file"):
         LlavaGuard.open(tmp_path, policy=source / "policy.txt")

@@ -88,7 +88,7 @@ def test_channel_order_matters(reference):
 
 
 def crowded_output(rng: np.random.Generator, anchors: int = 400) -> np.ndarray:
-    """A made-up network output [22, A]: many overlapping boxes of all classes, some outside the picture."""
+    """A made-up network output [22, A]: many overlapping boxes of all classes, some outside the image."""
     output = np.zeros((4 + len(LABELS), anchors), np.float32)
     output[:2] = rng.uniform(-20, 340, (2, anchors))
     output[2:4] = rng.uniform(10, 160, (2, anchors))

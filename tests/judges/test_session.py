@@ -130,7 +130,7 @@ def test_a_size_the_sidecar_forbids(tmp_path):
         ({"rule": "median"}, "'median'"),
         ({"input": {"size": [4, 4], "resize": "lanczos"}}, "'lanczos'"),
         ({"input": {"sise": [4, 4]}}, "'sise'"),
-        ({"input": {"size": [4, 4], "layout": "NHWC"}}, "does not take what means.json describes"),
+        ({"input": {"size": [4, 4], "layout": "NHWC"}}, "does not take the input that means.json describes"),
         ({"input": {"size": [4, 4], "name": "images"}}, "no input named images; its inputs are pixels"),
         ({"input": {"size": [4, 4], "std": [0, 0, 0]}}, "std above 0"),
         ({"output": {"name": "probs"}}, "no output named probs"),
@@ -158,7 +158,7 @@ def test_missing_and_broken_sidecars(tmp_path):
 def test_non_finite_features_raise(tmp_path):
     means_graph(tmp_path / "means.onnx", scale=float("inf"))
     (tmp_path / "means.json").write_text(json.dumps({"mode": "native", "input": {}}))
-    with pytest.raises(ValueError, match=r"non-finite features for pictures \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"non-finite features for images \[0, 1\]"):
         Inception.open(tmp_path / "means.onnx")(flat((1, 1, 1), (0, 1, 1)))
     with pytest.raises(ValueError, match="'mean-fid'"):
         Inception.open(tmp_path / "means.onnx", mode="mean-fid")

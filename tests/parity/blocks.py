@@ -87,7 +87,7 @@ def of_text_encoders(pipe: Any, pipeline: Pipeline, config: str, prompts: list[s
 
 
 class _Arguments:
-    """A call's arguments in our layout: NumPy, pictures NHWC; None for what was not given."""
+    """A call's arguments in our layout: NumPy, images NHWC; None for what was not given."""
 
     def __init__(self, call: Call):
         self._given = call.arguments

@@ -117,7 +117,7 @@ def token_ids(pipe: Any, prompts: list[str]) -> np.ndarray:
 
 
 def vae(pipe: Any, pipeline: Pipeline, config: str) -> list[Compared]:
-    """Mean and log-variance of random pictures, and pictures of that mean."""
+    """Mean and log-variance of random images, and images of that mean."""
     side = pipe.vae.config.sample_size
     images = np.random.default_rng(0).uniform(-1, 1, (2, 3, side, side)).astype(np.float32)
     with torch.no_grad():

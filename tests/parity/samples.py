@@ -1,4 +1,4 @@
-"""Whole samples against diffusers' pipelines: same initial latents, same scheduler, pictures compared."""
+"""Whole samples against diffusers' pipelines: same initial latents, same scheduler, images compared."""
 
 import json
 from pathlib import Path
@@ -65,9 +65,9 @@ def apart(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 
 def sample(pipe: Any, directory: Path, kind: str, scheduler: str) -> list[Compared]:
-    """Two pictures in STEPS steps with guidance."""
+    """Two images in STEPS steps with guidance."""
     theirs = diffusers_images(pipe, scheduler, noise(2))
-    assert theirs.std() > 0.02, "the reference is a flat picture and proves nothing"
+    assert theirs.std() > 0.02, "the reference is a flat image and proves nothing"
     ours = generate(load(directory), PROMPTS, [0, 0], steps=STEPS, scheduler=scheduler, latents=noise(2))
     beyond, regraded = apart(ours, theirs)
     name, steps = f"sample, {SCHEDULERS[scheduler]}", f"{STEPS} steps"

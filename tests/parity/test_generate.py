@@ -20,7 +20,7 @@ REST = [(kind, s) for kind in ("sd2", "sdxl") for s in SCHEDULERS if (kind, s) n
 
 def check_equal(ours: np.ndarray, theirs: np.ndarray) -> None:
     """Equal to 1e-4 before rounding, seen after it (`samples.apart`)."""
-    assert ours.dtype == np.uint8 and theirs.std() > 0.02, "the reference is a flat picture and proves nothing"
+    assert ours.dtype == np.uint8 and theirs.std() > 0.02, "the reference is a flat image and proves nothing"
     beyond, regraded = samples.apart(ours, theirs)
     assert beyond <= samples.PIXELS and regraded <= samples.REGRADED
 
@@ -85,7 +85,7 @@ def test_guidance_of_one_or_less_is_off(reference, scale):
 
 
 def test_each_prompt_has_its_own_guidance(reference):
-    """One picture at a time in diffusers; batches of two here, so that the last one is padded too."""
+    """One image at a time in diffusers; batches of two here, so that the last one is padded too."""
     pipe, directory = reference("sd1")
     prompts, scales, latents = ["a cat", "a dog", "nude"], [7.5, 0.5, 3.0], noise(3)
     theirs = np.concatenate(
@@ -107,7 +107,7 @@ def test_another_size(reference):
 
 
 def test_torch_noise_reproduces_a_seeded_pytorch_run(reference):
-    """Seeds of a published prompt file, one torch.Generator a picture."""
+    """Seeds of a published prompt file, one torch.Generator an image."""
     pipe, directory = reference("sd1")
     seeds = [4290749014, 7]
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

@@ -1,4 +1,4 @@
-"""The shipped emoji-world model: diffusers on PyTorch loads the same directory and draws the same picture."""
+"""The shipped emoji-world model: diffusers on PyTorch loads the same directory and draws the same image."""
 
 import numpy as np
 import pytest

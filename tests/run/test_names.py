@@ -50,7 +50,7 @@ def test_bad_reference_pictures_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"real holds 2 pictures, judges.n_reference asks for 3"):
         names.reference_images(config)
     (folder / "2.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"judges.reference: .*2.png: not a readable picture"):
+    with pytest.raises(ValueError, match=r"judges.reference: .*2.png: not a readable image"):
         names.reference_images(config)
 
 
