@@ -1,4 +1,10 @@
-"""python -m convert SOURCE [--base BASE] --out DIR, or python -m convert judges --kind KIND SOURCE --out DIR."""
+"""The command line of `convert`.
+
+    python -m convert SOURCE [--base BASE] --out DIR          # weights to a diffusers directory
+    python -m convert judges --kind KIND SOURCE --out DIR     # a judge to ONNX graphs, see convert.graphs.export
+
+Exit status: 0, or 2 with one line of explanation.
+"""
 
 import argparse
 import hashlib
@@ -13,17 +19,20 @@ BLOCK = 1 << 22
 
 
 def main(argv: list[str]) -> int:
+    """The command line; returns the exit status."""
     if argv[:1] == ["judges"]:
         from convert.graphs import export
 
         export.main(argv[1:])
         return 0
-    parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", help="a pipeline, component, checkpoint or adapter (see convert.load)")
     parser.add_argument("--base", help="the pipeline that a partial checkpoint changes")
     parser.add_argument("--out", required=True, help="diffusers directory to write")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--strength", default=1.0, type=float, help="factor on a LoRA or SPM adapter")
+    parser.add_argument("--strength", default=1.0, type=float, help="factor of a LoRA or SPM adapter")
     arguments = parser.parse_args(argv)
     try:
         recognised = convert.recognise(arguments.source)
@@ -40,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def report(pipeline: Pipeline, source: Path, out: Path) -> None:
-    """Counts and dtype of every component, and the sha256 of the file read and of every weight file written."""
+    """Prints counts and dtypes of every component, and the sha256 of the file read and of every weight file written."""
     if source.is_file():
         print(f"sha256 {sha256(source)}  {source}")
     for component, params in pipeline.params.items():
@@ -53,6 +62,7 @@ def report(pipeline: Pipeline, source: Path, out: Path) -> None:
 
 
 def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in blocks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):

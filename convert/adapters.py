@@ -1,4 +1,4 @@
-"""LoRA and SPM adapters of every published form, merged into the weights: W + strength * alpha / rank * up @ down."""
+"""LoRA and SPM adapters in every published form, merged into the weights: W + strength * alpha / rank * up @ down."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _KOHYA = re.compile(
     rf"^lora_(?P<part>{'|'.join(_KOHYA_PARTS)})_(?P<layer>[^.]+)\."
     r"(?P<role>lora_down\.weight|lora_up\.weight|alpha)$"
 )
-# PEFT (lora_A, lora_B, also with the adapter's name behind), diffusers (lora.down, lora_linear_layer.down) and its
+# PEFT (lora_A, lora_B, or with the adapter's name after them), diffusers (lora.down, lora_linear_layer.down), and its
 # legacy attention processors (processor.to_q_lora.down).
 _DOTTED = re.compile(
     rf"^((?P<part>{'|'.join(_ADAPTED)})\.)?(?P<peft>base_model\.model\.)?(?P<layer>.+?)"
@@ -40,16 +40,23 @@ _HEADER = "lora_adapter_metadata"  # diffusers' own field of a safetensors heade
 
 
 class Key(NamedTuple):
-    """A parsed key: component ("" if the file does not say), layer as written, its writing, and "up"/"down"/"alpha"."""
+    """A parsed key.
+
+    Attributes:
+        part: the component; "" if the key names none.
+        layer: the layer, as the key writes it.
+        form: "kohya", "peft" or "diffusers".
+        role: "up", "down" or "alpha".
+    """
 
     part: str
     layer: str
-    form: str  # "kohya", "peft" or "diffusers"
+    form: str
     role: str
 
 
 def parse(key: str) -> Key | None:
-    """Take a key apart; None if it belongs to no form known here."""
+    """The parts of a key; None if the key has none of the known forms."""
     match = _KOHYA.match(key)
     if match:
         role = match["role"].removeprefix("lora_").removesuffix(".weight")
@@ -65,7 +72,7 @@ def parse(key: str) -> Key | None:
 
 
 def describe(state: Mapping[str, Any]) -> str:
-    """The forms and number of a file's adapters, in words."""
+    """Number, ranks and forms of the adapters in a file, in words."""
     keys = [parsed for key in state if (parsed := parse(key))]
     forms, downs = sorted({key.form for key in keys}), sum(key.role == "down" for key in keys)
     ranks = sorted({int(np.asarray(state[k]).shape[0]) for k in state if (p := parse(k)) and p.role == "down"})
@@ -73,7 +80,7 @@ def describe(state: Mapping[str, Any]) -> str:
 
 
 class Layers:
-    """The layers of a pipeline that an adapter may sit on, under all the names that files use."""
+    """The layers of a pipeline that an adapter may change, under all the names that files use."""
 
     def __init__(self, pipeline: Pipeline):
         self.kernels: dict[str, dict[str, Any]] = {}
@@ -85,7 +92,7 @@ class Layers:
         self._configs = pipeline.configs
 
     def find(self, key: Key) -> tuple[str, str] | None:
-        """(component, layer); None when there is no such layer, or when it is in two components."""
+        """(component, layer) of a key; None if there is no such layer, or if two components have it."""
         found = [
             (component, layer)
             for component in ([key.part] if key.part else self.kernels)
@@ -105,10 +112,12 @@ class Layers:
 
 
 class Scales:
-    """What up @ down is multiplied by, per layer.
+    """The factor of up @ down in each layer: alpha / rank.
 
-    alpha comes from the layer's own `.alpha`, else from PEFT's configuration (adapter_config.json, or the header that
-    diffusers writes), else from an SPM's header; kohya's and diffusers' files that state none mean alpha = rank.
+    alpha is the layer's own `.alpha`. Without one it comes from PEFT's configuration (adapter_config.json, or the
+    header that diffusers writes), or from the header of an SPM. kohya's and diffusers' files without any alpha mean
+    alpha = rank. Raises ConversionError for a header that states alpha in an unknown way, and for adapters other than
+    LoRA.
     """
 
     def __init__(self, config: dict[str, Any] | None, header: Mapping[str, str], source: str):
@@ -127,6 +136,7 @@ class Scales:
                 raise ConversionError(f"{source}: {'DoRA' if kind == 'LORA' else kind} is not supported, only LoRA.")
 
     def of(self, component: str, layer: str, rank: int, alpha: float | None) -> float:
+        """The factor in one layer; `alpha` is the layer's own, or None."""
         peft = self._peft.get(component) or self._peft.get("")
         if alpha is not None:
             return alpha / rank
@@ -136,7 +146,7 @@ class Scales:
         return 1.0 if self._spm is None else self._spm / rank
 
     def _pattern(self, patterns: Mapping[str, float], layer: str, default: float) -> float:
-        """PEFT's rule: the first pattern that matches the end of the layer's name."""
+        """alpha by PEFT's rule: that of the first pattern that matches the end of the layer's name, else `default`."""
         try:
             return next((alpha for end, alpha in patterns.items() if re.match(rf"(.*\.)?({end})$", layer)), default)
         except re.error as error:
@@ -146,10 +156,11 @@ class Scales:
 def merge(
     pipeline: Pipeline, state: Mapping[str, Any], *, config: dict[str, Any] | None, source: str, strength: float = 1.0
 ) -> Pipeline:
-    """The pipeline with a file's adapters folded into its weights, in float32, scaled as `Scales` says.
+    """The pipeline with the adapters of a file added to its weights, computed in float32.
 
-    Raises ConversionError naming every key that fits no layer, lacks its pair or is misshapen or damaged, and for a
-    PEFT file without its configuration (`config`), which alone states alpha.
+    config: PEFT's adapter_config.json. strength: factor beside that of `Scales`. Raises ConversionError with every key
+    that fits no layer, lacks its partner, has the wrong shape or is damaged. A PEFT file without `config` is refused
+    too, since only the config states alpha.
     """
     layers = Layers(pipeline)
     problems: dict[str, list[str]] = {}
@@ -182,7 +193,7 @@ def merge(
 
 
 def _pair(layers: Layers, state: Mapping[str, Any], problems: dict[str, list[str]]):
-    """(component, layer) -> {"down": key, "up": key, perhaps "alpha": key}, and the forms met; faults to `problems`."""
+    """(component, layer) -> role -> key, and the forms of the keys. Faults are added to `problems`."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     forms = set()
     for key in state:
@@ -206,7 +217,7 @@ def _pair(layers: Layers, state: Mapping[str, Any], problems: dict[str, list[str
 
 
 def _product(down: np.ndarray, up: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """up @ down in the layout of a kernel of `shape`; None where they do not fit.
+    """up @ down in the layout of a kernel of `shape`; None if the shapes do not fit.
 
     down [R, I] or, of a convolution, [R, I, H, W]; up [O, R] or [O, R, 1, 1]; kernel [I, O] or [H, W, I, O].
     """

@@ -1,4 +1,4 @@
-"""One component of a pipeline: its model from its config, and its replacement by a file's."""
+"""One component of a pipeline: its model from a config, and its replacement by the weights of a file."""
 
 import functools
 import json
@@ -13,13 +13,13 @@ from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
-# A UNet file with more than this share of the leaves, yet not all, is a damaged whole and no partial checkpoint: what
-# methods leave out (cross-attention, or all but it; norms) is more.
+# A UNet file that lacks some leaves and has more than this share of them is damaged. Partial checkpoints of methods
+# lack more: cross-attention, everything else, or the norms.
 NEARLY_ALL = 0.9
 
 
 def define(component: str, config: dict[str, Any]) -> tuple[Definition, Params]:
-    """As `pipeline.define`, traced once per config: a run loads many checkpoints of one architecture."""
+    """As `pipeline.define`, but traced once per config, since a run loads many checkpoints of one architecture."""
     return _define(component, json.dumps(config, sort_keys=True))
 
 
@@ -48,10 +48,10 @@ def load(
     source: str,
     dtype: str,
 ) -> Pipeline:
-    """The pipeline with its UNet or VAE replaced, or its UNet partly replaced, by a state dict.
+    """The pipeline with the weights of its UNet or VAE replaced by those of a state dict.
 
-    `config` is the config.json beside the weights, which then must be whole, or None. Raises ConversionError when keys
-    or config do not fit the pipeline.
+    config: the config.json beside the weights, or None. With a config the weights must be complete; without one a UNet
+    may also be replaced in part. Raises ConversionError if keys or config do not fit the pipeline.
     """
     ours = pipeline.configs[component]
     used = config or ours

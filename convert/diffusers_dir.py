@@ -19,9 +19,9 @@ PIPELINE_OPTIONS = ("force_zeros_for_empty_prompt",)
 
 
 def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
-    """Read a diffusers directory (safetensors, or .bin through torch with weights_only).
+    """Reads a diffusers directory: safetensors, or .bin with torch and weights_only=True.
 
-    Raises FileNotFoundError naming the missing file, ConversionError for weights that do not fit, of all components.
+    Raises FileNotFoundError with the missing file, ConversionError with the faults of all components.
     """
     index = read_json(directory / "model_index.json")
     params, definitions, configs, tokenizers = {}, {}, {}, {}
@@ -47,6 +47,7 @@ def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
 
 
 def load_tokenizer(folder: Path):
+    """The transformers CLIPTokenizer in a folder. Raises FileNotFoundError if the folder is missing."""
     from transformers import CLIPTokenizer
 
     if not folder.is_dir():
@@ -55,10 +56,10 @@ def load_tokenizer(folder: Path):
 
 
 def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
-    """Write a directory that diffusers' StableDiffusionPipeline (or XL) loads with identical output.
+    """Writes a directory that diffusers' StableDiffusionPipeline (or XL) loads with identical output.
 
-    It is written whole beside its place first: a run that breaks off leaves nothing half-written. What is there under
-    the same names is replaced. Raises ValueError for a pipeline with something attached.
+    It is completed in a temporary folder first, so that a run that breaks off leaves no part of it. Files and folders
+    of the same names are replaced. Raises ValueError for a pipeline with an attachment.
     """
     if pipeline.attached is not None:
         raise ValueError(
@@ -76,7 +77,7 @@ def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
 
 
 def _write(pipeline: Pipeline, directory: Path) -> list[Path]:
-    """The files and folders of a diffusers directory, model_index.json last."""
+    """Writes the files and folders of a diffusers directory; returns their paths, model_index.json last."""
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline" if pipeline_lib.is_sdxl(pipeline) else "StableDiffusionPipeline",
         "_diffusers_version": "0.40.0",

@@ -70,7 +70,7 @@ COMPONENTS = {
 }
 TOKENIZER_LIBRARY = ("transformers", "CLIPTokenizer")
 
-# The vocabulary of every Stable Diffusion; read from the local cache only.
+# The vocabulary of every Stable Diffusion. It is read from the local cache only.
 VOCABULARY = "openai/clip-vit-large-patch14"
 
 _SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -109,7 +109,7 @@ _VAE = {
     "sample_size": 512,
     "scaling_factor": 0.18215,
 }
-# eos_token_id 2 is how the published files have it (see spqr_jax.backbones.models.CLIPTextModel).
+# The published files have eos_token_id 2 (see spqr_jax.backbones.models.CLIPTextModel).
 _TOKENS = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
 _CLIP_L = {
     **_TOKENS,
@@ -124,7 +124,13 @@ _CLIP_L = {
 
 
 class Family(NamedTuple):
-    """configs: component (and "scheduler", "model_index") -> config; prediction_known: whether the shapes imply it."""
+    """One published architecture.
+
+    Attributes:
+        name: as messages call it.
+        configs: component (and "scheduler", "model_index") -> config.
+        prediction_known: whether all its checkpoints predict the same: noise, or velocity.
+    """
 
     name: str
     configs: dict[str, dict[str, Any]]
@@ -218,9 +224,9 @@ def tokenizer_names(components: Iterable[str]) -> list[str]:
 
 
 def infer(state: Mapping[str, Any]) -> Family | None:
-    """The family of a CompVis checkpoint, by the width its cross-attention reads; None if unlike all.
+    """The family of a CompVis checkpoint, by the width of the text states that its cross-attention reads.
 
-    Every other shape is checked when the weights are read.
+    None if no family has this width. All other shapes are checked when the weights are read.
     """
     key = next((k for k in state if k.endswith("transformer_blocks.0.attn2.to_k.weight")), None)
     width = np.asarray(state[key]).shape[-1] if key else None
@@ -231,7 +237,10 @@ def infer(state: Mapping[str, Any]) -> Family | None:
 
 
 def tokenizers(names: Iterable[str]) -> dict[str, Any]:
-    """CLIP's tokenizer from the local Hugging Face cache, SDXL's second with its own padding; OSError without it."""
+    """CLIP's tokenizers from the local Hugging Face cache; SDXL's second has its own padding.
+
+    Raises OSError if the vocabulary is not in the cache.
+    """
     from transformers import CLIPTokenizer
 
     padding: dict[str, dict[str, Any]] = {"tokenizer": {}, "tokenizer_2": {"pad_token": "!"}}

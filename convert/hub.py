@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face hub: the only place that downloads, and only when a source begins with "hub:"."""
+"""Weights from the Hugging Face hub. Only this file downloads, and only for a source that begins with "hub:"."""
 
 import re
 from collections.abc import Iterable
@@ -11,10 +11,10 @@ _NAME = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(/(?P<in
 
 
 def fetch(source: str) -> Path:
-    """ "hub:owner/name", "hub:owner/name@revision", or either with "/file or folder" inside -> a local path.
+    """The local path of a hub source: "hub:owner/name[@revision][/file or folder]".
 
-    Raises ValueError for another form or when it names nothing, and what huggingface_hub raises when the hub cannot be
-    reached or refuses.
+    Raises ValueError for another form, and for a source that does not name one set of weights. Raises the errors of
+    huggingface_hub if the hub cannot be reached or refuses.
     """
     match = _NAME.match(source.removeprefix(PREFIX))
     if match is None or ".." in source:
@@ -32,9 +32,9 @@ def fetch(source: str) -> Path:
 
 
 def wanted(names: Iterable[str], inside: str = "") -> list[str]:
-    """The files to download of a repository's: configs, and one set of weights per folder (or the file named).
+    """The files of a repository to download: configs, and one set of weights per folder, or the file `inside`.
 
-    Repositories hold the same weights many times over; the one that `tensors.find_weights` would read is taken.
+    Repositories hold the same weights in several files. The one that `tensors.find_weights` would read is taken.
     """
     folders: dict[str, list[str]] = {}
     for name in names:

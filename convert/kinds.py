@@ -1,4 +1,4 @@
-"""What a file of tensors holds, told from its keys alone."""
+"""The kinds of files that hold tensors. A file's keys alone show its kind."""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ VAE = "VAE"
 TEXT_ENCODER = "text encoder"
 UNKNOWN = "unknown"
 
-# Containers come before what they contain: one key that matches decides.
+# A container comes before its contents. The first kind with a matching key is the file's.
 _PATTERNS = {
     LORA: r"lora_(A|B|up|down|mid|unet|te\d?)\b|^lora_(unet|te\d?)_|[._]lora(_linear_layer)?\.(up|down)\."
     r"|\.(hada_w|lokr_w|dora_scale|lora_magnitude)",
@@ -26,7 +26,7 @@ _PATTERNS = {
 
 
 def kind_of(keys: Iterable[str]) -> str:
-    """One of the kinds above; UNKNOWN when no key says."""
+    """One of the kinds above; UNKNOWN if no key matches."""
     names = list(keys)
     for kind, pattern in _PATTERNS.items():
         if any(re.search(pattern, name) for name in names):
@@ -35,7 +35,7 @@ def kind_of(keys: Iterable[str]) -> str:
 
 
 def hint(keys: Iterable[str]) -> str:
-    """A sentence for an error: what the file looks like and how such a file is passed; empty when unknown."""
+    """A sentence for an error: the kind that the file looks like, and how to pass such a file. "" if it is unknown."""
     kind = kind_of(keys)
     if kind == UNKNOWN:
         return ""
@@ -46,5 +46,5 @@ def hint(keys: Iterable[str]) -> str:
 
 
 def article(kind: str) -> str:
-    """ "a UNet", "an SPM adapter"."""
+    """The kind with its article: "a UNet", "an SPM adapter"."""
     return f"{'an' if kind == SPM else 'a'} {kind}"

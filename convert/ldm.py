@@ -1,6 +1,7 @@
-"""The names of the original (CompVis, Stability) code in diffusers' names.
+"""From the names of the original code (CompVis, Stability) to diffusers' names.
 
-One file holds every component under a prefix; inside, layers are numbered through where diffusers nests blocks.
+One file holds every component under a prefix of its own. Inside a component the original code numbers all blocks in one
+row, where diffusers nests them.
 """
 
 import re
@@ -43,7 +44,7 @@ _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "
 
 
 def component_of(key: str) -> tuple[str, str]:
-    """(component, the rest of the key); ("", key) when no prefix says. A bare UNet's names count as its own."""
+    """(component, key without its prefix); ("", key) for an unknown prefix. A UNet's names need no prefix."""
     for prefix, component in PREFIXES.items():
         if key.startswith(prefix):
             return component, key[len(prefix) :]
@@ -53,17 +54,17 @@ def component_of(key: str) -> tuple[str, str]:
 
 
 def namer(component: str, config: dict[str, Any]) -> Callable[[str], str]:
-    """The rule for a UNet's or VAE's keys, with or without prefix."""
+    """A function from the keys of a UNet or VAE, with or without prefix, to diffusers' names."""
     if COMPONENTS[component].kind == kinds.UNET:
         return lambda key: unet_name(component_of(key)[1], config["layers_per_block"])
     return lambda key: vae_name(component_of(key)[1], len(config["block_out_channels"]))
 
 
 def unet_name(key: str, layers_per_block: int) -> str:
-    """A CompVis UNet key without prefix -> diffusers' key; an unknown key stays as it is.
+    """A CompVis UNet key without prefix -> diffusers' key. An unknown key stays as it is.
 
-    input_blocks counts conv_in, then per block its layers and a downsampler; output_blocks counts per block one layer
-    more than going down, the last with the upsampler behind it.
+    input_blocks numbers conv_in, then the layers and the downsampler of each block. output_blocks numbers one layer
+    more per block; the upsampler follows the last layer under the same number.
     """
     for pattern, name in _UNET_TOP:
         if pattern.match(key):
@@ -87,7 +88,7 @@ def unet_name(key: str, layers_per_block: int) -> str:
 
 
 def _resnet(rest: str) -> str:
-    """Inside a residual block; attention has the same names in both."""
+    """The rest of a key inside a residual block. Attention layers have the same names in both."""
     for old, new in _RESNET.items():
         if rest == old or rest.startswith(f"{old}."):
             return new + rest[len(old) :]
@@ -95,7 +96,7 @@ def _resnet(rest: str) -> str:
 
 
 def vae_name(key: str, blocks: int) -> str:
-    """A CompVis VAE key without prefix -> diffusers' key. `blocks`: resolutions; the decoder counts them backwards."""
+    """A CompVis VAE key without prefix -> diffusers' key. blocks: number of resolutions (the decoder counts down)."""
     key = re.sub(r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets.", key)
     key = re.sub(r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0.", key)
     up = re.match(r"^decoder\.up\.(\d+)\.(block|upsample)\.(.+)$", key)
@@ -110,12 +111,12 @@ def vae_name(key: str, blocks: int) -> str:
 
 
 def is_vae_key(key: str) -> bool:
-    """True for a name that only the original VAE code uses."""
+    """Whether only the original VAE code uses such a name."""
     return bool(re.match(r"^(encoder\.down|decoder\.up|encoder\.mid|decoder\.mid)\.", key))
 
 
 def kohya_name(name: str, layers_per_block: int) -> str:
-    """A UNet layer's CompVis name with its dots written as underscores -> diffusers' name in the same writing."""
+    """A UNet layer's CompVis name -> diffusers' name, both with underscores in place of dots."""
     dotted = re.sub(r"_(\d+)(?=_|$)", r".\1", name)
     dotted = re.sub(r"(\.\d+)_", r"\1.", dotted)
     return unet_name(f"{dotted}.", layers_per_block).removesuffix(".").replace(".", "_")

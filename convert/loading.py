@@ -1,4 +1,4 @@
-"""`load`: one entry for every kind of checkpoint."""
+"""`load` reads every kind of checkpoint."""
 
 import os
 from typing import Any
@@ -19,19 +19,19 @@ def load(
     dtype: str = "float32",
     strength: float = 1.0,
 ) -> Pipeline:
-    """Load a pipeline from any of the forms checkpoints come in; which one is told from the keys (`recognise`).
+    """Loads a pipeline from any form in which checkpoints are published. The keys show the form (`recognise`).
 
     Args:
         source: a diffusers directory; a directory or file of one component (UNet, whole or partial, VAE, text
             encoder); a single-file CompVis checkpoint; a LoRA (PEFT, diffusers, kohya, legacy processors) or an SPM
             adapter, which are merged into the weights; or "hub:owner/name[@revision][/path inside]", the only form
             that downloads. A Pipeline is returned as it is.
-        base: the pipeline (or its source) that a partial source changes.
-        dtype: "float32" or "bfloat16", of every parameter.
-        strength: factor on a LoRA or SPM adapter.
+        base: the pipeline, or its source, that a partial source changes.
+        dtype: type of every parameter, "float32" or "bfloat16".
+        strength: factor of a LoRA or SPM adapter.
 
-    Raises FileNotFoundError when the path does not exist, ConversionError when the content does not fit (naming every
-    key at fault) or needs a base, ValueError for another dtype (float16 overflows in SDXL's VAE).
+    Raises FileNotFoundError if the path does not exist. Raises ConversionError if the content does not fit, with every
+    key at fault, or if a base is missing. Raises ValueError for another dtype (float16 overflows in SDXL's VAE).
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f'dtype must be "float32" or "bfloat16", found {dtype!r}.')
@@ -66,7 +66,7 @@ def _change(base: Pipeline, opened: recognition.Source, *, dtype: str, strength:
 
 
 def _cast(pipeline: Pipeline, dtype: str) -> Pipeline:
-    """Every parameter in `dtype`; the same arrays where they have it already."""
+    """The pipeline with every parameter in `dtype`. Arrays that have this type are not copied."""
 
     def cast(_: str, leaf: Any) -> Any:
         return leaf if leaf.dtype == np.dtype(dtype) else leaf.astype(dtype)

@@ -1,4 +1,4 @@
-"""Pickled PyTorch files, opened with weights_only=True: nothing in them is ever executed."""
+"""Pickled PyTorch files. They are opened with weights_only=True, so nothing in them is executed."""
 
 import re
 import zipfile
@@ -31,10 +31,11 @@ class PickledTensors(Mapping):
 
 
 def load_pickled(path: Path) -> Mapping[str, np.ndarray]:
-    """A .bin, .pt, .pth or .ckpt state dict as NumPy arrays (bfloat16 becomes float32), by memory map where it can be.
+    """A .bin, .pt, .pth or .ckpt state dict as NumPy arrays (bfloat16 becomes float32), memory-mapped where possible.
 
-    A `state_dict` wrapper is unwrapped. Raises ConversionError when the file needs more than tensors to open, when it
-    would unpack to more than it holds, and ModuleNotFoundError naming the extra when torch is not installed.
+    A state dict inside the entry `state_dict` is taken out of it. Raises ConversionError for a file that holds anything
+    beside tensors, or that would unpack to more bytes than it has. Raises ModuleNotFoundError with the extra to install
+    if torch is missing.
     """
     try:
         import torch
@@ -71,7 +72,10 @@ def load_pickled(path: Path) -> Mapping[str, np.ndarray]:
 
 
 def _refuse_bombs(path: Path) -> None:
-    """PyTorch stores every record as it is, once; compressed or overlapping records would unpack without bound."""
+    """Raises ConversionError for compressed or overlapping records, which can unpack without bound.
+
+    PyTorch stores every record once and uncompressed.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -87,7 +91,7 @@ def _refuse_bombs(path: Path) -> None:
 
 
 def _plain(tensor: Any) -> bool:
-    """Dense, and no larger than the memory behind it: a stride of zero makes gigabytes out of one number."""
+    """Whether a tensor is dense and no larger than its memory. A stride of zero makes gigabytes out of one number."""
     import torch
 
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -96,7 +100,7 @@ def _plain(tensor: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What torch could not load, without its advice to load it unsafely."""
+    """The reason why torch could not load a file, without its advice to load it unsafely."""
     text = str(error)
     needs = re.findall(r"GLOBAL ([\w.]+)", text)
     if needs:

@@ -1,4 +1,4 @@
-"""What a source is, told from its keys before anything is converted."""
+"""Recognising a source by its keys, before anything is converted."""
 
 import json
 import os
@@ -12,14 +12,21 @@ from convert.tensors import find_weights, metadata, open_tensors, read_json
 
 
 class Recognised(NamedTuple):
-    """kind: one of `convert.kinds`; detail: what it holds, in words."""
+    """kind: one of `convert.kinds`. detail: the contents in words."""
 
     kind: str
     detail: str
 
 
 class Source(NamedTuple):
-    """An opened source: where it is, what it is, its tensors (none of a pipeline), and the config.json beside them."""
+    """An opened source.
+
+    Attributes:
+        path: the file or directory.
+        recognised: its kind.
+        state: its tensors; none for a diffusers directory.
+        config: the config.json or adapter_config.json beside it, or None.
+    """
 
     path: Path
     recognised: Recognised
@@ -28,12 +35,15 @@ class Source(NamedTuple):
 
 
 def recognise(source: str | os.PathLike) -> Recognised:
-    """What `convert.load` would take `source` for. Raises FileNotFoundError, or ConversionError for what it refuses."""
+    """The kind that `convert.load` finds in `source`.
+
+    Raises FileNotFoundError, or ConversionError for a source that cannot be loaded.
+    """
     return open_source(source).recognised
 
 
 def open_source(source: str | os.PathLike) -> Source:
-    """Open a file or directory and tell what it is; tensors are read later."""
+    """Opens a file or directory and recognises it. Tensors are read later. Raises as `recognise`."""
     text = os.fspath(source)
     path = hub.fetch(text) if text.startswith(hub.PREFIX) else Path(source)
     if path.is_dir() and (path / "model_index.json").exists():
@@ -59,7 +69,7 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _config_beside(path: Path, weights: Path, kind: str) -> dict[str, Any] | None:
-    """A component directory's config.json; an adapter's adapter_config.json, also beside a file given by itself."""
+    """The config.json of a component's directory, or the adapter_config.json beside an adapter; None without one."""
     config = weights.parent / "adapter_config.json" if kind == kinds.LORA else path / "config.json"
     return read_json(config) if config.exists() else None
 

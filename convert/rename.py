@@ -1,8 +1,8 @@
-"""The one rule that turns PyTorch state dicts into parameter pytrees and back.
+"""One rule turns PyTorch state dicts into parameter pytrees and back.
 
-The target leaf decides: `kernel` takes a `weight` transposed (OIHW -> HWIO, [out, in] -> [in, out]), `scale` and
-`embedding` take it as it is, every other leaf keeps its name. Nothing is skipped: missing, unexpected, twice-set and
-misshapen keys are gathered into one error.
+The name of the target leaf decides. A `kernel` is a `weight` transposed (OIHW -> HWIO, [out, in] -> [in, out]). A
+`scale` or an `embedding` is a `weight` as it is. Every other leaf has the same name in PyTorch. No key is skipped: one
+error lists all keys that are missing, unexpected, set twice or of the wrong shape.
 """
 
 import re
@@ -19,7 +19,7 @@ from spqr_jax import params as params_lib
 from spqr_jax.params import Params
 
 WEIGHT_LEAVES = ("kernel", "scale", "embedding")
-# Names that published files still carry, and what the modules are called now.
+# Kind of component -> (old name in published files, present name).
 OLD_NAMES = {
     kinds.VAE: (
         (re.compile(r"\.query\."), ".to_q."),
@@ -31,7 +31,8 @@ OLD_NAMES = {
 }
 # Buffers, not parameters: CLIP files written before transformers 4.31 hold the positions 0..76.
 IGNORED = re.compile(r"(^|\.)position_ids$")
-# No weight of a working model is as large, or a whole tensor as small: such numbers are bytes read in the wrong order.
+# The largest weight of a tensor lies between these in every working model. Numbers beyond them are bytes in wrong
+# order.
 PLAUSIBLE = (1e-30, 1e15)
 
 
@@ -40,7 +41,7 @@ class ConversionError(ValueError):
 
 
 def torch_name(path: str) -> str:
-    """Our leaf path -> PyTorch's key."""
+    """The path of our leaf -> PyTorch's key."""
     parent, _, leaf = path.rpartition(".")
     return f"{parent}.weight" if leaf in WEIGHT_LEAVES else path
 
@@ -48,7 +49,7 @@ def torch_name(path: str) -> str:
 def to_ours(path: str, array: np.ndarray, ndim: int | None = None) -> np.ndarray:
     """A PyTorch tensor in the layout of the leaf at `path`.
 
-    A 1x1 convolution becomes the linear layer it is when the leaf has `ndim` 2 (CompVis writes attention so).
+    A 1x1 convolution becomes a linear layer if the leaf has `ndim` 2. CompVis writes attention layers as convolutions.
     """
     if ndim == 2 and array.ndim > 2 and set(array.shape[2:]) == {1}:
         array = array.reshape(array.shape[:2])
@@ -65,7 +66,7 @@ def to_torch(path: str, array: np.ndarray) -> np.ndarray:
 
 
 def modern_name(key: str, component: str) -> str:
-    """A key of an older file under its present name."""
+    """The present name of a key in an older file."""
     for pattern, name in OLD_NAMES.get(COMPONENTS[component].kind, ()):
         key = pattern.sub(name, key)
     return key
@@ -83,9 +84,9 @@ def from_torch(
 ) -> Params:
     """State dict -> parameters shaped like `skeleton` (jax.ShapeDtypeStruct leaves), in `dtype`.
 
-    `name` gives a key's name in diffusers (default: `modern_name`). `partial=True` allows leaves to be missing (a file
-    that holds only what a method changed) and returns only those present. Raises ConversionError naming every missing,
-    unexpected, twice-set, misshapen or damaged key, under the file's own names.
+    name: key -> its name in diffusers, default `modern_name`. partial: leaves may be missing, as in the files of
+    methods that change a part of the model; only those present are returned. Raises ConversionError with every key
+    that is missing, unexpected, set twice, of the wrong shape or damaged, under the file's own names.
     """
     leaves = params_lib.flatten(skeleton)
     found, problems = _read(state, leaves, name or (lambda key: modern_name(key, component)), np.dtype(dtype))
@@ -128,7 +129,7 @@ def _read(
 
 
 def damage_of(array: np.ndarray) -> str:
-    """What is wrong with a tensor's numbers: "NaN or Inf", "wrong byte order?", or nothing."""
+    """The fault of a tensor's numbers: "NaN or Inf", "wrong byte order?", or "" for none."""
     values = array if array.dtype.kind == "f" else array.astype(np.float32)
     peak = float(max(values.max(), -values.min())) if values.size else 0.0
     if not np.isfinite(peak):  # NaN passes through max and min
@@ -143,7 +144,7 @@ def into_torch(params: Params) -> dict[str, np.ndarray]:
 
 @contextmanager
 def collect(errors: list[str]) -> Iterator[None]:
-    """Put a ConversionError's message into `errors` and go on, so that one error can name every component's faults."""
+    """Adds the message of a ConversionError to `errors` and goes on, so that one error lists all components' faults."""
     try:
         yield
     except ConversionError as error:
@@ -151,7 +152,7 @@ def collect(errors: list[str]) -> Iterator[None]:
 
 
 def raise_all(errors: list[str]) -> None:
-    """One ConversionError with all messages, if there are any."""
+    """Raises one ConversionError with all messages, if there are any."""
     if errors:
         raise ConversionError("\n".join(errors))
 

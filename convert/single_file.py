@@ -1,4 +1,4 @@
-"""Single-file checkpoints of the original (CompVis, Stability) code: UNet, VAE and text encoders in one state dict."""
+"""Single files of the original code (CompVis, Stability): UNet, VAE and text encoders in one state dict."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from spqr_jax.pipeline import Pipeline
 
 
 def parts(state: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Component -> its keys; "ema" and "buffers" are left out of the model, "" belongs to nothing known."""
+    """Component -> its keys. "ema" and "buffers" hold keys that are not part of the model, "" holds unknown keys."""
     found: dict[str, list[str]] = {}
     for key in state:
         if ldm.EMA.match(key):
@@ -25,7 +25,7 @@ def parts(state: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def describe(state: Mapping[str, Any]) -> str:
-    """What a single file holds, in words."""
+    """The contents of a single file, in words."""
     found, family = parts(state), families.infer(state)
     held = [f"{name} {len(found[name])}" for name in COMPONENTS if name in found]
     left_out = [
@@ -36,10 +36,10 @@ def describe(state: Mapping[str, Any]) -> str:
 
 
 def load(state: Mapping[str, Any], base: Pipeline | None, *, source: str, dtype: str) -> Pipeline:
-    """A pipeline from a single file: what the file holds replaces the base's; without a base, all must be there.
+    """The pipeline in a single file. Its components replace those of `base`; without a base, all of them must be there.
 
     Configurations and tokenizers come from `base`, or from the file's family and the local cache. Raises
-    ConversionError listing every key at fault in every component.
+    ConversionError with every key at fault in every component.
     """
     found = parts(state)
     pipeline = base if base is not None else _blank(state, found, source)
@@ -71,7 +71,7 @@ def _component(state: Mapping[str, Any], component: str, config: dict[str, Any],
 
 
 def _blank(state: Mapping[str, Any], found: dict[str, list[str]], source: str) -> Pipeline:
-    """Everything but the weights, from what the file's shapes say."""
+    """A pipeline without weights, whose family is found from the file's shapes."""
     family = families.infer(state)
     needed = [name for name in COMPONENTS if name in (family.configs if family else families.NEEDED)]
     absent = [name for name in needed if name not in found]
@@ -100,7 +100,10 @@ def _blank(state: Mapping[str, Any], found: dict[str, list[str]], source: str) -
 
 
 def _check_prediction(state: Mapping[str, Any], pipeline: Pipeline, source: str) -> None:
-    """Fine-tunes that predict velocity mark their files with `v_pred` (and `ztsnr`); the scheduler must agree."""
+    """Raises ConversionError if the scheduler disagrees with the file's marks.
+
+    Fine-tunes that predict velocity mark their files with `v_pred`, and with `ztsnr` if they were trained at zero SNR.
+    """
     scheduler = pipeline.configs["scheduler"]
     if "v_pred" in state and scheduler.get("prediction_type", "epsilon") != "v_prediction":
         raise ConversionError(

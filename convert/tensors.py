@@ -1,4 +1,4 @@
-"""Weight files as mappings from key to tensor, each tensor read when it is asked for."""
+"""Weight files as mappings from key to tensor. Each tensor is read when it is needed."""
 
 import json
 import os
@@ -25,7 +25,7 @@ FOLDER_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_mo
 
 
 class TensorFile(Mapping):
-    """A .safetensors file as a mapping, read by memory map one tensor at a time; `metadata` is its header's."""
+    """A .safetensors file as a mapping, memory-mapped, read one tensor at a time. `metadata`: strings of its header."""
 
     def __init__(self, path: Path):
         try:
@@ -50,7 +50,7 @@ class TensorFile(Mapping):
 
 
 class Shards(Mapping):
-    """Weights cut into several files by an index ({"weight_map": {key: file name}}), read as one."""
+    """Weights in several files, read as one mapping by their index ({"weight_map": {key: file name}})."""
 
     def __init__(self, index: Path):
         try:
@@ -81,7 +81,7 @@ class Shards(Mapping):
 
 
 class View(Mapping):
-    """Some of a state dict's tensors under other keys: key -> (key in the state dict, function applied on reading)."""
+    """Some tensors of a state dict under other keys: key -> (key in the state dict, function applied on reading)."""
 
     def __init__(self, state: Mapping[str, Any], entries: Mapping[str, tuple[str, Callable[[Any], Any]]]):
         self._state, self._entries = state, entries
@@ -98,12 +98,15 @@ class View(Mapping):
 
 
 def subset(state: Mapping[str, Any], keys: list[str]) -> View:
-    """The tensors at `keys`, unchanged."""
+    """The tensors under `keys`, unchanged."""
     return View(state, {key: (key, lambda tensor: tensor) for key in keys})
 
 
 def open_tensors(path: Path) -> Mapping[str, Any]:
-    """A weight file or an index of shards. Raises FileNotFoundError, ConversionError for anything else."""
+    """The tensors of a weight file, or of the shards of an index.
+
+    Raises FileNotFoundError if it does not exist, ConversionError if it is neither.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing.")
     if path.suffix == ".safetensors":
@@ -118,20 +121,23 @@ def open_tensors(path: Path) -> Mapping[str, Any]:
 
 
 def metadata(state: Mapping[str, Any]) -> dict[str, str]:
-    """The strings in a safetensors header; empty for other files."""
+    """The strings in a safetensors header; {} for other files."""
     return state.metadata if isinstance(state, TensorFile) else {}
 
 
 def preferred(names: Iterable[str]) -> str | None:
-    """The weight file to read among a folder's files: safetensors before pickles, full precision before fp16."""
+    """The weight file to read among the files of a folder; None if there is none.
+
+    safetensors come before pickles, and full precision before fp16.
+    """
     held = set(names)
     return next((stem + end for end in FOLDER_ENDINGS for stem in FOLDER_STEMS if stem + end in held), None)
 
 
 def find_weights(folder: Path) -> Path:
-    """The weight file of a folder that holds one component or adapter, whatever library wrote it.
+    """The weight file in the folder of one component or adapter, under the names of any library.
 
-    Raises FileNotFoundError when there is none, ConversionError when several could be meant.
+    Raises FileNotFoundError if there is none, ConversionError if there are several without a known name.
     """
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     others = [name for name in names if name.endswith((".safetensors", *PICKLED))]
@@ -146,7 +152,7 @@ def find_weights(folder: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that must exist."""
+    """The JSON object in a file. Raises FileNotFoundError, or ConversionError for other contents."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -159,4 +165,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes indented JSON with sorted keys."""
     Path(path).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Text encoders in the forms they are published in: CLIPTextModel, CLIPModel, AdvUnlearn's wrapper, OpenCLIP."""
+"""Text encoders in every published form: CLIPTextModel, CLIPModel, AdvUnlearn's wrapper, OpenCLIP."""
 
 import re
 from collections.abc import Mapping
@@ -38,12 +38,12 @@ _OPEN_CLIP_BLOCK = {
 
 
 def bare(key: str) -> str:
-    """The key without what wraps a text encoder: `text_encoder.`, `cond_stage_model.transformer.`, ..."""
+    """The key without the prefixes of a text encoder: `text_encoder.`, `cond_stage_model.transformer.`, ..."""
     return _PREFIX.sub("", key)
 
 
 def from_torch(state: Mapping[str, Any], skeleton: Params, *, component: str, source: str, dtype: str) -> Params:
-    """Any published form of a text encoder -> parameters. Raises ConversionError as `rename.from_torch`."""
+    """The parameters of a text encoder in any published form. Raises ConversionError as `rename.from_torch`."""
     keys = [key for key in state if not _NOT_TEXT.match(bare(key))]
     with_projection = "text_projection" in skeleton
     if any(".resblocks." in f".{key}" for key in keys):
@@ -71,7 +71,7 @@ def from_torch(state: Mapping[str, Any], skeleton: Params, *, component: str, so
 
 
 def without_aliases(state: Mapping[str, Any], keys: list[str], source: str) -> list[str]:
-    """The keys without AdvUnlearn's second copies, which must equal the first."""
+    """The keys without AdvUnlearn's second copies. Raises ConversionError if a copy differs from the original."""
     originals = {bare(key): key for key in keys if "text_model." in key}
     kept, different = [], []
     for key in keys:
@@ -87,10 +87,10 @@ def without_aliases(state: Mapping[str, Any], keys: list[str], source: str) -> l
 
 
 def open_clip(state: Mapping[str, Any], keys: list[str], *, layers: int, with_projection: bool) -> View:
-    """OpenCLIP's text tower with its stacked query, key and value apart and its projection the other way round.
+    """OpenCLIP's text tower, with query, key and value unstacked and the projection transposed.
 
-    Stable Diffusion 2 reads the last layer but one, so its converted encoder has one layer less than the file; that
-    layer, and a projection it has no use for, are left behind.
+    Stable Diffusion 2 reads the penultimate layer. So its encoder has one layer less than the file, and no projection;
+    both are left out.
     """
     entries: dict[str, tuple[str, Any]] = {}
     for key in keys:
@@ -109,7 +109,7 @@ def open_clip(state: Mapping[str, Any], keys: list[str], *, layers: int, with_pr
 
 
 def open_clip_name(key: str) -> str:
-    """OpenCLIP's key (in_proj marked [q], [k], [v]) -> transformers' key; an unknown key stays as it is."""
+    """OpenCLIP's key (in_proj marked [q], [k], [v]) -> transformers' key. An unknown key stays as it is."""
     if key in _OPEN_CLIP:
         return _OPEN_CLIP[key]
     match = re.match(r"^transformer\.resblocks\.(\d+)\.(.+)$", key)
@@ -126,7 +126,7 @@ def open_clip_name(key: str) -> str:
 
 
 def place(pipeline: Pipeline, state: Mapping[str, Any], folder: str) -> str:
-    """Which of the pipeline's text encoders a file replaces: by its name, then its width, then its projection."""
+    """The text encoder of the pipeline that a file replaces, found by its name, its width, or its projection."""
     names = {bare(key): key for key in state}
     for name in (folder, *(key.partition(".")[0] for key in state)):
         if name == "text_encoder_2" and name in pipeline.params:
@@ -154,10 +154,10 @@ def _width(state: Mapping[str, Any], names: Mapping[str, str]) -> int:
 def load(
     pipeline: Pipeline, state: Mapping[str, Any], config: dict[str, Any] | None, *, source: str, folder: str, dtype: str
 ) -> Pipeline:
-    """The pipeline with a text encoder replaced by a file's.
+    """The pipeline with one text encoder replaced by that of a file.
 
-    `config` is the config.json beside the weights (CLIPModel's nests the text part) or None. Raises ConversionError
-    when the encoder does not fit the pipeline.
+    config: the config.json beside the weights, or None; in a CLIPModel's the text part is nested. folder: name of the
+    directory that holds the file. Raises ConversionError if the encoder does not fit the pipeline.
     """
     component = place(pipeline, state, folder)
     if config and "text_config" in config:

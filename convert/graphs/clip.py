@@ -25,9 +25,9 @@ class ClipVision(nn.Module):
 
 
 class ClipText(nn.Module):
-    """input_ids [T, L] -> text_embeds [T, D], not normalised; pooled at the end token by the model's own rule.
+    """input_ids [T, L] -> text_embeds [T, D], not normalised, pooled at the end token by the model's own rule.
 
-    No attention mask: attention is causal and padding comes after the pooled token.
+    There is no attention mask: attention is causal, and padding comes after the pooled token.
     """
 
     def __init__(self, model: Any):
@@ -106,7 +106,7 @@ def load_clip(directory: str | os.PathLike, *, with_tokenizer: bool = True) -> t
 
 
 def clip_sidecar(directory: str | os.PathLike, clip: Any, model: str | None) -> dict[str, Any]:
-    """What a CLIP graph needs beside it: model id, image size, and the normalisation of its preprocessor config."""
+    """The fields of a CLIP graph's sidecar: model id, image size, and normalisation as in the preprocessor config."""
     config = Path(directory) / "preprocessor_config.json"
     given = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     return {

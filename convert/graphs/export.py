@@ -1,4 +1,4 @@
-"""Judges in PyTorch to ONNX graphs, through TorchScript: trace, save, load, export, compare with PyTorch.
+"""The command `python -m convert judges`: judges in PyTorch to ONNX graphs.
 
     python -m convert judges --kind clip        CLIP_DIRECTORY   --out DIR
     python -m convert judges --kind q16         CLIP_DIRECTORY   --out DIR --prompts prompts.p
@@ -6,10 +6,8 @@
     python -m convert judges --kind torchscript judge.ts         --out DIR --sidecar judge.json
     python -m convert judges --kind llavaguard  LLAVA_DIRECTORY  --out DIR
 
-Every source is a local file or directory. Every graph has a dynamic batch axis and is run beside PyTorch on random
-input of another batch size than it was traced with; the largest difference is printed, and above the tolerance no
-graph is left behind. The TorchScript exporter is used (`dynamo=False`): it takes a saved TorchScript file, which the
-newer exporter does not.
+Every source is a local file or directory. Every graph is compared with PyTorch, and the largest difference is printed;
+above the tolerance no graph is left behind (see `convert.graphs.graph`).
 """
 
 import argparse
@@ -25,10 +23,11 @@ from torch import nn
 
 from convert.graphs.clip import export_clip, export_q16
 from convert.graphs.graph import Exported, export_graph, exporter, source_of, write_json
+from judges.session import JudgeError
 
 
 class SmallConvNet(nn.Module):
-    """The mini world's judge: float [N, 3, H, W] in [-1, 1] -> logits [N, n_labels].
+    """The judge of the emoji world: float [N, 3, H, W] in [-1, 1] -> logits [N, n_labels].
 
     Six 3x3 convolutions (3-32-32-64-64-128-128, every second one with stride 2), each with GroupNorm of 8 groups and
     SiLU; global average; linear head. Parameter names: convs.0..5, norms.0..5, head.
@@ -50,11 +49,12 @@ class SmallConvNet(nn.Module):
         return pixels.mean(dim=(2, 3))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float [N, 3, H, W] -> logits [N, n_labels]."""
         return self.head(self.features(pixels))
 
 
 class Calls(nn.Module):
-    """A module whose forward is one method of another, so that the method can be traced."""
+    """A module whose forward is a method of another module, so that this method can be traced."""
 
     def __init__(self, module: nn.Module, method: str):
         super().__init__()
@@ -67,8 +67,10 @@ class Calls(nn.Module):
 def export_torchscript(
     module: nn.Module | str | os.PathLike, example: torch.Tensor, out: str | os.PathLike, sidecar: dict[str, Any]
 ) -> Exported:
-    """Exports a module or TorchScript file to `out` (.onnx) with `sidecar` (see judges.classifier and judges.inception)
-    beside it as .json; names of input and output are the sidecar's, defaults "pixels" and "output"."""
+    """Exports a module or TorchScript file to `out` (.onnx), with `sidecar` beside it as .json.
+
+    sidecar: see judges.classifier and judges.inception. It names input and output, default "pixels" and "output".
+    """
     names = {"name": "pixels"} | sidecar.get("input", {}), {"name": "output"} | sidecar.get("output", {})
     exported = export_graph(module, example, out, input_name=names[0]["name"], output_name=names[1]["name"])
     source = {"source": source_of(module)} if isinstance(module, (str, os.PathLike)) else {}
@@ -78,7 +80,7 @@ def export_torchscript(
 
 
 def cached_torchscript(source: str | os.PathLike, sidecar: dict[str, Any], cache: str | os.PathLike) -> Path:
-    """The ONNX graph of a TorchScript file, exported once: its name in `cache` holds the hash of file and sidecar."""
+    """The ONNX graph of a TorchScript file, exported once. Its name in `cache` holds the hash of file and sidecar."""
     digest = hashlib.sha256(Path(source).read_bytes() + json.dumps(sidecar, sort_keys=True).encode()).hexdigest()
     out = Path(cache) / f"{Path(source).stem}-{digest[:16]}.onnx"
     if not (out.is_file() and out.with_suffix(".json").is_file()):
@@ -87,7 +89,7 @@ def cached_torchscript(source: str | os.PathLike, sidecar: dict[str, Any], cache
 
 
 def example_pixels(sidecar: dict[str, Any]) -> torch.Tensor:
-    """Random input [2, 3, h, w] (or [2, h, w, 3]) of the size and layout that a sidecar's `input` describes."""
+    """Random input [2, 3, h, w] or [2, h, w, 3], of the size and layout in a sidecar's `input`."""
     spec = sidecar.get("input", {})
     height, width = spec.get("size") or (64, 64)
     pixels = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
@@ -107,8 +109,10 @@ def export_small_conv_net(
 ) -> Exported:
     """Exports a trained SmallConvNet (torch names, .safetensors) as out_dir/<name>.onnx with its sidecar.
 
-    features=False: logits, for judges.classifier.Classifier (name "judge"); `unsafe` are the labels that mean unsafe.
-    features=True: the pooled [N, 128], for judges.inception.Inception in mode native (name "features").
+    features=False: the graph gives logits, for judges.classifier.Classifier; its name is "judge". unsafe: its unsafe
+    labels.
+    features=True: the graph gives pooled features [N, 128], for judges.inception.Inception in mode native; its name is
+    "features".
     """
     from safetensors.torch import load_file
 
@@ -135,7 +139,7 @@ def export_small_conv_net(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m convert judges`: see the head of this file."""
+    """The command line. Exit status 2, with one line of explanation, for a source that cannot be exported."""
     parser = argparse.ArgumentParser(prog="python -m convert judges", description="judges in PyTorch to ONNX graphs")
     parser.add_argument("source", help="local file or directory")
     parser.add_argument("--kind", required=True, choices=("clip", "q16", "inception", "torchscript", "llavaguard"))
@@ -152,7 +156,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--kind {flags.kind} needs --{needs}")
     if not Path(flags.source).exists():
         parser.error(f"{flags.source}: no such file or directory")
-    run(flags)
+    try:
+        run(flags)
+    except (OSError, ValueError, JudgeError) as error:
+        parser.error(str(error))
 
 
 def run(flags: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """One PyTorch module to one ONNX graph, through TorchScript: trace, save, load, export, compare with PyTorch.
 
-The graph has a dynamic batch axis and is run beside PyTorch on random input of another batch size than it was traced
-with; above the tolerance no graph is left behind. The TorchScript exporter is used (`dynamo=False`): it takes a saved
-TorchScript file, which the newer exporter does not.
+The graph has a dynamic batch axis. It is compared with PyTorch on random input of another batch size than it was traced
+with; above the tolerance no graph is left behind. The TorchScript exporter is used (`dynamo=False`), since the newer
+one does not take a saved TorchScript file.
 """
 
 import hashlib
@@ -40,9 +40,9 @@ def export_graph(
     output_name: str = "output",
     tolerance: float = TOLERANCE,
 ) -> Exported:
-    """Writes one module (or saved TorchScript file) with one input and one output as an ONNX graph at `out`.
+    """Writes a module or saved TorchScript file with one input and one output as an ONNX graph at `out`.
 
-    example: an input [B, ...] the module takes; the graph is compared with PyTorch on B + 1 rows. Raises ValueError if
+    example: an input [B, ...] of the module. The graph is compared with PyTorch on B + 1 rows. Raises ValueError if
     they differ by more than tolerance * max(1, largest output).
     """
     axes = {input_name: {0: "batch"}}, {output_name: {0: "batch"}}
@@ -59,8 +59,11 @@ def export_checked(
     *,
     tolerance: float = TOLERANCE,
 ) -> Exported:
-    """Writes a graph traced on `examples` and compared with PyTorch on `others`, which should differ in every dynamic
-    axis. inputs, outputs: name -> {axis: its label}, the dynamic axes, in the order of the module's own."""
+    """Writes a graph that is traced on `examples` and compared with PyTorch on `others`.
+
+    The two should differ in the length of every dynamic axis. inputs, outputs: name -> {dynamic axis: its label}, in
+    the order of the module's inputs and outputs. Raises ValueError as `export_graph`.
+    """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
@@ -90,7 +93,7 @@ def export_checked(
 
 
 def gather_external(graph: Path) -> None:
-    """Gathers the many files the exporter writes for a graph above 2 GiB into one, named as judges expect it."""
+    """Joins the many data files of a graph above 2 GiB into one file, under the name that judges expect."""
     import onnx
     from onnx.external_data_helper import uses_external_data
 
@@ -101,7 +104,7 @@ def gather_external(graph: Path) -> None:
 
 
 def trace(module: nn.Module, examples: tuple[torch.Tensor, ...], scratch: Path) -> torch.jit.ScriptModule:
-    """`module` traced in eval mode, saved as TorchScript and loaded back: what is exported is what a .ts file holds."""
+    """`module` traced in eval mode, saved as TorchScript and loaded again, as users' files are."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.trace(module.eval(), examples, check_trace=False).save(str(scratch / "traced.ts"))
@@ -109,7 +112,7 @@ def trace(module: nn.Module, examples: tuple[torch.Tensor, ...], scratch: Path) 
 
 
 def load_script(path: str | os.PathLike) -> torch.jit.ScriptModule:
-    """A TorchScript file on the CPU in eval mode; raises ValueError if it is a pickled state dict or anything else."""
+    """The module in a TorchScript file, on the CPU in eval mode. Raises ValueError for another file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -122,7 +125,7 @@ def load_script(path: str | os.PathLike) -> torch.jit.ScriptModule:
 
 
 def another_batch(example: torch.Tensor) -> torch.Tensor:
-    """Random input like `example` with one row more: a graph that froze its batch size fails on it."""
+    """Random input like `example` with one row more, on which a graph with a fixed batch size fails."""
     more = torch.cat([example, example[:1]])
     if more.is_floating_point():
         noise = torch.rand(more.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -131,7 +134,7 @@ def another_batch(example: torch.Tensor) -> torch.Tensor:
 
 
 def compare(module: nn.Module, graph: Path, inputs: tuple[torch.Tensor, ...], tolerance: float) -> float:
-    """Largest absolute difference between PyTorch and ONNX Runtime; raises ValueError above the tolerance."""
+    """The largest absolute difference between PyTorch and ONNX Runtime. Raises ValueError above the tolerance."""
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     found = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
@@ -142,7 +145,7 @@ def compare(module: nn.Module, graph: Path, inputs: tuple[torch.Tensor, ...], to
 
 
 def difference(expected: np.ndarray, found: np.ndarray, name: str, tolerance: float) -> float:
-    """Largest absolute difference of one output; raises ValueError if shapes differ or it is above the tolerance."""
+    """The largest absolute difference of one output. Raises ValueError above the tolerance or for unequal shapes."""
     same = found.shape == expected.shape
     error = float(np.abs(found.astype(np.float64) - expected).max()) if same else float("inf")
     if not error <= tolerance * max(1.0, float(np.abs(expected).max())):
@@ -159,7 +162,7 @@ def source_of(path: str | os.PathLike) -> dict[str, str]:
 
 
 def exporter(error: float) -> dict[str, Any]:
-    """What wrote a graph, and how far it was from PyTorch."""
+    """How a graph was exported, for its sidecar: versions, route, and the largest difference from PyTorch."""
     return {"torch": torch.__version__, "route": "TorchScript", "opset": OPSET, "largest_difference": error}
 
 

@@ -1,8 +1,9 @@
-"""The Inception network of 2015-12-05 that the Fréchet inception distance is defined by, to ONNX.
+"""The Inception network of 2015-12-05, which defines the Fréchet inception distance, to ONNX.
 
-It is not torchvision's Inception v3: 1008 classes, no auxiliary head, 3x3 average pools that leave padding out of the
-count, and in the last block a maximum pool in the pool branch. Weights: pt_inception-2015-12-05-6726825d.pth of
-pytorch-fid and torch-fidelity (Apache-2.0), whose parameter names are used here. Features: the global average, 2048.
+It is not torchvision's Inception v3. It has 1008 classes, no auxiliary head, 3x3 average pools that do not count
+padding, and in the pool branch of the last block a maximum pool. Weights: pt_inception-2015-12-05-6726825d.pth of
+pytorch-fid and torch-fidelity (Apache-2.0), whose parameter names are used here. The features are the global average,
+2048 numbers.
 """
 
 import os
@@ -40,7 +41,7 @@ def column(channels_in: int, channels_out: int, size: int) -> BasicConv2d:
 
 
 def average_pool(x: torch.Tensor) -> torch.Tensor:
-    """3x3 mean over the pixels that exist: padding is left out of the count."""
+    """3x3 mean over the pixels of the image; padding does not count."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -203,7 +204,7 @@ def load_inception(path: str | os.PathLike) -> Inception2015:
 def export_inception(path: str | os.PathLike, out_dir: str | os.PathLike, *, mode: str = "pytorch-fid") -> Exported:
     """Writes out_dir/inception.onnx (pixels [N, 3, 299, 299] -> features [N, 2048]) and its sidecar.
 
-    `mode` is the preprocessing the sidecar names as default; the graph is the same for all of them.
+    mode: the default preprocessing, which the sidecar names. The graph is the same for all modes.
     """
     out = Path(out_dir) / "inception.onnx"
     pixels = torch.rand(1, 3, 299, 299, generator=torch.Generator().manual_seed(4)) * 2 - 1

@@ -1,17 +1,19 @@
-"""LlavaGuard (LLaVA-OneVision in transformers' layout) to three ONNX graphs and what a judge needs beside them.
+"""LlavaGuard (LLaVA-OneVision in transformers' layout) to three ONNX graphs, with the files that a judge needs.
 
     vision_encoder.onnx        pixel_values [V, 3, S, S] -> image_features [V, L, D]
     embed_tokens.onnx          input_ids [B, T] -> inputs_embeds [B, T, D]
     decoder_model_merged.onnx  inputs_embeds [B, T, D], attention_mask [B, P + T], position_ids [B, T],
                                past_key_values.{i}.key|value [B, G, P, K] -> logits [B, 1, vocabulary] of the last token
                                only, present.{i}.key|value [B, G, P + T, K]
-    image_newline.npy          the learned end of a row of image tokens [D], which is in no graph
+    image_newline.npy          the learned end of a row of image tokens [D]
     tokenizer.json, llavaguard.json
 
-Names of graphs, inputs and outputs are those of transformers.js. Letters: V views, S their side, L tokens of a view, D
-width, B batch, T new tokens, P past tokens, G key-value heads, K head size. The decoder's forward is written out
-here (Qwen2: RMS norm, rotary positions, grouped queries): transformers' own does not trace with a cache. It is
-compared with transformers' on every export.
+Names of graphs, inputs and outputs are those of transformers.js. The decoder's forward pass is written out here (Qwen2:
+RMS norm, rotary positions, grouped queries), since that of transformers cannot be traced with a cache. Every export
+compares it with transformers'.
+
+Letters: V views, S their side, L tokens of a view, D width, B batch, T new tokens, P past tokens, G key-value heads, K
+head size.
 """
 
 import json
@@ -31,7 +33,7 @@ PROMPT = f"<|im_start|>user\n{IMAGE}\n{POLICY}<|im_end|>\n<|im_start|>assistant\
 
 
 class VisionEncoder(nn.Module):
-    """pixel_values [V, 3, S, S] -> projected features [V, L, D] of the layer the model reads."""
+    """pixel_values [V, 3, S, S] -> projected features [V, L, D], from the layer that the model reads."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -45,7 +47,7 @@ class VisionEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The language model with its cache as plain tensors; masked as transformers masks (causal, padding left out)."""
+    """The language model with its cache as plain tensors. The mask is transformers': causal, without padding."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -113,8 +115,9 @@ def rotate(states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) ->
 def export_llavaguard(
     directory: str | os.PathLike, out_dir: str | os.PathLike, *, dtype: str = "float32", model: str | None = None
 ) -> list[Exported]:
-    """Exports a local transformers LlavaOnevision directory; dtype float32 or float16 (compared within 1e-3 and 5e-2).
+    """Exports a local transformers LlavaOnevision directory.
 
+    dtype: "float32" or "float16"; graphs must agree with PyTorch within 1e-3 or 5e-2. model: name to record.
     Raises ValueError if the language model is not Qwen2 or uses sliding windows.
     """
     llava, tokenizer = load_llava(directory)
@@ -159,7 +162,7 @@ def export_graphs(llava: Any, out: Path, dtype: str) -> list[Exported]:
 
 
 def export_decoder(llava: Any, path: Path, dtype: str, tolerance: float) -> Exported:
-    """The decoder's graph, first compared as a module with transformers' own forward on a padded prompt."""
+    """The decoder's graph. The module is first compared with transformers' own forward pass on a padded prompt."""
     decoder = Decoder(llava).eval()
     layers, width = llava.config.text_config.num_hidden_layers, llava.config.text_config.hidden_size
     check_against_transformers(llava, decoder, tolerance)
@@ -182,7 +185,7 @@ def export_decoder(llava: Any, path: Path, dtype: str, tolerance: float) -> Expo
 
 
 def check_against_transformers(llava: Any, decoder: Decoder, tolerance: float) -> None:
-    """Raises ValueError unless the written-out decoder gives transformers' last logits, the first row left-padded."""
+    """Raises ValueError unless the decoder gives the last logits of transformers, also in a row with left padding."""
     embeds = random((2, 7, llava.config.text_config.hidden_size), str(llava.dtype).removeprefix("torch."), seed=7)
     mask = torch.ones(2, 7, dtype=torch.int64)
     mask[0, :3] = 0
@@ -217,7 +220,7 @@ def load_llava(directory: str | os.PathLike) -> tuple[Any, Any]:
 
 
 def sidecar(directory: Path, llava: Any, tokenizer: Any, model: str | None) -> dict[str, Any]:
-    """What the judge needs to know: prompt, token ids, view size, grids and normalisation, read beside the weights."""
+    """The fields of the sidecar: prompt, token ids, sizes, grids and normalisation, read beside the weights."""
     config, given = llava.config, read_json(directory / "preprocessor_config.json")
     ends = llava.generation_config.eos_token_id or tokenizer.eos_token_id
     return {
@@ -236,7 +239,7 @@ def sidecar(directory: Path, llava: Any, tokenizer: Any, model: str | None) -> d
 
 
 def chat_prompt(tokenizer: Any, directory: Path) -> str:
-    """The prompt with places for image and policy: the chat template beside the weights, else upstream's string."""
+    """The prompt with places for image and policy: from the chat template beside the weights, or upstream's."""
     file = directory / "chat_template.jinja"
     template = (
         file.read_text(encoding="utf-8")
@@ -252,11 +255,11 @@ def chat_prompt(tokenizer: Any, directory: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file, or {} if it is not there."""
+    """The contents of a JSON file, or {} if it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def random(shape: tuple[int, ...], dtype: str, seed: int) -> torch.Tensor:
-    """Normal noise of standard deviation 0.5, the same on every run."""
+    """Normal noise of standard deviation 0.5, a function of `seed`."""
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return (noise * 0.5).to(getattr(torch, dtype))

@@ -1,6 +1,8 @@
 """Deterministic samplers as tables and pure step functions, and the DDPM forward process (`ddpm`) for training.
 
-`create` turns a diffusers scheduler_config.json dict into a NamedTuple of tables whose methods run inside jit:
+This room may know NumPy and JAX, and no other room. It knows neither models nor guidance: a sampler gets the output of
+a model and returns the next latents. `create` turns a diffusers scheduler_config.json dict into a NamedTuple of tables
+whose methods run inside jit:
 
     scheduler = schedulers.create("pndm", config, num_steps)
     def body(carry, i):
@@ -11,7 +13,7 @@
     carry = latents, scheduler.init_state(latents)
     (latents, _), _ = jax.lax.scan(body, carry, jnp.arange(len(scheduler.timesteps)))
 
-Latents are float32 of any shape; everything is computed in float32 whatever dtype the model output has.
+Latents are float32 of any shape. All computation is in float32, for model outputs of every dtype.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ NAMES = tuple(_CREATE)
 def create(name: str, config: Mapping[str, Any], num_steps: int) -> Scheduler:
     """Tables of scheduler `name` ("pndm", "ddim", "euler" or "dpmpp") for `num_steps` steps, 1..T.
 
-    config: a diffusers scheduler_config.json as a dict, of this scheduler's class or of another of its family (as with
-    diffusers' from_config); absent fields take the defaults of this scheduler's diffusers class. The result has
-    `timesteps` [E] (int32; float32 for Euler with linspace, whose timesteps are fractional), `init_noise_sigma`, a
-    float, and methods `init_state(latents)`, `scale_input(latents, i)`, `step(state, model_output, i, latents)` with i
-    an index (may be traced) into `timesteps`. ValueError for an unknown name or a field value that is not implemented.
+    config: a diffusers scheduler_config.json as a dict. It may have been written for another class of the same family,
+    as diffusers' from_config allows. Absent fields take the defaults of this scheduler's diffusers class.
+
+    The result has `timesteps` [E], int32 (float32 for Euler with linspace, whose timesteps are fractional), the float
+    `init_noise_sigma`, and the methods `init_state(latents)`, `scale_input(latents, i)` and
+    `step(state, model_output, i, latents)`. There i is an index into `timesteps`, and may be traced. Raises ValueError
+    for an unknown name, and for the value of a field that is not implemented.
     """
     if name not in _CREATE:
         raise ValueError(f"scheduler {name!r} is unknown; expected one of {', '.join(NAMES)}")

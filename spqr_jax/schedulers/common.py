@@ -1,4 +1,4 @@
-"""What every scheduler shares: reading a diffusers scheduler_config.json, spacing timesteps, reading predictions.
+"""Functions that all schedulers share: reading a scheduler_config.json, spacing timesteps, reading predictions.
 
 Letters: T training timesteps, n requested steps, E evaluations of the model in one sample (E = n except for PNDM).
 Tables are NumPy float32, built with diffusers' own float32 operations so that rounding agrees with PyTorch.
@@ -63,11 +63,11 @@ def read_config(
     defaults: Mapping[str, Any] | None = None,
     choices: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> SimpleNamespace:
-    """The fields of `config` that scheduler `name` reads, with its diffusers class's defaults for absent ones.
+    """The fields of `config` that scheduler `name` reads. Absent ones have the defaults of its diffusers class.
 
-    defaults, choices: fields, defaults and allowed values beyond (or instead of) the shared ones. Fields that no
-    scheduler here reads are ignored, as diffusers does. A field that is read but holds a value of the wrong type, or
-    one that is not implemented here, raises ValueError naming the field: nothing falls back silently.
+    defaults, choices: defaults and allowed values that replace the shared ones, or come beside them. Fields that no
+    scheduler here reads are ignored, as in diffusers. Raises ValueError naming a field of the wrong type, and a field
+    with a value that is not implemented here; no value is replaced silently.
     """
     family = config.get("_class_name")
     if family is not None and family not in _FAMILY:
@@ -96,7 +96,7 @@ def _check_type(name: str, field: str, value: Any, default: Any) -> None:
 
 
 def check_steps(name: str, num_steps: int, num_train_timesteps: int) -> None:
-    """Raise ValueError unless 1 <= num_steps <= T."""
+    """Raises ValueError unless num_steps is an integer in 1..T."""
     if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)):
         raise ValueError(f"scheduler {name}: num_steps={num_steps!r} must be an integer")
     if not 1 <= num_steps <= num_train_timesteps:
@@ -120,7 +120,7 @@ def spaced_timesteps(options: SimpleNamespace, num_steps: int) -> np.ndarray:
 
 
 def as_timesteps(name: str, timesteps: np.ndarray, num_train_timesteps: int) -> np.ndarray:
-    """int32 [E] where all are whole numbers, else float32 [E]. ValueError where one is outside [0, T-1]."""
+    """Timesteps as int32 [E] if all are whole numbers, else as float32 [E]. Raises ValueError outside [0, T-1]."""
     if timesteps.min() < 0 or timesteps.max() > num_train_timesteps - 1:
         worst = timesteps.max() if timesteps.max() > num_train_timesteps - 1 else timesteps.min()
         raise ValueError(
@@ -144,7 +144,8 @@ def prediction(name: str, prediction_type: str, alpha: np.ndarray, sigma: np.nda
     """Coefficients that read a model output at x = alpha * x0 + sigma * eps, with alpha^2 + sigma^2 = 1.
 
     alpha, sigma: float32 [E]. "epsilon": m = eps; "sample": m = x0; "v_prediction": m = alpha * eps - sigma * x0.
-    ValueError for "epsilon" at zero signal (alpha = 0), where x0 cannot be found: PyTorch would give NaN images.
+    Raises ValueError for "epsilon" at zero signal (alpha = 0), where x0 cannot be found; diffusers gives NaN images
+    there.
     """
     zero, one = np.zeros_like(alpha), np.ones_like(alpha)
     if prediction_type == "v_prediction":
@@ -161,10 +162,10 @@ def prediction(name: str, prediction_type: str, alpha: np.ndarray, sigma: np.nda
 
 
 def at(table: np.ndarray, i: jax.Array | int) -> jax.Array:
-    """Row `i` (may be traced) of a table."""
+    """Row `i` of a table; `i` may be traced."""
     return jnp.asarray(table)[i]
 
 
 def float32(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays in float32, the only dtype schedulers compute in, whatever the model's."""
+    """The arrays in float32, the only dtype in which schedulers compute."""
     return tuple(jnp.asarray(array, jnp.float32) for array in arrays)

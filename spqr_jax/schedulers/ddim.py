@@ -1,6 +1,6 @@
 """DDIM (Song et al. 2021, arXiv 2010.02502) with eta = 0: deterministic, one evaluation a step.
 
-Equal to diffusers' DDIMScheduler.step with its defaults (no stochastic noise, the clipped x0 does not change eps).
+Equal to diffusers' DDIMScheduler.step with its defaults: no stochastic noise, and the clipped x0 does not change eps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DEFAULTS = {"set_alpha_to_one": True, "clip_sample": True, "clip_sample_range":
 
 
 class DDIM(NamedTuple):
-    """Tables for one sample of E = n evaluations; float32 [E] unless said."""
+    """Tables for one sample of E = n evaluations; float32 [E] unless noted."""
 
     timesteps: np.ndarray  # int32 [E], descending
     init_noise_sigma: float
@@ -32,12 +32,12 @@ class DDIM(NamedTuple):
     clip: float  # bound on the predicted x0, infinite without clip_sample
 
     def init_state(self, latents: jax.Array) -> tuple[()]:
-        """Nothing is carried from step to step."""
+        """An empty state: no value is carried from step to step."""
         del latents
         return ()
 
     def scale_input(self, latents: jax.Array, i: jax.Array | int) -> jax.Array:
-        """What the model sees: the latents themselves, in float32."""
+        """The input of the model: the latents themselves, in float32."""
         del i
         return float32(latents)[0]
 
@@ -53,7 +53,10 @@ class DDIM(NamedTuple):
 
 
 def create(config: Mapping[str, Any], num_steps: int) -> DDIM:
-    """Tables for `num_steps` steps of a scheduler_config.json dict; ValueError naming a field we cannot honour."""
+    """Tables for `num_steps` steps of a scheduler_config.json dict.
+
+    Raises ValueError for a field that is not supported.
+    """
     options = read_config("ddim", config, defaults=_DEFAULTS)
     total = options.num_train_timesteps
     check_steps("ddim", num_steps, total)

@@ -1,8 +1,9 @@
-"""The DDPM forward process (Ho et al. 2020), for training: noise schedules, noising, and the targets models learn.
+"""The DDPM forward process (Ho et al. 2020), for training: noise schedules, noising, and the targets of models.
 
-Tables are NumPy float32 equal to those of diffusers' DDPMScheduler; the functions over latents are pure JAX, broadcast
-over the batch axis, and always compute and return float32 (diffusers follows the dtype of the latents).
-B batch; latents may have any trailing shape, e.g. [B, H, W, C]; t is int [B] in 0..T-1 (JAX clamps what is not).
+Tables are NumPy float32 equal to those of diffusers' DDPMScheduler. The functions of latents are pure JAX, broadcast
+over the batch axis, and compute and return float32 (diffusers follows the dtype of the latents).
+
+Letters: B batch. Latents have any shape [B, ...], as [B, H, W, C]. t is int [B] in 0..T-1; JAX clamps other values.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from spqr_jax.schedulers.common import float32, read_config
 
 
 def betas(config: Mapping[str, Any]) -> np.ndarray:
-    """Noise variances beta_t, float32 [T], of a scheduler_config.json dict; ValueError naming a field we cannot honour.
+    """Noise variances beta_t, float32 [T], of a scheduler_config.json dict.
 
-    Linear, scaled_linear (Rombach et al. 2022), squaredcos_cap_v2 (Nichol & Dhariwal 2021) and sigmoid schedules, or
-    `trained_betas`; then, with rescale_betas_zero_snr, Algorithm 1 of Lin et al. 2023 (arXiv 2305.08891).
+    The schedule is linear, scaled_linear (Rombach et al. 2022), squaredcos_cap_v2 (Nichol & Dhariwal 2021) or sigmoid,
+    or it is given as `trained_betas`. With rescale_betas_zero_snr, Algorithm 1 of Lin et al. 2023 (arXiv 2305.08891)
+    follows. Raises ValueError for a field that is not supported.
     """
     return betas_of(read_config("ddpm", config))
 
@@ -34,7 +36,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
 
 
 def betas_of(options: SimpleNamespace) -> np.ndarray:
-    """`betas`, from fields already read."""
+    """As `betas`, for fields that `read_config` has read."""
     count, start, end = options.num_train_timesteps, options.beta_start, options.beta_end
     if options.trained_betas is not None:
         table = np.asarray(options.trained_betas, np.float32)
@@ -51,7 +53,7 @@ def betas_of(options: SimpleNamespace) -> np.ndarray:
 
 
 def cumulative(beta: np.ndarray) -> np.ndarray:
-    """float32 [T] -> float32 [T]. PyTorch's CPU cumprod accumulates float32 input in float64; so do we."""
+    """beta float32 [T] -> abar float32 [T]. As PyTorch's cumprod on the CPU, the product is accumulated in float64."""
     return np.cumprod((1 - beta).astype(np.float64)).astype(np.float32)
 
 
@@ -105,7 +107,7 @@ def velocity(alphas_cumprod: jax.Array, x0: jax.Array, noise: jax.Array, t: jax.
 def target(
     prediction_type: str, alphas_cumprod: jax.Array, *, x0: jax.Array, noise: jax.Array, t: jax.Array
 ) -> jax.Array:
-    """What a model of this prediction type should output at x_t, float32 [B, ...]; ValueError for an unknown type."""
+    """The output at x_t that training wants of a model, float32 [B, ...]. Raises ValueError for an unknown type."""
     if prediction_type == "epsilon":
         return float32(noise)[0]
     if prediction_type == "v_prediction":
@@ -118,9 +120,10 @@ def target(
 def pred_x0(
     prediction_type: str, alphas_cumprod: jax.Array, *, x_t: jax.Array, model_output: jax.Array, t: jax.Array
 ) -> jax.Array:
-    """The clean latents that a model output implies at x_t, float32 [B, ...]; ValueError for an unknown type.
+    """The clean latents that a model output implies at x_t, float32 [B, ...]. Raises ValueError for an unknown type.
 
-    "epsilon" divides by sqrt(abar_t): infinite at the last timestep of a zero-SNR schedule, as in diffusers.
+    "epsilon" divides by sqrt(abar_t), so that the result is infinite at the last timestep of a zero-SNR schedule, as in
+    diffusers.
     """
     x_t, model_output = float32(x_t, model_output)
     alpha, sigma = _alpha_sigma(alphas_cumprod, t, x_t.ndim)

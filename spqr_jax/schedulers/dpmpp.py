@@ -1,7 +1,7 @@
 """DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095): deterministic multistep sampling in data prediction.
 
 Equal to diffusers' DPMSolverMultistepScheduler with algorithm_type="dpmsolver++" and solver_order 1 or 2. Each step is
-x' = keep * x + first * m + second * (m - m_previous), with m the predicted x0 and coefficients known beforehand.
+x' = keep * x + first * m + second * (m - m_previous), where m is the predicted x0. The coefficients are tables.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DEFAULTS = {
 }
 _CHOICES = {
     "solver_order": (1, 2),
-    # diffusers reads the names of its DEIS and UniPC schedulers' options as these solvers' defaults.
+    # diffusers takes the option names of its DEIS and UniPC schedulers for the defaults of this solver.
     "algorithm_type": ("dpmsolver++", "deis"),
     "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
     "final_sigmas_type": ("zero", "sigma_min"),
@@ -49,7 +49,7 @@ _CHOICES = {
 
 
 class DPMPP(NamedTuple):
-    """Tables for one sample of E = n evaluations; float32 [E] unless said."""
+    """Tables for one sample of E = n evaluations; float32 [E] unless noted."""
 
     timesteps: np.ndarray  # int32 [E], descending
     init_noise_sigma: float
@@ -60,11 +60,11 @@ class DPMPP(NamedTuple):
     second: np.ndarray  # weight of m - m_previous; 0 where the step is first order
 
     def init_state(self, latents: jax.Array) -> jax.Array:
-        """The previous step's predicted x0: none yet, float32 zeros of the latents' shape."""
+        """The predicted x0 of the previous step. Before the first step: float32 zeros of the latents' shape."""
         return jnp.zeros(latents.shape, jnp.float32)
 
     def scale_input(self, latents: jax.Array, i: jax.Array | int) -> jax.Array:
-        """What the model sees: the latents themselves, in float32."""
+        """The input of the model: the latents themselves, in float32."""
         del i
         return float32(latents)[0]
 
@@ -79,7 +79,10 @@ class DPMPP(NamedTuple):
 
 
 def create(config: Mapping[str, Any], num_steps: int) -> DPMPP:
-    """Tables for `num_steps` steps of a scheduler_config.json dict; ValueError naming a field we cannot honour."""
+    """Tables for `num_steps` steps of a scheduler_config.json dict.
+
+    Raises ValueError for a field that is not supported.
+    """
     options = read_config("dpmpp", config, defaults=_DEFAULTS, choices=_CHOICES)
     check_steps("dpmpp", num_steps, options.num_train_timesteps)
     power = ddpm.cumulative(ddpm.betas_of(options))

@@ -35,7 +35,7 @@ _CHOICES = {
 
 
 class Euler(NamedTuple):
-    """Tables for one sample of E = n evaluations; float32 [E] unless said."""
+    """Tables for one sample of E = n evaluations; float32 [E] unless noted."""
 
     timesteps: np.ndarray  # [E], descending; int32, or float32 where linspace gives fractions
     init_noise_sigma: float
@@ -46,12 +46,12 @@ class Euler(NamedTuple):
     stride: np.ndarray  # sigma_next - sigma, negative
 
     def init_state(self, latents: jax.Array) -> tuple[()]:
-        """Nothing is carried from step to step."""
+        """An empty state: no value is carried from step to step."""
         del latents
         return ()
 
     def scale_input(self, latents: jax.Array, i: jax.Array | int) -> jax.Array:
-        """What the model sees: latents scaled to unit variance, float32."""
+        """The input of the model: latents scaled to unit variance, float32."""
         return float32(latents)[0] * at(self.scale, i)
 
     def step(
@@ -65,7 +65,10 @@ class Euler(NamedTuple):
 
 
 def create(config: Mapping[str, Any], num_steps: int) -> Euler:
-    """Tables for `num_steps` steps of a scheduler_config.json dict; ValueError naming a field we cannot honour."""
+    """Tables for `num_steps` steps of a scheduler_config.json dict.
+
+    Raises ValueError for a field that is not supported.
+    """
     options = read_config("euler", config, defaults=_DEFAULTS, choices=_CHOICES)
     check_steps("euler", num_steps, options.num_train_timesteps)
     power = ddpm.cumulative(ddpm.betas_of(options))
@@ -80,7 +83,7 @@ def create(config: Mapping[str, Any], num_steps: int) -> Euler:
     scale = 1 / np.sqrt(sigmas[:-1] ** 2 + 1)
     reading = prediction("euler", options.prediction_type, scale, sigmas[:-1] * scale)
     largest = float(sigmas.max())
-    # Where spacing does not start at T - 1 the first latents still hold signal: variance sigma^2 + 1.
+    # A spacing that does not start at T - 1 leaves signal in the first latents: their variance is sigma^2 + 1.
     start = largest if options.timestep_spacing != "leading" else float(np.sqrt(np.float32(largest) ** 2 + 1))
     # `prediction` reads unit-variance latents, and these are 1 / scale times larger.
     return Euler(timesteps, start, scale, reading.x0_x * scale, reading.x0_m, sigmas[:-1], np.diff(sigmas))

@@ -1,9 +1,10 @@
 """PNDM (Liu et al. 2022, arXiv 2202.09778): linear multistep over past outputs (PLMS), the sampler of SD 1.x.
 
-Equal to diffusers' PNDMScheduler. With skip_prk_steps (every Stable Diffusion config) the first step is taken twice,
-the second time averaged, so E = n + 1; without it three Runge-Kutta steps of 4 evaluations come first, so E = n + 9.
-Both are one recurrence whose weights are tabulated per evaluation: an estimate e from the new output, three remembered
-ones and a Runge-Kutta sum; then the transfer of eq. 9 from the current or a held sample.
+Equal to diffusers' PNDMScheduler. With skip_prk_steps, as in every Stable Diffusion config, the first step is taken
+twice, the second time with an average of outputs, so E = n + 1. Without it three Runge-Kutta steps of 4 evaluations
+come first, so E = n + 9. Both are one recurrence, with weights in a table per evaluation. It forms an estimate e from
+the new output, three remembered outputs and a Runge-Kutta sum. Then follows the transfer of eq. 9, from the current
+sample or a held one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
 class State(NamedTuple):
-    """What PNDM carries; float32."""
+    """The values that PNDM carries from one evaluation to the next; float32."""
 
     history: tuple[jax.Array, jax.Array, jax.Array]  # past model outputs, newest first
     total: jax.Array  # Runge-Kutta sum of this step's outputs
@@ -38,7 +39,7 @@ class State(NamedTuple):
 
 
 class PNDM(NamedTuple):
-    """Tables for one sample of E evaluations; float32 [E] unless said."""
+    """Tables for one sample of E evaluations; float32 [E] unless noted."""
 
     timesteps: np.ndarray  # int32 [E]
     init_noise_sigma: float
@@ -55,12 +56,12 @@ class PNDM(NamedTuple):
     move: np.ndarray
 
     def init_state(self, latents: jax.Array) -> State:
-        """No outputs yet: zeros of the latents' shape."""
+        """The state before any output: float32 zeros of the latents' shape."""
         zero = jnp.zeros(latents.shape, jnp.float32)
         return State((zero, zero, zero), zero, zero)
 
     def scale_input(self, latents: jax.Array, i: jax.Array | int) -> jax.Array:
-        """What the model sees: the latents themselves, in float32."""
+        """The input of the model: the latents themselves, in float32."""
         del i
         return float32(latents)[0]
 
@@ -84,10 +85,10 @@ class PNDM(NamedTuple):
 
 
 def create(config: Mapping[str, Any], num_steps: int) -> PNDM:
-    """Tables for `num_steps` steps of a scheduler_config.json dict; ValueError naming a field we cannot honour.
+    """Tables for `num_steps` steps of a scheduler_config.json dict.
 
-    rescale_betas_zero_snr is refused, where diffusers ignores it: eq. 9 divides by the signal, and a model trained at
-    zero SNR would be sampled with the wrong betas.
+    Raises ValueError for a field that is not supported. rescale_betas_zero_snr is one, since eq. 9 divides by the
+    signal; diffusers ignores it, and samples a model that was trained at zero SNR with the wrong betas.
     """
     options = read_config("pndm", config, defaults=_DEFAULTS, choices=_CHOICES)
     check_steps("pndm", num_steps, options.num_train_timesteps)
