@@ -63,7 +63,7 @@ def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
     """
     if pipeline.attached is not None:
         raise ValueError(
-            f"{pipeline.name}: what is attached to the pipeline has no place in a diffusers directory; add its delta "
+            f"{pipeline.name}: a diffusers directory has no place for an attachment; add its delta "
             "to the UNet (spqr_jax.sampling.attached.add), and leave its guidance to the sampler."
         )
     directory = Path(directory)

@@ -16,10 +16,10 @@ class Component(NamedTuple):
     """One part of a pipeline that has weights, as files of every format name it.
 
     Attributes:
-        kind: what a file of this component alone is called (`convert.kinds`).
+        kind: the kind of a file that holds this component alone (`convert.kinds`).
         library: library and class in a diffusers model_index.json.
         weights: its weight file in a diffusers directory, without extension.
-        prefixes: what its keys begin with in a single file of the original code.
+        prefixes: first parts of its keys in a single file of the original code.
         kohya: its names in the keys of kohya's and SPM's adapters; none if no adapter sits on it.
         interface: fields of its config that other components rely on, so that weights from elsewhere must share them.
         tokenizer: the component of the pipeline that makes its input, if it reads texts.

@@ -66,7 +66,7 @@ def load_pickled(path: Path) -> Mapping[str, np.ndarray]:
     odd = [str(key) for key, tensor in loaded.items() if not _plain(tensor)]
     if odd:
         raise ConversionError(
-            f"{path}: sparse or expanded beyond what the file holds, expected plain tensors: {', '.join(odd)}."
+            f"{path}: sparse, or larger than the data in the file, expected plain tensors: {', '.join(odd)}."
         )
     return PickledTensors({str(key): tensor for key, tensor in loaded.items()})
 

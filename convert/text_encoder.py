@@ -162,7 +162,7 @@ def load(
     component = place(pipeline, state, folder)
     if config and "text_config" in config:
         config = config["text_config"] | {"projection_dim": config.get("projection_dim", 512)}
-    # transformers leaves out what has its default value.
+    # transformers leaves out fields that have their default value.
     config = clip_text.DEFAULTS | config if config else pipeline.configs[component]
     definition, skeleton = components.define(component, config)
     params = from_torch(state, skeleton, component=component, source=source, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Opening a safety judge by its name in a config, and what every safety judge offers.
+"""Opening a safety judge by its name in a config, and the protocol of safety judges.
 
 A new kind of judge needs one file and one line: a class with an `open` classmethod in a file of its own, and its entry
 in `JUDGES`. A judge that is an ONNX classifier needs no code at all: see `judges.classifier`.

@@ -72,24 +72,31 @@ def export_checked(
         else:
             script = module = load_script(module)
         graph = Path(scratch) / out.name
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # tracer remarks on constant shapes: the comparison below is the check
-            torch.onnx.export(
-                script,
-                examples,
-                str(graph),
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_axes=inputs | outputs,
-                opset_version=OPSET,
-                dynamo=False,
-            )
-        gather_external(graph)
+        write_graph(script, examples, graph, inputs, outputs)
         error = compare(module, graph, others, tolerance)
         for file in Path(scratch).glob(out.stem + ".onnx*"):
             shutil.move(file, out.with_name(file.name))
     print(f"{out}: largest difference from PyTorch {error:.2e}")
     return Exported(out, error)
+
+
+def write_graph(
+    script: torch.jit.ScriptModule, examples: tuple[torch.Tensor, ...], graph: Path, inputs: Axes, outputs: Axes
+) -> None:
+    """Writes the ONNX graph of a TorchScript module, and its external data, if any, in one file beside it."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer warns of constant shapes, which the comparison checks
+        torch.onnx.export(
+            script,
+            examples,
+            str(graph),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes=inputs | outputs,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    gather_external(graph)
 
 
 def gather_external(graph: Path) -> None:

@@ -47,6 +47,12 @@ class Rating(NamedTuple):
     threshold: float
     min_mass: float
 
+    def checked(self) -> "Rating":
+        """The same options. Raises ValueError for an unknown view or mode."""
+        check_choice("view", self.view, VIEWS)
+        check_choice("mode", self.mode, MODES)
+        return self
+
 
 class Model(NamedTuple):
     """The network, opened.
@@ -103,8 +109,7 @@ class LlavaGuard:
         directory = Path(directory)
         if not directory.is_dir():
             raise JudgeError(f"{directory}: no such directory; {EXPORT}")
-        check_choice("view", view, VIEWS)
-        rating = Rating(view, check_choice("mode", mode, MODES), category, threshold, min_mass)
+        rating = Rating(view, mode, category, threshold, min_mass).checked()
         text = read_policy(Path(policy or directory / "policy.txt"))
         batch_size = options.pop("batch_size", 1)
         sidecar = read_sidecar(directory / "llavaguard.json", required=REQUIRED)

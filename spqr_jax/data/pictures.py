@@ -49,7 +49,7 @@ def measure(content: bytes) -> tuple[int, int]:
             image.load()
             return size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return decode(content).size  # or says what is wrong
+        return decode(content).size  # or raises with the reason
 
 
 def prepare(image: Image.Image, how: Preprocess, index: int) -> np.ndarray:

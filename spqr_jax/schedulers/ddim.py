@@ -62,7 +62,7 @@ def create(config: Mapping[str, Any], num_steps: int) -> DDIM:
     check_steps("ddim", num_steps, total)
     power = ddpm.cumulative(ddpm.betas_of(options))
     timesteps = as_timesteps("ddim", np.round(spaced_timesteps(options, num_steps)), total)
-    # As diffusers: the next point is T // n below, whatever the spacing; below 0 it is clean (or as clean as t = 0).
+    # As diffusers: the next point is T // n below, for every spacing; below 0 it is clean (or as clean as t = 0).
     following = timesteps - total // num_steps
     final = np.float32(1) if options.set_alpha_to_one else power[0]
     next_power = np.where(following >= 0, power[np.maximum(following, 0)], final)

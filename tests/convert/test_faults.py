@@ -151,7 +151,7 @@ def test_zip_bombs(base, tmp_path):
 def test_tensors_larger_than_what_is_stored(base, tmp_path):
     """A stride of zero makes a terabyte out of one number."""
     torch.save({"conv_in.bias": torch.ones(1).expand(1 << 40)}, tmp_path / "x.pt")
-    assert "expanded beyond what the file holds" in refusal(tmp_path / "x.pt", base)
+    assert "larger than the data in the file" in refusal(tmp_path / "x.pt", base)
     torch.save({"conv_in.bias": torch.ones(4).to_sparse()}, tmp_path / "y.pt")
     assert "sparse" in refusal(tmp_path / "y.pt", base)
 

@@ -219,6 +219,20 @@ def test_q16_equals_the_formula_on_torch_embeddings(tmp_path):
         export_q16(directory, wrong, tmp_path / "no")
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"), [("clip", "expected a local transformers directory"), ("q16", "not Q16 prompts")]
+)
+def test_the_command_refuses_a_wrong_source_in_one_line(kind, words, tmp_path, capsys):
+    if kind == "q16":
+        clip_directory(tmp_path / "clip", 191)
+    (tmp_path / "clip").mkdir(exist_ok=True)
+    (tmp_path / "prompts.p").write_bytes(b"junk")
+    source, prompts, out = (str(tmp_path / name) for name in ("clip", "prompts.p", "out"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["--kind", kind, source, "--prompts", prompts, "--out", out])
+    assert stopped.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_missing_external_data_is_named(trained, tmp_path):
     import onnx
 

@@ -159,7 +159,7 @@ def _hidden_and_text(module: Any, a: _Arguments) -> Any:
 REPLAY: dict[str, Callable[[Any, _Arguments], Any]] = {
     **dict.fromkeys(("Linear", "Conv2d", "LayerNorm", "Embedding"), lambda m, a: m(a.input)),
     "GroupNorm": _group_norm,
-    "Timesteps": lambda unet, a: unet._sinusoid(a.timesteps, a.width),
+    "Timesteps": lambda unet, a: unet.sinusoid(a.timesteps, a.width),
     "TimestepEmbedding": lambda m, a: m(a.sample),
     "ResnetBlock2D": lambda m, a: m(a.input_tensor, a.temb),
     "Downsample2D": _hidden,

@@ -312,9 +312,9 @@ class UNet2DConditionModel(nnx.Module):
     def __call__(self, latents, timesteps, context, text_embeds=None, time_ids=None) -> jax.Array:
         dtype = self.conv_in.kernel.dtype
         latents, context = latents.astype(dtype), context.astype(dtype)
-        temb = self.time_embedding(self._sinusoid(timesteps, self.freq_dim).astype(dtype))
+        temb = self.time_embedding(self.sinusoid(timesteps, self.freq_dim).astype(dtype))
         if self.add_embedding is not None:
-            ids = self._sinusoid(time_ids.reshape(-1), self.add_dim).reshape(time_ids.shape[0], -1)
+            ids = self.sinusoid(time_ids.reshape(-1), self.add_dim).reshape(time_ids.shape[0], -1)
             temb = temb + self.add_embedding(jnp.concatenate([text_embeds.astype(dtype), ids.astype(dtype)], axis=-1))
 
         x = self.conv_in(latents)
@@ -327,7 +327,7 @@ class UNet2DConditionModel(nnx.Module):
             x = up_block(x, temb, context, skips)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
-    def _sinusoid(self, values: jax.Array, dim: int) -> jax.Array:
+    def sinusoid(self, values: jax.Array, dim: int) -> jax.Array:
         return timestep_embedding(values, dim, flip_sin_to_cos=self.flip, freq_shift=self.shift)
 
 
