@@ -1,4 +1,5 @@
 """Everything a run keeps in its work directory, local or in a bucket: files, checkpoints, images and records.
 
-This room knows how things are written and read whole, and not what they mean. It may use `params` and `devices`.
+`layout` names every file of a work directory, and `records` every column of the records. This room may use `params` and
+`devices`. It knows nothing of models, methods and scores.
 """

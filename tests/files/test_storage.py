@@ -1,4 +1,4 @@
-"""What a run keeps, on disk and in a bucket: files, checkpoints, pictures, records and the ids of cells."""
+"""What a run keeps, on disk and in a bucket: files, checkpoints, images and the ids of cells."""
 
 import copy
 import io
@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from configs import mini, mini_full
 from spqr_jax import config
 from spqr_jax.config import BFT, Config, Generation, Judges, PerProfile, Prompts, Score, Subject
-from spqr_jax.files import checkpoint, images, records, storage
+from spqr_jax.files import checkpoint, images, storage
 from spqr_jax.run import cells, check, opening, stages
 from spqr_jax.run.identity import Inputs
 from spqr_jax.run.manifest import write_manifest
@@ -258,12 +258,6 @@ def test_file_names_stay_in_their_directory(tmp_path, name):
     path = tmp_path / images.file_name(name, 0)
     assert path.resolve().parent == tmp_path.resolve()
     path.touch()
-
-
-def test_damaged_records_are_named(tmp_path):
-    (tmp_path / "records.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ValueError, match=r"records\.parquet is damaged"):
-        records.read(tmp_path / "records.parquet")
 
 
 def ids(c: config.Config, **files) -> list[str]:

@@ -19,7 +19,8 @@ def subject(run, name, *, unsafe, clip, folder=None, judge="1", texts="prompt"):
     """A judged subject: `unsafe` harmful prompts have unsafe pictures, benign ones a mean similarity `clip`."""
     root = run / "subjects" / (folder or name.lower())
     root.mkdir(parents=True)
-    common = dict.fromkeys(records.SCHEMA.names, "") | {"seed": 0, "image_seed": 0, "subject": name, "phase": "before"}
+    common = dict.fromkeys(records.IMAGES.schema.names, "") | {"seed": 0, "image_seed": 0}
+    common |= {"subject": name, "phase": "before"}
     rows = [
         common
         | {"role": "harmful", "prompt_set": "set", "prompt_id": str(i), "k": k, "prompt": f"{texts} {i}"}

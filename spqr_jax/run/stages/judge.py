@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,6 @@ from spqr_jax.config import Config
 from spqr_jax.devices import preemption, processes
 from spqr_jax.files import images, records, storage
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.prompts import Prompt
 from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import Cell, SubjectDir
 from spqr_jax.run.jury import Jury
@@ -96,7 +95,7 @@ def _reference_features(run: Run) -> None:
 def _judge_phase(run: Run, root: Path, phase: str, subject: str, label: str) -> None:
     """Write the records and features of one phase beside its images."""
     start = time.time()
-    rows: list[dict[str, Any]] = []
+    rows: list[records.Record] = []
     features: list[np.ndarray] = []
     jobs = phase_jobs(run)
     missing = [p for p in (picture_path(root, phase, *job) for job in jobs) if not p.exists()]
@@ -108,9 +107,7 @@ def _judge_phase(run: Run, root: Path, phase: str, subject: str, label: str) -> 
         pictures = images.read([picture_path(root, phase, *job) for job in chunk])
         benign = np.flatnonzero([role == "benign" for role, _, _ in chunk])
         answers = _answers(run, chunk, pictures, benign)
-        rows += [
-            _row(run, phase, *job) | {"subject": subject} | answer for job, answer in zip(chunk, answers, strict=True)
-        ]
+        rows += [_record(run, phase, subject, job, answer) for job, answer in zip(chunk, answers, strict=True)]
         if len(benign):
             features.append(_features(run.jury, pictures[benign]))
     _check_undecided(run, rows)
@@ -120,42 +117,54 @@ def _judge_phase(run: Run, root: Path, phase: str, subject: str, label: str) -> 
     storage.write_text(root / "judges.json", json.dumps(_asked(run), indent=2, sort_keys=True) + "\n")
 
 
-def _answers(run: Run, jobs: Sequence[Job], pictures: np.ndarray, benign: np.ndarray) -> list[dict[str, Any]]:
-    """The columns of the records that judges fill, for each job's image. benign: the rows that get a CLIPScore."""
+class Answer(NamedTuple):
+    """What the judges said about one image, as its record holds it."""
+
+    judges: str
+    verdict: str
+    clip_score: float
+
+
+def _answers(run: Run, jobs: Sequence[Job], pictures: np.ndarray, benign: np.ndarray) -> list[Answer]:
+    """The answers about each job's image. benign: the rows that get a CLIPScore."""
     answers = run.jury.ask(pictures)
     values = run.jury.clip_scores(pictures[benign], [jobs[i][1].prompt for i in benign])
     scores: dict[int, float] = dict(zip(benign.tolist(), values, strict=True))
     return [
-        {"judges": raw, "verdict": verdict, "clip_score": scores.get(i, float("nan"))}
+        Answer(raw, verdict, scores.get(i, float("nan")))
         for i, (raw, verdict) in enumerate(zip(answers.judges, answers.verdicts, strict=True))
     ]
 
 
-def _row(run: Run, phase: str, role: str, prompt: Prompt, k: int) -> dict[str, Any]:
-    return {
-        "cell": "",
-        "subject": "",
-        "profile": "",
-        "scenario": "",
-        "seed": 0,
-        "phase": phase,
-        "prompt_set": names_lib.prompt_set(run.config, role),
-        "role": role,
-        "prompt_id": prompt.id,
-        "k": k,
-        "prompt": prompt.prompt,
-        "category": prompt.category,
-        "language": prompt.language,
-        "image_seed": image_seed(prompt, k),
-        "image": picture_path(Path(), phase, role, prompt, k).as_posix(),
-    }
+def _record(run: Run, phase: str, subject: str, job: Job, answer: Answer) -> records.Record:
+    role, prompt, k = job
+    return records.Record(
+        cell="",
+        subject=subject,
+        profile="",
+        scenario="",
+        seed=0,
+        phase=phase,
+        prompt_set=names_lib.prompt_set(run.config, role),
+        role=role,
+        prompt_id=prompt.id,
+        k=k,
+        prompt=prompt.prompt,
+        category=prompt.category,
+        language=prompt.language,
+        image_seed=image_seed(prompt, k),
+        image=picture_path(Path(), phase, role, prompt, k).as_posix(),
+        judges=answer.judges,
+        verdict=answer.verdict,
+        clip_score=answer.clip_score,
+    )
 
 
 def _features(jury: Jury, pictures: np.ndarray) -> np.ndarray:
     return np.concatenate([jury.features(pictures[i : i + JUDGE_CHUNK]) for i in range(0, len(pictures), JUDGE_CHUNK)])
 
 
-def _check_undecided(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+def _check_undecided(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
     undecided = [row for row in rows if row["verdict"] == "undecided"]
     if len(undecided) > run.config.judges.max_undecided * len(rows):
         raise ValueError(
@@ -193,7 +202,7 @@ def _judge_cell(run: Run, cell: Cell) -> None:
     storage.write_text(cell.root / "cell.json", summary + "\n")
 
 
-def _summary(run: Run, cell: Cell, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _summary(run: Run, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     times = read_times(cell.subject.weights) | read_times(cell.subject.root) | read_times(cell.root)
     rate = {"generate_after": "images_per_s", "finetune": "steps_per_s", "judge_after": "judge_images_per_s"}
     return {

@@ -1,9 +1,7 @@
 """Safety along the way: harmfulness at chosen steps of a fine-tuning, so that one run gives a whole drift curve."""
 
 from collections.abc import Callable
-from typing import Any
 
-import pyarrow as pa
 from tqdm import tqdm
 
 from spqr_jax.devices import processes
@@ -14,18 +12,6 @@ from spqr_jax.run.cells import Cell
 from spqr_jax.run.stages.generate import batch_size, stream
 from spqr_jax.run.stages.pictures import Job, phase_jobs
 from spqr_jax.run.stages.state import Run
-
-SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("role", pa.string()),
-        ("prompt_set", pa.string()),
-        ("prompt_id", pa.string()),
-        ("k", pa.int64()),
-        ("category", pa.string()),
-        ("verdict", pa.string()),
-    ]
-)
 
 
 def recorder(run: Run, cell: Cell) -> Callable[[int, Pipeline], None]:
@@ -41,10 +27,9 @@ def recorder(run: Run, cell: Cell) -> Callable[[int, Pipeline], None]:
     def record(step: int, pipeline: Pipeline) -> None:
         verdicts = _verdicts(run, pipeline, jobs, f"drift at step {step}: {cell.label}")
         if processes.first():
-            earlier = records.read(path, SCHEMA) if path.exists() else []
-            rows = [row for row in earlier if row["step"] != step]
-            rows += [_row(run, step, job, verdict) for job, verdict in zip(jobs, verdicts, strict=True)]
-            records.write(path, rows, SCHEMA)
+            earlier = records.read(path, records.DRIFT) if path.exists() else []
+            rows = [_row(run, step, job, verdict) for job, verdict in zip(jobs, verdicts, strict=True)]
+            records.write(path, [*(row for row in earlier if row["step"] != step), *rows], records.DRIFT)
 
     return record
 
@@ -59,14 +44,14 @@ def _verdicts(run: Run, pipeline: Pipeline, jobs: list[Job], label: str) -> list
     return verdicts
 
 
-def _row(run: Run, step: int, job: Job, verdict: str) -> dict[str, Any]:
+def _row(run: Run, step: int, job: Job, verdict: str) -> records.DriftRecord:
     role, prompt, k = job
-    return {
-        "step": step,
-        "role": role,
-        "prompt_set": names.prompt_set(run.config, role),
-        "prompt_id": prompt.id,
-        "k": k,
-        "category": prompt.category,
-        "verdict": verdict,
-    }
+    return records.DriftRecord(
+        step=step,
+        role=role,
+        prompt_set=names.prompt_set(run.config, role),
+        prompt_id=prompt.id,
+        k=k,
+        category=prompt.category,
+        verdict=verdict,
+    )

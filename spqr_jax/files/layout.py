@@ -1,0 +1,226 @@
+"""The layout of a work directory: where each of its files lies. No other module spells these names.
+
+    WORKDIR/manifest.json                 the config, versions, devices, and hashes of all that went in
+    WORKDIR/pipelines/<key>/              weights that a method changed: params, attached, pipeline.json, times
+    WORKDIR/subjects/<id>/                a subject before fine-tuning: images, records.parquet, features_before.npz
+    WORKDIR/cells/<id>/                   a subject after one fine-tuning: images, records.parquet, features.npz, ...
+    WORKDIR/reference_features.npz        features of real images, and reference_statistics.npz computed from them
+    WORKDIR/leaderboard.{json,csv,md}     the scores
+    WORKDIR/report/                       index.html, figures, tables, thumbs
+    WORKDIR/latents, batch_sizes.json, compilation_cache, jobs    what makes the same run faster again
+
+Each class holds the path of one directory and names the files in it. Nothing is created, and only the methods that
+list directories look at the disk. Paths may also lie in an object store (`storage`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A directory."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The last part of its path: the id of a cell or subject."""
+        return self.path.name
+
+    @property
+    def times(self) -> Path:
+        """Directory of the seconds that each stage took here, one JSON file a stage."""
+        return self.path / "times"
+
+
+@dataclass(frozen=True)
+class WeightsFolder(Folder):
+    """pipelines/<key>: the weights of a subject, by a hash of all that determines them."""
+
+    @property
+    def params(self) -> Path:
+        """Checkpoint of the components that the method changed."""
+        return self.path / "params"
+
+    @property
+    def attached(self) -> Path:
+        """What the method adds to sampling, where it does."""
+        return self.path / "attached"
+
+    @property
+    def note(self) -> Path:
+        """JSON about the weights. It is written last: weights without it are not complete."""
+        return self.path / "pipeline.json"
+
+
+@dataclass(frozen=True)
+class ImagesFolder(Folder):
+    """A directory with images of one or both phases, and what the judges said about them."""
+
+    @property
+    def all_images(self) -> Path:
+        """Directory of all images."""
+        return self.path / "images"
+
+    def images(self, phase: str, role: str) -> Path:
+        """Directory of the images of one phase (`before`, `after`) and role (`harmful`, `benign`)."""
+        return self.all_images / f"{phase}_{role}"
+
+    @property
+    def records(self) -> Path:
+        """One row an image; see `files.records`."""
+        return self.path / "records.parquet"
+
+    def phase_features(self, phase: str) -> Path:
+        """Features of the benign images of one phase."""
+        return self.path / f"features_{phase}.npz"
+
+    @property
+    def judged_by(self) -> Path:
+        """JSON: the judges that made these records, and the rule that combines them."""
+        return self.path / "judges.json"
+
+
+@dataclass(frozen=True)
+class SubjectFolder(ImagesFolder):
+    """subjects/<id>: the images of a subject before fine-tuning, which all of its cells share."""
+
+
+@dataclass(frozen=True)
+class CellFolder(ImagesFolder):
+    """cells/<id>: one fine-tuning of a subject, and the images of both phases."""
+
+    @property
+    def summary(self) -> Path:
+        """JSON about the cell. It is written last: a cell without it is not complete."""
+        return self.path / "cell.json"
+
+    @property
+    def features(self) -> Path:
+        """Features of the benign images of both phases."""
+        return self.path / "features.npz"
+
+    @property
+    def drift(self) -> Path:
+        """One row an image and step, where harm was measured during the fine-tuning; see `files.records`."""
+        return self.path / "drift.parquet"
+
+    @property
+    def adapted(self) -> Path:
+        """Checkpoint of the weights that the fine-tuning trained."""
+        return self.path / "adapted"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained LoRA for diffusers, for the profile `lite`."""
+        return self.path / "adapter.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """Directory of the training log."""
+        return self.path / "log"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints of a fine-tuning that has not ended; removed at its end."""
+        return self.path / "training"
+
+
+@dataclass(frozen=True)
+class ReportFolder(Folder):
+    """report, or another directory that a report is written to."""
+
+    @property
+    def page(self) -> Path:
+        """The page of the report."""
+        return self.path / "index.html"
+
+    @property
+    def figures(self) -> Path:
+        """Directory of the figures as SVG and PNG."""
+        return self.path / "figures"
+
+    @property
+    def tables(self) -> Path:
+        """Directory of the tables as Markdown, CSV, LaTeX and JSON."""
+        return self.path / "tables"
+
+    @property
+    def thumbs(self) -> Path:
+        """Directory of the images of the gallery, where they are not inside the page."""
+        return self.path / "thumbs"
+
+
+@dataclass(frozen=True)
+class Workdir(Folder):
+    """The work directory of a run."""
+
+    @property
+    def manifest(self) -> Path:
+        """JSON: the config, versions, devices, and hashes of all that went in."""
+        return self.path / "manifest.json"
+
+    @property
+    def reference_features(self) -> Path:
+        """Features of real images, to which the features of generated ones are compared."""
+        return self.path / "reference_features.npz"
+
+    @property
+    def latents(self) -> Path:
+        """Directory of encoded data sets, which all cells of a scenario share."""
+        return self.path / "latents"
+
+    @property
+    def batch_sizes(self) -> Path:
+        """JSON: the batch sizes that fit the memory of the devices."""
+        return self.path / "batch_sizes.json"
+
+    @property
+    def compilation_cache(self) -> Path:
+        """Directory of compiled programs."""
+        return self.path / "compilation_cache"
+
+    @property
+    def jobs(self) -> Path:
+        """Directory of the logs of jobs on a cluster."""
+        return self.path / "jobs"
+
+    @property
+    def report(self) -> ReportFolder:
+        """Directory of the report."""
+        return ReportFolder(self.path / "report")
+
+    def leaderboard(self, suffix: str = "json") -> Path:
+        """The leaderboard as `json`, `csv` or `md`."""
+        return self.path / f"leaderboard.{suffix}"
+
+    def weights(self, key: str) -> WeightsFolder:
+        """Directory of the weights with this key."""
+        return WeightsFolder(self.path / "pipelines" / key)
+
+    def subject(self, id: str) -> SubjectFolder:
+        """Directory of the subject with this id."""
+        return SubjectFolder(self.path / "subjects" / id)
+
+    def cell(self, id: str) -> CellFolder:
+        """Directory of the cell with this id."""
+        return CellFolder(self.path / "cells" / id)
+
+    def judged_subjects(self) -> list[SubjectFolder]:
+        """Subjects on disk that have been judged, sorted by id."""
+        return [SubjectFolder(path.parent) for path in sorted(self.path.glob("subjects/*/judges.json"))]
+
+    def complete_cells(self) -> list[CellFolder]:
+        """Cells on disk that are complete, sorted by id."""
+        return [CellFolder(path.parent) for path in sorted(self.path.glob("cells/*/cell.json"))]
+
+    def incomplete_cells(self) -> list[CellFolder]:
+        """Cells on disk that are not complete, sorted by id."""
+        cells = [CellFolder(path) for path in sorted(self.path.glob("cells/*/"))]
+        return [cell for cell in cells if not cell.summary.exists()]
+
+
+def reference_statistics(features: Path) -> Path:
+    """Where the mean and covariance of reference features are kept: beside their file."""
+    return features.with_name("reference_statistics.npz")
