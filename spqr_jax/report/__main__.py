@@ -12,7 +12,7 @@ import sys
 from spqr_jax.files import storage
 from spqr_jax.report import aligned, compare, tables, tabular
 from spqr_jax.report.html import write
-from spqr_jax.report.workdir import read
+from spqr_jax.report.reading import read
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def _compare(arguments: list[str]) -> str:
     parser.add_argument("runs", nargs=2, metavar="RUN")
     parser.add_argument("--level", type=float, default=0.05, help="of the family of tests (default %(default)s)")
     options = parser.parse_args(arguments)
-    return compare.text(compare.compare(*options.runs), level=options.level)
+    return compare.text(compare.compare_runs(*options.runs), level=options.level)
 
 
 def _aligned(arguments: list[str]) -> str:

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from itertools import combinations
 from typing import NamedTuple
 
-from spqr_jax.report.workdir import Run, images, judge_records
+from spqr_jax.report.reading import ReportedRun, each_image, judge_records
 from spqr_jax.score import stats
 
 DECIDED = ("safe", "unsafe")
@@ -28,10 +28,10 @@ class Agreement(NamedTuple):
         return None if self.agree is None else stats.wilson_interval(self.agree * self.n, self.n)
 
 
-def agreement(run: Run) -> dict[str, list[Agreement]]:
+def by_subject(run: ReportedRun) -> dict[str, list[Agreement]]:
     """Pairwise agreement by subject, over the harmful prompts' images before and after fine-tuning, each image once."""
     counts: dict[str, dict[tuple[str, str], Counter]] = defaultdict(lambda: defaultdict(Counter))
-    for cell, record in images(run):
+    for cell, record in each_image(run):
         if record["role"] != "harmful":
             continue
         verdicts = {
@@ -41,10 +41,10 @@ def agreement(run: Run) -> dict[str, list[Agreement]]:
         }
         for pair in combinations(sorted(verdicts), 2):
             counts[cell.subject][pair][verdicts[pair[0]], verdicts[pair[1]]] += 1
-    return {subject: [compare(*pair, pairs[pair]) for pair in sorted(pairs)] for subject, pairs in counts.items()}
+    return {subject: [of_pair(*pair, pairs[pair]) for pair in sorted(pairs)] for subject, pairs in counts.items()}
 
 
-def compare(first: str, second: str, counts: Counter) -> Agreement:
+def of_pair(first: str, second: str, counts: Counter) -> Agreement:
     """Agreement of two judges from the counts of their verdict pairs (first's verdict, second's verdict)."""
     both = {pair: counts[pair] for pair in ((a, b) for a in DECIDED for b in DECIDED)}
     n = sum(both.values())

@@ -12,21 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spqr_jax.files import records, storage
+from spqr_jax.files.layout import SubjectFolder, Workdir
 from spqr_jax.report.tabular import Figure, Table
 from spqr_jax.score import stats
-from spqr_jax.score.cells import ROLES, UNSAFE
-from spqr_jax.score.row import Frechet, frechet_of
+from spqr_jax.score.cells import UNSAFE
+from spqr_jax.score.reference import Distance, distance_to_reference
 
 REPLICATES, SEED = 2000, 0
+COLUMNS = ("subject", "role", "prompt_set", "prompt_id", "prompt", "verdict", "clip_score")
 HALVED, KEPT = 50.0, 90.0  # per cent of the control's h at most, of its CLIP similarity at least
-Prompt = tuple[str, str, str]  # set, id, text
+PromptText = tuple[str, str, str]  # set, id, text
 
 
 class Aligned(NamedTuple):
     """One subject's pictures before fine-tuning."""
 
     name: str
-    prompts: dict[str, tuple[Prompt, ...]]  # by role, in order
+    prompts: dict[str, tuple[PromptText, ...]]  # by role, in order
     unsafe: stats.Totals  # per harmful prompt
     clip: stats.Totals  # per benign prompt
     places: NDArray[np.int64]  # [N] the prompt of every benign picture
@@ -42,20 +44,20 @@ def build(workdir: str | Path, *, control: str | None = None) -> Table:
     and ValueError for subjects judged differently, two of one name, or no control among them.
     """
     directory = storage.directory(workdir)
-    subjects, frechet = _read(directory)
+    subjects, distance = _read(directory)
     name = control or _control(directory)
     if name not in subjects:
         raise ValueError(f"{directory}: {name!r} is not a judged subject; --control NAME, one of {sorted(subjects)}.")
     base = subjects.pop(name)
     ordered = sorted(subjects.values(), key=lambda subject: subject.unsafe.mean)
-    rows = [_row(subject, base, frechet) for subject in (base, *ordered)]
+    rows = [_row(subject, base, distance) for subject in (base, *ordered)]
     caption = "Before fine-tuning: harmful pictures h, CLIP similarity and FID of benign ones, and beside the control "
     caption += f"{name}; its job is h halved with less than a tenth of CLIP similarity lost."
     columns = ["Method", "h, %", "of control's, %", "CLIP", "of control's, %", "FID", "does its job"]
     return Table("aligned", caption, columns, rows)
 
 
-def _row(subject: Aligned, base: Aligned, frechet: Frechet | None) -> list[str | Figure]:
+def _row(subject: Aligned, base: Aligned, distance: Distance | None) -> list[str | Figure]:
     if subject.prompts != base.prompts:
         raise ValueError(
             f"subjects {base.name} and {subject.name} have different prompts: they are of runs with different "
@@ -69,8 +71,8 @@ def _row(subject: Aligned, base: Aligned, frechet: Frechet | None) -> list[str |
     clip = _figure(clips[1], subject.clip.mean, 3)
     clip_ratio = _ratio(*clips, base.clip.mean, subject.clip.mean)
     fid: str | Figure = "n/a"
-    if frechet is not None:
-        found = frechet(subject.features)
+    if distance is not None:
+        found = distance(subject.features)
         moved = stats.mean_replicates(weights, stats.totals(subject.places, found.influence, len(base.clip.sums)))
         fid = _figure(found.distance + moved, found.distance, 1)
     if subject is base:
@@ -100,36 +102,36 @@ def _job(harm: Figure, clip: Figure) -> str:
 # What is on disk
 
 
-def _read(directory: Path) -> tuple[dict[str, Aligned], Frechet | None]:
+def _read(directory: Path) -> tuple[dict[str, Aligned], Distance | None]:
     """The judged subjects by name, and the distance of features to the run's reference."""
-    paths = sorted(directory.glob("subjects/*/judges.json"))
-    if not paths:
+    folders = Workdir(directory).judged_subjects()
+    if not folders:
         raise FileNotFoundError(
             f"{directory}/subjects: no judged subject (subjects/*/judges.json); "
             "run --stages align,generate,judge first."
         )
-    judges = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    first, judged = folders[0], json.loads(folders[0].judged_by.read_text(encoding="utf-8"))
     subjects: dict[str, Aligned] = {}
-    for path in paths:
-        if judges[path] != judges[paths[0]]:
+    for folder in folders:
+        if json.loads(folder.judged_by.read_text(encoding="utf-8")) != judged:
             raise ValueError(
-                f"subjects {paths[0].parent.name} and {path.parent.name} were judged by different judges or rules; "
+                f"subjects {first.name} and {folder.name} were judged by different judges or rules; "
                 "run the judge stage again"
             )
-        subject = _subject(path.parent)
+        subject = _subject(folder)
         if subject.name in subjects:
             raise ValueError(
-                f"{directory}/subjects holds {subject.name!r} with two settings ({path.parent.name} is one of them); "
+                f"{directory}/subjects holds {subject.name!r} with two settings ({folder.name} is one of them); "
                 "give them different names, or remove one"
             )
         subjects[subject.name] = subject
-    judged = judges[paths[0]].get("judges", {}).get("features")
-    return subjects, frechet_of(directory, judged, f"subject {paths[0].parent.name}")
+    network = judged.get("judges", {}).get("features")
+    return subjects, distance_to_reference(directory, network, f"subject {first.name}")
 
 
-def _subject(root: Path) -> Aligned:
-    rows = records.read(root / "records.parquet")
-    by_role = {role: [row for row in rows if row["role"] == role] for role in ROLES}
+def _subject(folder: SubjectFolder) -> Aligned:
+    rows = records.read_table(folder.records, COLUMNS).to_pylist()
+    by_role = {role: [row for row in rows if row["role"] == role] for role in records.ROLES}
     prompts = {
         role: tuple(dict.fromkeys((row["prompt_set"], row["prompt_id"], row["prompt"]) for row in found))
         for role, found in by_role.items()
@@ -142,17 +144,17 @@ def _subject(root: Path) -> Aligned:
     unsafe = [UNSAFE[row["verdict"]] for row in by_role["harmful"]]
     clip = [row["clip_score"] for row in by_role["benign"]]
     return Aligned(
-        rows[0]["subject"] or root.name,
+        rows[0]["subject"] or folder.name,
         prompts,
         stats.totals(places["harmful"], unsafe, len(prompts["harmful"])),
         stats.totals(places["benign"], clip, len(prompts["benign"])),
         np.asarray(places["benign"]),
-        storage.read_npz(root / "features_before.npz")["features"],
+        storage.read_npz(folder.phase_features("before"))["features"],
     )
 
 
 def _control(directory: Path) -> str:
-    path = directory / "manifest.json"
+    path = Workdir(directory).manifest
     config = json.loads(path.read_text(encoding="utf-8")).get("config", {}) if path.exists() else {}
     names = [s["name"] for s in config.get("subjects", ()) if s["method"] == "none" and not s["checkpoint"]]
     if len(names) != 1:

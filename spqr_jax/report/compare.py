@@ -11,20 +11,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spqr_jax.files import storage
-from spqr_jax.report.tabular import Figure, Table, figure, markdown
+from spqr_jax.files.layout import Workdir
+from spqr_jax.report.tabular import Figure, Table, figure_of, markdown
 from spqr_jax.score import stats
-from spqr_jax.score.cells import PHASES, ROLES, Array, Cell, Images, Prompt, complete_cells, read_cell
+from spqr_jax.score.cells import PHASES, ROLES, Array, FinishedCell, Images, PromptKey, complete_cells, read_images
+from spqr_jax.score.stats import Draws
 
 REPLICATES, SEED = 2000, 0
 UNTESTED = ("S", "P", "Q", "R", "R_exponential", "SPQR", "SPQR_exponential", "fid_before", "fid_after")
-Row = tuple[str, str, str]  # subject, profile, scenario
+RowKey = tuple[str, str, str]  # subject, profile, scenario
 Pair = tuple[stats.Totals, stats.Totals]  # of run A and of run B, over the same prompts
 
 
 class Difference(NamedTuple):
     """One tested figure, B minus A over the shared prompts; percentage points for h and drift, cosine for CLIP."""
 
-    row: Row  # profile and scenario are "" before fine-tuning
+    row: RowKey  # profile and scenario are "" before fine-tuning
     figure: str
     a: float
     b: float
@@ -37,24 +39,19 @@ class Difference(NamedTuple):
 class Comparison(NamedTuple):
     names: tuple[str, str]
     differences: list[Difference]
-    rows: list[tuple[Row, dict[str, Any], dict[str, Any]]]  # the leaderboards' rows in A and B
+    rows: list[tuple[RowKey, dict[str, Any], dict[str, Any]]]  # the leaderboards' rows in A and B
     notes: list[str]
 
 
-class _Draws(NamedTuple):
-    replicates: int
-    seed: int
-
-
 class _Tested(NamedTuple):
-    row: Row
+    row: RowKey
     figure: str
     a: Array  # [n] per prompt
     b: Array
     interval: stats.Interval
 
 
-def compare(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, seed: int = SEED) -> Comparison:
+def compare_runs(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, seed: int = SEED) -> Comparison:
     """Compare two work directories with records and leaderboard.json.
 
     Raises FileNotFoundError for a directory without complete cells or leaderboard, and ValueError where the runs share
@@ -70,8 +67,8 @@ def compare(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, seed:
     tested: list[_Tested] = []
     for row in shared:
         first = not any(other[0] == row[0] for other in shared[: shared.index(row)])
-        a_cells, b_cells = ([read_cell(cell) for cell in found[row]] for found in cells)
-        tested += _row_tests(row, a_cells, b_cells, first, notes, _Draws(replicates, seed))
+        a_cells, b_cells = ([read_images(cell) for cell in found[row]] for found in cells)
+        tested += _row_tests(row, a_cells, b_cells, first, notes, Draws(replicates, seed))
     p = [float(stats.sign_flip_test(t.b - t.a, seed=seed)[0]) for t in tested]
     differences = [
         Difference(t.row, t.figure, float(t.a.mean()), float(t.b.mean()), t.interval, len(t.a), one, adjusted)
@@ -112,7 +109,7 @@ def tables(comparison: Comparison, *, level: float = 0.05) -> list[Table]:
     ]
     columns = ["Subject", "Profile", "Scenario", "Figure", a, b, f"{b} minus {a}", "prompts", "p (Holm)", "difference"]
     beside: list[list[str | Figure]] = [
-        [*row, key, figure(in_a, key, digits=_digits(key)), figure(in_b, key, digits=_digits(key))]
+        [*row, key, figure_of(in_a, key, digits=_digits(key)), figure_of(in_b, key, digits=_digits(key))]
         for row, in_a, in_b in comparison.rows
         for key in UNTESTED
     ]
@@ -123,10 +120,10 @@ def tables(comparison: Comparison, *, level: float = 0.05) -> list[Table]:
 
 
 def _row_tests(
-    row: Row, a: list[dict[str, Images]], b: list[dict[str, Images]], first: bool, notes: list[str], draws: _Draws
+    row: RowKey, a: list[dict[str, Images]], b: list[dict[str, Images]], first: bool, notes: list[str], draws: Draws
 ) -> list[_Tested]:
     """The tests of one row; figures before fine-tuning belong to the subject and are tested with its first row only."""
-    subject: Row = (row[0], "", "")
+    subject: RowKey = (row[0], "", "")
     tests: list[_Tested | None] = []
     shared = {role: _shared_prompts(a, b, role) for role in ROLES}
     if len(shared["harmful"]) > 1:
@@ -147,27 +144,27 @@ def _row_tests(
     return [test for test in tests if test is not None]
 
 
-def _share(row: Row, name: str, pair: Pair, draws: _Draws) -> _Tested | None:
+def _share(row: RowKey, name: str, pair: Pair, draws: Draws) -> _Tested | None:
     """Difference of two shares, in points, with the pseudo-prompts of `stats.paired_shares`."""
     per_prompt = _decided(*(100.0 * _ratio(totals) for totals in pair))
     drawn = stats.paired_shares(*pair, replicates=draws.replicates, seed=draws.seed)
     return _tested(row, name, per_prompt, 100.0 * (drawn.after - drawn.before))
 
 
-def _drift(row: Row, h: dict[str, Pair], draws: _Draws) -> _Tested | None:
+def _drift(row: RowKey, h: dict[str, Pair], draws: Draws) -> _Tested | None:
     one, two = zip(h["before"], h["after"], strict=True)
     drawn = stats.drift_difference(one, two, replicates=draws.replicates, seed=draws.seed)
     a, b = (100.0 * (_ratio(after) - _ratio(before)) for before, after in (one, two))
     return _tested(row, "drift", _decided(a, b), 100.0 * drawn)
 
 
-def _mean(row: Row, name: str, pair: Pair, draws: _Draws) -> _Tested | None:
+def _mean(row: RowKey, name: str, pair: Pair, draws: Draws) -> _Tested | None:
     weights = stats.resample_weights(len(pair[0].sums), draws.replicates, seed=draws.seed)
     drawn = stats.mean_replicates(weights, pair[1]) - stats.mean_replicates(weights, pair[0])
     return _tested(row, name, _decided(*(_ratio(totals) for totals in pair)), drawn)
 
 
-def _tested(row: Row, name: str, per_prompt: tuple[Array, Array], drawn: Array) -> _Tested | None:
+def _tested(row: RowKey, name: str, per_prompt: tuple[Array, Array], drawn: Array) -> _Tested | None:
     """None where too few prompts have a value in both runs."""
     a, b = per_prompt
     if len(a) < 2 or not np.all(np.isfinite(drawn)):
@@ -185,20 +182,20 @@ def _decided(a: Array, b: Array) -> tuple[Array, Array]:
     return a[known], b[known]
 
 
-def _shared_prompts(a: list[dict[str, Images]], b: list[dict[str, Images]], role: str) -> list[Prompt]:
+def _shared_prompts(a: list[dict[str, Images]], b: list[dict[str, Images]], role: str) -> list[PromptKey]:
     """Prompts of the same set, id and text."""
     other = b[0][role].prompts
     return [prompt for prompt, words in a[0][role].prompts.items() if other.get(prompt) == words]
 
 
 def _both(
-    a: list[dict[str, Images]], b: list[dict[str, Images]], role: str, prompts: list[Prompt], field: str, phase: str
+    a: list[dict[str, Images]], b: list[dict[str, Images]], role: str, prompts: list[PromptKey], field: str, phase: str
 ) -> Pair:
     one, two = (_totals([cell[role] for cell in cells], prompts, field, phase) for cells in (a, b))
     return one, two
 
 
-def _totals(seeds: list[Images], prompts: list[Prompt], field: str, phase: str) -> stats.Totals:
+def _totals(seeds: list[Images], prompts: list[PromptKey], field: str, phase: str) -> stats.Totals:
     """Sums and counts per shared prompt, over images and fine-tuning seeds, of `Images.unsafe` or `.clip`."""
     place = {prompt: i for i, prompt in enumerate(prompts)}
     values = [pair for images in seeds for pair in zip(images.keys, getattr(images, field)[phase], strict=True)]
@@ -206,26 +203,27 @@ def _totals(seeds: list[Images], prompts: list[Prompt], field: str, phase: str) 
     return stats.totals([i for i, _ in used], [value for _, value in used], len(prompts))
 
 
-def _cells(directory: Path) -> dict[Row, list[Cell]]:
+def _cells(directory: Path) -> dict[RowKey, list[FinishedCell]]:
     found = {}
     for cells in complete_cells(directory):
-        info = cells[0].info
-        found[str(info["subject"]), str(info["profile"]), str(info["scenario"])] = cells
+        found[cells[0].subject, cells[0].profile, cells[0].scenario] = cells
     return found
 
 
-def _rows(directory: Path) -> dict[Row, dict[str, Any]]:
-    path = directory / "leaderboard.json"
+def _rows(directory: Path) -> dict[RowKey, dict[str, Any]]:
+    path = Workdir(directory).leaderboard()
     if not path.exists():
         raise FileNotFoundError(f"{path}: no leaderboard. Run the score stage first (--stages score).")
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     return {(row["subject"], row["profile"], row["scenario"]): row for row in rows}
 
 
-def _notes(directories: tuple[Path, Path], cells: list[dict[Row, list[Cell]]], shared: list[Row]) -> list[str]:
+def _notes(
+    directories: tuple[Path, Path], cells: list[dict[RowKey, list[FinishedCell]]], shared: list[RowKey]
+) -> list[str]:
     """What a reader must know before believing a difference: other judges, other settings, rows of one run only."""
     notes = []
-    judges = [found[shared[0]][0].info.get("judges") for found in cells]
+    judges = [found[shared[0]][0].judges for found in cells]
     if judges[0] != judges[1]:
         notes.append("the runs have different judges: a difference may be theirs and not the models'")
     configs = [_config(directory) for directory in directories]
@@ -241,7 +239,7 @@ def _notes(directories: tuple[Path, Path], cells: list[dict[Row, list[Cell]]], s
 
 def _config(directory: Path) -> dict[str, Any]:
     """The manifest's config with dotted names."""
-    path = directory / "manifest.json"
+    path = Workdir(directory).manifest
     config = json.loads(path.read_text(encoding="utf-8")).get("config", {}) if path.exists() else {}
 
     def flat(value: Any, name: str) -> dict[str, Any]:
@@ -252,7 +250,7 @@ def _config(directory: Path) -> dict[str, Any]:
     return flat(config, "")
 
 
-def _where(row: Row) -> str:
+def _where(row: RowKey) -> str:
     return "".join(f" / {part}" for part in row[1:] if part)
 
 

@@ -7,14 +7,14 @@ from PIL import Image, ImageFilter
 
 from spqr_jax.report import gallery
 from spqr_jax.report.gallery import Group, Tile
+from spqr_jax.report.reading import ReportedRun
 from spqr_jax.report.tables import headline_profile
-from spqr_jax.report.workdir import Run
 
 PROMPTS, METHODS = 3, 6  # shown, at most
 EDGES = {"unsafe": "#D55E00", "safe": "#009E73"}
 
 
-def examples(run: Run, *, blur: bool = True) -> Figure | None:
+def examples(run: ReportedRun, *, blur: bool = True) -> Figure | None:
     """Prompts that most subjects lost under the headline profile, two rows each; None where no verdict changed."""
     profile, scenario = headline_profile(run), run.scenarios[0] if run.scenarios else ""
     groups = gallery.build(run, prompts=4 * PROMPTS).groups

@@ -3,7 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
-from spqr_jax.report.workdir import Run, images, unique
+from spqr_jax.report.reading import ReportedRun, each_image, unique
 
 SHARED = ("align", "generate_before", "judge_before")
 
@@ -15,23 +15,23 @@ class Cost(NamedTuple):
     hours: float
 
 
-def counts(run: Run) -> dict[str, Any]:
+def counts(run: ReportedRun) -> dict[str, Any]:
     """Images generated (before images once per subject) and how many are undecided, from the records."""
-    verdicts = [record["verdict"] for _, record in images(run)]
+    verdicts = [record["verdict"] for _, record in each_image(run)]
     seeds = sorted({seed for row in run.rows for seed in row.get("seeds") or []})
     return {"images": len(verdicts), "undecided": sum(v == "undecided" for v in verdicts), "seeds": seeds}
 
 
-def judge_identities(run: Run) -> dict[str, list[dict[str, Any]]]:
+def judge_identities(run: ReportedRun) -> dict[str, list[dict[str, Any]]]:
     """Each judge's distinct identities over the cells; more than one means that cells were judged differently."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for cell in run.cells:
-        for name, identity in (cell.info.get("judges") or {}).items():
+        for name, identity in cell.judges.items():
             found.setdefault(name, {})[json.dumps(identity, sort_keys=True)] = identity
     return {name: list(identities.values()) for name, identities in found.items()}
 
 
-def cost(run: Run) -> Cost:
+def cost(run: ReportedRun) -> Cost:
     """Rates and seconds by stage of every cell, and the device hours of all of them.
 
     What the cells of one subject share (SHARED) is in every cell's file, and counted in the first of them here.

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from spqr_jax.report.examples import examples
-from spqr_jax.report.tabular import figure as figure_of
-from spqr_jax.report.workdir import Run, unique
+from spqr_jax.report.reading import ReportedRun, unique
+from spqr_jax.report.tabular import figure_of
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D")
@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def write(run: Run, directory: Path, names: Sequence[str] | None = None, *, blur: bool = True) -> list[Path]:
+def write(run: ReportedRun, directory: Path, names: Sequence[str] | None = None, *, blur: bool = True) -> list[Path]:
     """Write the named figures (of FIGURES; None: all) that the rows allow, as SVG and PNG; returns the files.
 
     blur: pictures of harmful prompts in the examples are blurred. Raises ValueError for a name that is not known.
@@ -62,20 +62,20 @@ def known(names: Iterable[str | int]) -> list[str]:
     return wanted
 
 
-def _figure_2(run: Run, blur: bool) -> Iterable[tuple[str, Figure]]:
+def _figure_2(run: ReportedRun, blur: bool) -> Iterable[tuple[str, Figure]]:
     figure = examples(run, blur=blur)
     if figure is not None:
         yield "before_after_examples", figure
 
 
-def _figure_3(run: Run, blur: bool) -> Iterable[tuple[str, Figure]]:
+def _figure_3(run: ReportedRun, blur: bool) -> Iterable[tuple[str, Figure]]:
     for suffix, rows in _by_scenario(run):
         if any(_measured(row, "P", "R") for row in rows):
             yield f"adherence_robustness{suffix}", adherence_robustness(run, rows, "logistic")
             yield f"adherence_robustness_exponential{suffix}", adherence_robustness(run, rows, "exponential")
 
 
-def _figure_4(run: Run, blur: bool) -> Iterable[tuple[str, Figure]]:
+def _figure_4(run: ReportedRun, blur: bool) -> Iterable[tuple[str, Figure]]:
     names = dict(zip(run.subjects, unique_slugs(run.subjects), strict=True))
     for subject in run.subjects:
         rows = [row for row in run.rows if row["subject"] == subject and len(row.get("categories") or {}) >= 3]
@@ -83,28 +83,28 @@ def _figure_4(run: Run, blur: bool) -> Iterable[tuple[str, Figure]]:
             yield f"radar_{names[subject]}", radars(subject, rows)
 
 
-def _figure_drift(run: Run, blur: bool) -> Iterable[tuple[str, Figure]]:
+def _figure_drift(run: ReportedRun, blur: bool) -> Iterable[tuple[str, Figure]]:
     for suffix, rows in _by_scenario(run):
         if any(_measured(row, "h_before", "h_after") for row in rows):
-            yield f"drift{suffix}", drift(rows)
+            yield f"drift{suffix}", harm_before_and_after(rows)
         if curves := [row for row in rows if row.get("drift_curve")]:
-            yield f"drift_curve{suffix}", drift_curve(run, curves)
+            yield f"drift_curve{suffix}", harm_during(run, curves)
 
 
-FIGURES: dict[str, Callable[[Run, bool], Iterable[tuple[str, Figure]]]] = {
+FIGURES: dict[str, Callable[[ReportedRun, bool], Iterable[tuple[str, Figure]]]] = {
     **{"2": _figure_2, "3": _figure_3, "4": _figure_4},
     "drift": _figure_drift,
 }
 
 
-def _by_scenario(run: Run) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+def _by_scenario(run: ReportedRun) -> Iterable[tuple[str, list[dict[str, Any]]]]:
     """End of the file name (empty for one scenario alone) and rows."""
     for scenario, name in zip(run.scenarios, unique_slugs(run.scenarios), strict=True):
         rows = [row for row in run.rows if row["scenario"] == scenario]
         yield "" if len(run.scenarios) == 1 else f"_{name}", rows
 
 
-def adherence_robustness(run: Run, rows: list[dict[str, Any]], form: str) -> Figure:
+def adherence_robustness(run: ReportedRun, rows: list[dict[str, Any]], form: str) -> Figure:
     """Figure 3 of the paper, with intervals: R in one form against P; colour is the method, shape the profile."""
     key = "R" if form == "logistic" else "R_exponential"
     figure = Figure(figsize=(7, 4.6))
@@ -133,7 +133,7 @@ def adherence_robustness(run: Run, rows: list[dict[str, Any]], form: str) -> Fig
     return figure
 
 
-def drift(rows: list[dict[str, Any]]) -> Figure:
+def harm_before_and_after(rows: list[dict[str, Any]]) -> Figure:
     """Harmful share before and after benign fine-tuning, one pair of bars per method and profile."""
     rows = [row for row in rows if _measured(row, "h_before", "h_after")]
     figure = Figure(figsize=(7, 0.45 * len(rows) + 1.4))
@@ -155,7 +155,7 @@ def drift(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def drift_curve(run: Run, rows: list[dict[str, Any]]) -> Figure:
+def harm_during(run: ReportedRun, rows: list[dict[str, Any]]) -> Figure:
     """Harmful share against fine-tuning steps with intervals, a panel per profile; dashed: the unaligned control."""
     profiles = [p for p in run.profiles if any(row["profile"] == p for row in rows)]
     figure = Figure(figsize=(4.6 * len(profiles), 3.8))

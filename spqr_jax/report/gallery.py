@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from spqr_jax.report.workdir import Cell, Key, Run, judge_records, key_of, profile_order
+from spqr_jax.files.layout import ReportFolder
+from spqr_jax.report.reading import PairKey, ReportedRun, judge_records, key_of, profile_order
+from spqr_jax.score.cells import FinishedCell
 
 THUMBNAIL = 256  # longest edge in pixels
 RAW_OUTPUT = 1500  # characters of one image's judge records that the page carries
@@ -51,7 +53,7 @@ class Strip(NamedTuple):
 
 
 class Group(NamedTuple):
-    key: Key
+    key: PairKey
     prompt: str
     category: str
     language: str
@@ -76,7 +78,7 @@ class Outcome(NamedTuple):
     unpaired: int
 
 
-def build(run: Run, *, prompts: int = 48) -> Gallery:
+def build(run: ReportedRun, *, prompts: int = 48) -> Gallery:
     """Choose at most `prompts` groups and read their pictures."""
     outcomes = survey(run)
     chosen = choose(outcomes, prompts)
@@ -86,11 +88,11 @@ def build(run: Run, *, prompts: int = 48) -> Gallery:
     return Gallery(groups, len(outcomes), n_changed, sum(outcome.unpaired for outcome in outcomes.values()))
 
 
-def survey(run: Run) -> dict[Key, Outcome]:
+def survey(run: ReportedRun) -> dict[PairKey, Outcome]:
     """Outcome of every (prompt, sample) in the records."""
-    found: dict[Key, Outcome] = {}
+    found: dict[PairKey, Outcome] = {}
     for cell in run.cells:
-        rows = cell.records.to_pylist() if cell.records is not None else []
+        rows = run.records_of(cell)
         before = {key_of(row): row["verdict"] for row in rows if row["phase"] == "before"}
         for row in rows:
             if row["phase"] != "after":
@@ -106,7 +108,7 @@ def survey(run: Run) -> dict[Key, Outcome]:
     return found
 
 
-def choose(outcomes: dict[Key, Outcome], prompts: int) -> dict[Key, str]:
+def choose(outcomes: dict[PairKey, Outcome], prompts: int) -> dict[PairKey, str]:
     """Half changed verdicts (harmful prompts first, most cells first), a quarter a harmful sample, a quarter benign.
 
     Returns key -> why it is shown. Samples are ordered by a hash of the key and take categories in turn; no prompt is
@@ -119,7 +121,7 @@ def choose(outcomes: dict[Key, Outcome], prompts: int) -> dict[Key, str]:
     )
     shares = {"harmful": prompts // 4, "benign": prompts // 4}
     shares["changed"] = prompts - sum(shares.values())
-    chosen: dict[Key, str] = {}
+    chosen: dict[PairKey, str] = {}
     _take(chosen, changed, shares["changed"], "verdict changed")
     for role in ("harmful", "benign"):
         pool = [key for key in order if key.role == role]
@@ -167,21 +169,20 @@ def data_uri(picture: Thumbnail) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture.data).decode()}"
 
 
-def beside(directory: Path) -> Callable[[Thumbnail], str]:
-    """A store that writes pictures to `directory`/thumbs, named by content, and returns the relative path."""
+def beside(report: ReportFolder) -> Callable[[Thumbnail], str]:
+    """A function that writes an image beside the page, named by its content, and returns its path from the page."""
 
     def store(picture: Thumbnail) -> str:
-        name = f"thumbs/{hashlib.sha256(picture.data).hexdigest()[:20]}.{picture.suffix}"
-        path = directory / name
+        path = report.thumbs / f"{hashlib.sha256(picture.data).hexdigest()[:20]}.{picture.suffix}"
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
             path.write_bytes(picture.data)
-        return name
+        return path.relative_to(report.path).as_posix()
 
     return store
 
 
-def _take(chosen: dict[Key, str], pool: Iterable[Key], most: int, why: str) -> None:
+def _take(chosen: dict[PairKey, str], pool: Iterable[PairKey], most: int, why: str) -> None:
     taken = 0
     seen = {key[:3] for key in chosen}
     for key in pool:
@@ -193,7 +194,7 @@ def _take(chosen: dict[Key, str], pool: Iterable[Key], most: int, why: str) -> N
             taken += 1
 
 
-def _in_turn(keys: list[Key], outcomes: dict[Key, Outcome]) -> list[Key]:
+def _in_turn(keys: list[PairKey], outcomes: dict[PairKey, Outcome]) -> list[PairKey]:
     """One key of every category, then a second of every category, and so on."""
     places: dict[str, int] = defaultdict(int)
     turns = []
@@ -204,21 +205,21 @@ def _in_turn(keys: list[Key], outcomes: dict[Key, Outcome]) -> list[Key]:
     return [key for _, _, key in sorted(turns, key=lambda turn: turn[:2])]
 
 
-def _digest(key: Key) -> str:
+def _digest(key: PairKey) -> str:
     return hashlib.sha256("\0".join(map(str, key)).encode()).hexdigest()
 
 
-def _collect(run: Run, keys: set[Key]) -> dict[Key, list[tuple[Cell, dict[str, Any]]]]:
+def _collect(run: ReportedRun, keys: set[PairKey]) -> dict[PairKey, list[tuple[FinishedCell, dict[str, Any]]]]:
     """Records of the chosen keys, with the cell each is in."""
-    found: dict[Key, list[tuple[Cell, dict[str, Any]]]] = defaultdict(list)
+    found: dict[PairKey, list[tuple[FinishedCell, dict[str, Any]]]] = defaultdict(list)
     for cell in run.cells:
-        for row in cell.records.to_pylist() if cell.records is not None else ():
+        for row in run.records_of(cell):
             if key_of(row) in keys:
                 found[key_of(row)].append((cell, row))
     return found
 
 
-def _group(run: Run, key: Key, why: str, outcome: Outcome, rows: list[tuple[Cell, dict]]) -> Group:
+def _group(run: ReportedRun, key: PairKey, why: str, outcome: Outcome, rows: list[tuple[FinishedCell, dict]]) -> Group:
     strips = []
     for subject in run.subjects:
         own = [(cell, row) for cell, row in rows if cell.subject == subject]
@@ -229,12 +230,12 @@ def _group(run: Run, key: Key, why: str, outcome: Outcome, rows: list[tuple[Cell
     return Group(key, record["prompt"], record["category"] or "", language, outcome.changed > 0, why, strips)
 
 
-def _tiles(run: Run, own: list[tuple[Cell, dict]]) -> list[Tile]:
+def _tiles(run: ReportedRun, own: list[tuple[FinishedCell, dict]]) -> list[Tile]:
     """The picture before (once: cells of one subject share it), then one after for every cell."""
     before = next(((cell, row) for cell, row in own if row["phase"] == "before"), None)
     verdicts = {cell.name: row["verdict"] for cell, row in own if row["phase"] == "before"}
 
-    def place(pair: tuple[Cell, dict]) -> tuple:
+    def place(pair: tuple[FinishedCell, dict]) -> tuple:
         cell = pair[0]
         scenario = run.scenarios.index(cell.scenario) if cell.scenario in run.scenarios else len(run.scenarios)
         return scenario, profile_order(cell.profile), cell.seed
@@ -247,10 +248,10 @@ def _tiles(run: Run, own: list[tuple[Cell, dict]]) -> list[Tile]:
     ]
 
 
-def _tile(cell: Cell, row: dict[str, Any], *, was: str | None, seed: int | None) -> Tile:
+def _tile(cell: FinishedCell, row: dict[str, Any], *, was: str | None, seed: int | None) -> Tile:
     picture, missing = None, ""
     try:
-        picture = thumbnail(_inside(cell.directory, row["image"]))
+        picture = thumbnail(_inside(cell.folder.path, row["image"]))
     except OSError as error:
         missing = str(error)
     after, clip = row["phase"] == "after", row.get("clip_score")

@@ -16,13 +16,15 @@ import jinja2
 from markupsafe import Markup
 
 from spqr_jax.files import storage
+from spqr_jax.files.layout import ReportFolder, Workdir
 from spqr_jax.report import figures as figures_lib
 from spqr_jax.report import gallery
-from spqr_jax.report.page import Page, page
+from spqr_jax.report.page import Page
+from spqr_jax.report.page import build as build_page
+from spqr_jax.report.reading import ReportedRun, read
 from spqr_jax.report.tables import build as build_tables
 from spqr_jax.report.tabular import Table, cell_text
 from spqr_jax.report.tabular import write as write_tables
-from spqr_jax.report.workdir import Run, read
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNFINISHED = "<!doctype html>\n<title>Unfinished</title>\n<p>Not finished: run the same command again.</p>\n"
@@ -64,39 +66,45 @@ def write(
         raise ValueError("out: a report on several work directories belongs to none of them; say where to write it.")
     run = read(workdir, *more)
     named = build_tables(run, tables)
-    directory = storage.directory(out) if out is not None else run.directory / "report"
-    _check_out(directory)
-    storage.write_text(directory / "index.html", UNFINISHED)  # first, so that a report cut short is known as one
-    for made in ("thumbs", "figures", "tables"):  # an earlier report's files must not pass for this one's
-        storage.remove(directory / made)
-    with storage.local_directory(directory) as folder:
-        drawn = figures_lib.write(run, folder / "figures", figures, blur=blur)
-        written = write_tables(named, folder / "tables") + drawn
-        files = [path.relative_to(folder).as_posix() for path in written]
-        html = _fit(run, named, files, folder, prompts, largest_page)
-        storage.write_text(folder / "index.html", html)
-    return directory / "index.html"
+    report = ReportFolder(storage.directory(out)) if out is not None else Workdir(run.directory).report
+    _start(report)
+    with storage.local_directory(report.path) as directory:
+        local = ReportFolder(directory)
+        drawn = figures_lib.write(run, local.figures, figures, blur=blur)
+        written = write_tables(named, local.tables) + drawn
+        files = [path.relative_to(directory).as_posix() for path in written]
+        storage.write_text(local.page, _fit(run, named, files, local, prompts, largest_page))
+    return report.page
 
 
-def _check_out(directory: Path) -> None:
-    """Folders in it are replaced, so it must be new, empty or an earlier report's."""
+def _start(report: ReportFolder) -> None:
+    """Remove an earlier report and mark this one as unfinished, so that a report that is cut short is known as one.
+
+    Raises ValueError for a directory with other things in it: parts of it would be removed.
+    """
+    directory = report.path
     if directory.is_file():
         raise ValueError(f"out: {directory} is a file; choose a directory.")
     others = directory.is_dir() and any(not path.name.endswith(".partial") for path in directory.iterdir())
-    if others and not (directory / "index.html").exists():
+    if others and not report.page.exists():
         raise ValueError(f"out: {directory} is not empty and holds no report; choose a new or empty directory.")
+    storage.write_text(report.page, UNFINISHED)
+    for made in (report.thumbs, report.figures, report.tables):
+        storage.remove(made)
 
 
-def _fit(run: Run, named: list[Table], files: list[str], directory: Path, prompts: int, largest: int) -> str:
+def _fit(
+    run: ReportedRun, named: list[Table], files: list[str], report: ReportFolder, prompts: int, largest: int
+) -> str:
     """Embed the pictures if the page stays small enough, else write them beside it, else show fewer prompts."""
-    shown, pictures = page(run, named), gallery.build(run, prompts=prompts)
+    shown, pictures = build_page(run, named), gallery.build(run, prompts=prompts)
     if gallery.picture_bytes(pictures) * 4 / 3 <= largest:  # as base64
         html = render(shown, pictures, files, gallery.data_uri)
         if len(html.encode()) <= largest:
             return html
     while True:
-        shutil.rmtree(directory / "thumbs", ignore_errors=True)
-        html = render(shown, pictures, files, gallery.beside(directory))
+        shutil.rmtree(report.thumbs, ignore_errors=True)
+        html = render(shown, pictures, files, gallery.beside(report))
         size, count = len(html.encode()), len(pictures.groups)
         if size <= largest or not count:
             return html

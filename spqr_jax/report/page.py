@@ -1,16 +1,16 @@
-"""What the page says, from a Run: the leaderboard's cells, each method's charts, the judges, the cost."""
+"""What the page says, from a `ReportedRun`: the leaderboard's cells, each method's charts, the judges, the cost."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from spqr_jax.report import svg
-from spqr_jax.report.agreement import Agreement, agreement
+from spqr_jax.report import agreement, svg
+from spqr_jax.report.agreement import Agreement
 from spqr_jax.report.facts import Cost, cost, counts, judge_identities
+from spqr_jax.report.reading import ReportedRun, unique
 from spqr_jax.report.tables import half_life
-from spqr_jax.report.tabular import FORMS, Figure, Table, figure
-from spqr_jax.report.workdir import Run, unique
+from spqr_jax.report.tabular import FORMS, Figure, Table, figure_of
 
 RADAR_COLOURS = {"S": "c0", "P": "c1", "Q": "c2", "R": "c3"}
 PROFILE_COLOURS = ("c5", "c4", "c3", "c2")
@@ -96,7 +96,7 @@ class Method(NamedTuple):
 
 
 class Page(NamedTuple):
-    run: Run
+    run: ReportedRun
     counts: dict[str, Any]
     columns: tuple[Column, ...]
     category_columns: tuple[Column, ...]
@@ -115,12 +115,12 @@ class Page(NamedTuple):
     other: dict[str, Any]
 
 
-GROUPS = {"category": "categories", "prompt set": "prompt_sets", "language": "languages"}
+SLICES = {"category": "categories", "prompt set": "prompt_sets", "language": "languages"}
 CATEGORY_COLUMNS = tuple(c for c in COLUMNS if c.key in ("S", "h_before", "h_after", "dh", "R"))
 MANIFEST_SECTIONS = ("config", "versions", "devices", "command", "sha256", "judges", "mini")
 
 
-def page(run: Run, tables: list[Table]) -> Page:
+def build(run: ReportedRun, tables: list[Table]) -> Page:
     """Everything the templates need; `tables` are shown as they are written to files."""
     slices = unique([name for row in run.rows for name, _ in _slices(row) if name])
     domains = {column.key: column.domain or _domain(run, column.key) for column in COLUMNS}
@@ -129,7 +129,7 @@ def page(run: Run, tables: list[Table]) -> Page:
         for row in run.rows
         for name, part in _slices(row)
     ]
-    agreements = agreement(run)
+    agreements = agreement.by_subject(run)
     return Page(
         run=run,
         counts=counts(run),
@@ -157,15 +157,15 @@ def _slices(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     names: dict[str, Any] = {
         key: row[key] for key in ("subject", "profile", "scenario", "is_control", "seeds") if key in row
     }
-    for kind, group in GROUPS.items():
+    for kind, group in SLICES.items():
         parts = row.get(group) or {}
         for name, part in parts.items() if len(parts) > 1 else ():  # a single part is the whole row again
             yield f"{kind}: {name}", {**names, **part, "n_harmful": part.get("n")}
 
 
-def _domain(run: Run, key: str) -> tuple[float, float]:
+def _domain(run: ReportedRun, key: str) -> tuple[float, float]:
     """The range of a column's bars: from zero to the largest end of an interval; symmetric where values go below."""
-    shown = [figure(part, key) for row in run.rows for _, part in _slices(row)]
+    shown = [figure_of(part, key) for row in run.rows for _, part in _slices(row)]
     ends = [abs(end) for f in shown for end in f[:3] if end is not None]
     top = max(ends, default=1.0) or 1.0
     return (-top, top) if key == "dh" else (0.0, top)
@@ -173,13 +173,13 @@ def _domain(run: Run, key: str) -> tuple[float, float]:
 
 def _shown(row: dict[str, Any], column: Column, domains: dict[str, tuple[float, float]]) -> list[Shown]:
     return [
-        _show(figure(row, column.key, form=form, digits=column.digits), form, domains[column.key])
+        _show(figure_of(row, column.key, form=form, digits=column.digits), form, domains[column.key])
         for form in column.forms
     ]
 
 
 def _show(found: Figure, form: str, domain: tuple[float, float]) -> Shown:
-    shown = _interval(found)
+    shown = _estimate(found)
     if shown is None:
         return Shown(form, None, found.text(None), "", Markup(""))
     ends = "" if found.low is None else f"[{found.text(found.low)}, {found.text(found.high)}]"
@@ -188,19 +188,21 @@ def _show(found: Figure, form: str, domain: tuple[float, float]) -> Shown:
 
 def _comparison(pair: dict[str, Any]) -> dict[str, Any]:
     """The difference of two methods, a minus b, with its figures."""
-    signed = {key: figure(pair, key, digits=3 if key == "SPQR" else 1)._replace(signed=True) for key in ("dh", "SPQR")}
-    return pair | signed | {"p": figure(pair, "dh_p_holm").text(pair.get("dh_p_holm"))}
+    signed = {
+        key: figure_of(pair, key, digits=3 if key == "SPQR" else 1)._replace(signed=True) for key in ("dh", "SPQR")
+    }
+    return pair | signed | {"p": figure_of(pair, "dh_p_holm").text(pair.get("dh_p_holm"))}
 
 
-def _interval(found: Figure) -> svg.Interval | None:
-    return None if found.value is None else svg.Interval(found.value, found.low, found.high)
+def _estimate(found: Figure) -> svg.Estimate | None:
+    return None if found.value is None else svg.Estimate(found.value, found.low, found.high)
 
 
-def _scatter(run: Run, form: str) -> Markup | None:
+def _scatter(run: ReportedRun, form: str) -> Markup | None:
     """Figure 3 of the paper: robustness against prompt adherence."""
     points = []
     for row in run.rows:
-        x, y = _interval(figure(row, "P")), _interval(figure(row, "R", form=form))
+        x, y = _estimate(figure_of(row, "P")), _estimate(figure_of(row, "R", form=form))
         if x is None or y is None:
             continue
         label = f"{row['subject']}, {row['profile']}, {row['scenario']}"
@@ -212,26 +214,26 @@ def _scatter(run: Run, form: str) -> Markup | None:
     return svg.scatter(points, x_label="Prompt adherence P", y_label=f"Robustness R ({form})", title=title)
 
 
-def _legend(run: Run) -> list[tuple[str, str, Markup]]:
+def _legend(run: ReportedRun) -> list[tuple[str, str, Markup]]:
     """Kind, name and mark: colour tells the method, shape the profile."""
     methods = [("method", s, svg.legend_mark(_colour(run, s), "circle")) for s in run.subjects]
     return methods + [("profile", p, svg.legend_mark("ink", _shape(run, p))) for p in run.profiles]
 
 
-def _colour(run: Run, subject: str) -> str:
+def _colour(run: ReportedRun, subject: str) -> str:
     return f"c{run.subjects.index(subject) % svg.COLOURS}"
 
 
-def _shape(run: Run, profile: str) -> str:
+def _shape(run: ReportedRun, profile: str) -> str:
     return svg.SHAPES[run.profiles.index(profile) % len(svg.SHAPES)]
 
 
-def _filters(run: Run, row: dict[str, Any]) -> dict[str, str]:
+def _filters(run: ReportedRun, row: dict[str, Any]) -> dict[str, str]:
     backbone = run.settings[row["subject"]].backbone
     return {"data_profile": row["profile"], "data_scenario": row["scenario"], "data_backbone": backbone}
 
 
-def _method(run: Run, subject: str, domains: dict, agreements: list[Agreement]) -> Method:
+def _method(run: ReportedRun, subject: str, domains: dict, agreements: list[Agreement]) -> Method:
     rows = [row for row in run.rows if row["subject"] == subject]
     return Method(
         subject=subject,
@@ -244,21 +246,21 @@ def _method(run: Run, subject: str, domains: dict, agreements: list[Agreement]) 
     )
 
 
-def _overall(run: Run, subject: str, scenario: str, form: str) -> Markup:
+def _overall(run: ReportedRun, subject: str, scenario: str, form: str) -> Markup:
     """S, P, Q and R of one subject in one scenario, a line per profile."""
     series = []
     rows = {row["profile"]: row for row in run.rows if (row["subject"], row["scenario"]) == (subject, scenario)}
     for i, profile in enumerate(run.profiles):
         if profile in rows:
-            values = [figure(rows[profile], axis, form=form).value for axis in "SPQR"]
+            values = [figure_of(rows[profile], axis, form=form).value for axis in "SPQR"]
             series.append(svg.Series(profile, values, PROFILE_COLOURS[i % 4], attributes={"data_profile": profile}))
     return svg.radar(list("SPQR"), series, title=f"{subject}, {scenario}: S, P, Q and R ({form}) by profile")
 
 
-def _drift(run: Run, subject: str, rows: list[dict[str, Any]]) -> Markup | None:
+def _drift(run: ReportedRun, subject: str, rows: list[dict[str, Any]]) -> Markup | None:
     lines = []
     for row in rows:
-        before, after = _interval(figure(row, "h_before")), _interval(figure(row, "h_after"))
+        before, after = _estimate(figure_of(row, "h_before")), _estimate(figure_of(row, "h_after"))
         lines.append(svg.Line(f"{row['profile']} · {row['scenario']}", before, after, _filters(run, row)))
     if not lines:
         return None
@@ -283,7 +285,7 @@ def _curve(row: dict[str, Any]) -> Curve | None:
     curve = row.get("drift_curve")
     if not curve:
         return None
-    values = [svg.Interval(value, *ends) for value, ends in zip(curve["h"], curve["h_ci"], strict=True)]
+    values = [svg.Estimate(value, *ends) for value, ends in zip(curve["h"], curve["h_ci"], strict=True)]
     mark = (curve["half_life"], (curve["h"][0] + curve["control_h"]) / 2) if curve["reached"] else None
     title = f"{row['subject']}, {row['profile']}, {row['scenario']}: harmful share against fine-tuning steps"
     chart = svg.curve(curve["steps"], values, title=title, level=curve["control_h"], mark=mark)
@@ -302,7 +304,7 @@ def _by_category(row: dict[str, Any], form: str, shared: list[str]) -> Markup:
     series = []
     for axis, colour in RADAR_COLOURS.items():
         source = [row] * len(categories) if axis in shared else list(categories.values())
-        values = [figure(part, axis, form=form).value for part in source]
+        values = [figure_of(part, axis, form=form).value for part in source]
         series.append(svg.Series(axis, values, colour, dashed=axis in shared))
     title = f"{row['subject']}, {row['profile']}, {row['scenario']}: by category, R {form}"
     return svg.radar(list(categories), series, title=title)

@@ -15,7 +15,7 @@ COLOURS = 7  # classes c0..c6 in report.css: the Okabe-Ito palette
 SHAPES = ("circle", "square", "triangle", "diamond")
 
 
-class Interval(NamedTuple):
+class Estimate(NamedTuple):
     """A figure and its interval; low and high are None where none was computed."""
 
     value: float
@@ -37,8 +37,8 @@ class Point(NamedTuple):
     """One point of the scatter plot, with intervals along both axes."""
 
     label: str
-    x: Interval
-    y: Interval
+    x: Estimate
+    y: Estimate
     colour: str
     shape: str
     attributes: dict[str, str]
@@ -48,8 +48,8 @@ class Line(NamedTuple):
     """One line of the before/after chart."""
 
     label: str
-    before: Interval | None
-    after: Interval | None
+    before: Estimate | None
+    after: Estimate | None
     attributes: dict[str, str]
 
 
@@ -61,7 +61,7 @@ def element(name: str, *children: Markup | str, **attributes: object) -> Markup:
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), head, body)
 
 
-def interval_bar(figure: Interval, domain: tuple[float, float]) -> Markup:
+def interval_bar(figure: Estimate, domain: tuple[float, float]) -> Markup:
     """A bar from zero (or the domain's lower end) to the value, with the interval as a whisker over it."""
     low, high = domain
 
@@ -140,7 +140,7 @@ def _before_after_line(line: Line, y: float, x: Callable[[float], float]) -> Mar
         if figure.low is not None and figure.high is not None:
             ends = {"x1": x(figure.low), "x2": x(figure.high), "y1": y + offset, "y2": y + offset}
             parts.append(element("line", **ends, class_=f"whisker {name}"))
-        tip = element("title", f"{line.label}, {name}: {_interval_text(figure, 1)}%")
+        tip = element("title", f"{line.label}, {name}: {_estimate_text(figure, 1)}%")
         parts.append(element("circle", tip, cx=x(figure.value), cy=y, r=5, class_=name))
     if line.before is None or line.after is None:
         parts.append(element("text", "not measured", x=200, y=y + 4, class_="gap"))
@@ -174,7 +174,7 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, title: str) 
 
 def _scatter_point(point: Point, x: Callable[[float], float], y: Callable[[float], float]) -> Markup:
     cx, cy = x(point.x.value), y(point.y.value)
-    parts = [element("title", f"{point.label}: P {_interval_text(point.x, 3)}, R {_interval_text(point.y, 3)}")]
+    parts = [element("title", f"{point.label}: P {_estimate_text(point.x, 3)}, R {_estimate_text(point.y, 3)}")]
     if point.x.low is not None and point.x.high is not None:
         parts.append(element("line", x1=x(point.x.low), x2=x(point.x.high), y1=cy, y2=cy, class_="whisker"))
     if point.y.low is not None and point.y.high is not None:
@@ -185,7 +185,7 @@ def _scatter_point(point: Point, x: Callable[[float], float], y: Callable[[float
 
 def curve(
     steps: Sequence[int],
-    values: Sequence[Interval],
+    values: Sequence[Estimate],
     *,
     title: str,
     level: float | None,
@@ -216,7 +216,7 @@ def curve(
     parts.append(element("polygon", points=_points(band), class_="band"))
     parts.append(element("polyline", points=_points([(x(s), y(v.value)) for s, v in zip(steps, values, strict=True)])))
     for step, value in zip(steps, values, strict=True):
-        tip = element("title", f"step {step}: {_interval_text(value, 1)}%")
+        tip = element("title", f"step {step}: {_estimate_text(value, 1)}%")
         parts.append(element("circle", tip, cx=x(step), cy=y(value.value), r=3.5))
     if mark is not None:
         parts.append(element("g", marker("diamond", x(mark[0]), y(mark[1])), class_="half"))
@@ -255,11 +255,11 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _ends(figure: Interval) -> list[float]:
+def _ends(figure: Estimate) -> list[float]:
     return [end for end in figure if end is not None]
 
 
-def _interval_text(figure: Interval, digits: int) -> str:
+def _estimate_text(figure: Estimate, digits: int) -> str:
     if figure.low is None or figure.high is None:
         return f"{figure.value:.{digits}f}"
     return f"{figure.value:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"

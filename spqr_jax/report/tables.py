@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from spqr_jax.report import published
-from spqr_jax.report.tabular import FORMS, Figure, Table, figure
-from spqr_jax.report.workdir import Run, Setting, profile_order, unique
+from spqr_jax.report.reading import ReportedRun, Setting, profile_order, unique
+from spqr_jax.report.tabular import FORMS, Figure, Table, figure_of
 from spqr_jax.score import stats
-from spqr_jax.score.groups import group_of
+from spqr_jax.score.scenario_groups import group_of
 
-Line = list[str | Figure]
+TableRow = list[str | Figure]
 BESIDE = " Published rows are the paper's, by other backbones, prompts and judges: compare patterns, not levels."
 DATASETS = {  # scenario -> its column in Table 5
     "general": "general",
@@ -31,7 +31,7 @@ DATASETS = {  # scenario -> its column in Table 5
 PROMPT_SETS = {"visu": "visu", "i2p": "i2p", "rab": "rab", "ring_a_bell": "rab", "ringabell": "rab"}
 
 
-def build(run: Run, names: Sequence[str | int] | None = None) -> list[Table]:
+def build(run: ReportedRun, names: Sequence[str | int] | None = None) -> list[Table]:
     """The named tables (of TABLES; None: all). Raises ValueError for a name that is not known."""
     return [table for name in known(TABLES if names is None else names) for table in TABLES[name](run)]
 
@@ -45,17 +45,17 @@ def known(names: Iterable[str | int]) -> list[str]:
     return wanted
 
 
-def headline_profile(run: Run) -> str | None:
+def headline_profile(run: ReportedRun) -> str | None:
     """The profile of Table 1: `standard` as in the paper, else the heaviest one that ran."""
     return "standard" if "standard" in run.profiles else run.profiles[-1] if run.profiles else None
 
 
-def table1(run: Run) -> list[Table]:
+def table1(run: ReportedRun) -> list[Table]:
     """S, P, Q shared over scenarios; R and SPQR per scenario, after the headline profile."""
     groups = unique([group_of(scenario) for scenario in run.scenarios])
 
-    def lines(form: str) -> list[Line]:
-        rows: list[Line] = []
+    def lines(form: str) -> list[TableRow]:
+        rows: list[TableRow] = []
         for subject in run.subjects:
             rows.append([subject, *_axes(run, subject, groups, form)])
             if form == "exponential" and (row := published.TABLE_1.get(_published_name(run, subject))):
@@ -66,12 +66,12 @@ def table1(run: Run) -> list[Table]:
     return _both_forms("table1", caption, ["Method", "S", "P", "Q", *_scenario_columns(groups)], lines)
 
 
-def table2(run: Run) -> list[Table]:
+def table2(run: ReportedRun) -> list[Table]:
     """Change of CLIP similarity (higher is better) and FID (lower is better), after minus before."""
-    rows: list[Line] = []
+    rows: list[TableRow] = []
     for row in run.rows:
-        rows.append([row["subject"], row["scenario"], row["profile"], figure(row, "dclip", digits=4)])
-        rows[-1].append(figure(row, "dfid", digits=2))
+        rows.append([row["subject"], row["scenario"], row["profile"], figure_of(row, "dclip", digits=4)])
+        rows[-1].append(figure_of(row, "dfid", digits=2))
         printed = published.TABLE_2.get(_published_name(run, row["subject"]))
         if printed and (row["scenario"], row["profile"]) == ("general", "standard"):
             values = [_plain(value, digits=d, signed=True) for value, d in zip(printed, (4, 2), strict=True)]
@@ -80,17 +80,17 @@ def table2(run: Run) -> list[Table]:
     return [Table("table2", caption, ["Method", "Scenario", "Profile", "ΔCLIP", "ΔFID"], rows)]
 
 
-def table3(run: Run) -> list[Table]:
+def table3(run: ReportedRun) -> list[Table]:
     """R per profile, one row per method and scenario; profiles from the heaviest to the lightest as in the paper."""
     profiles = sorted(run.profiles, key=profile_order, reverse=True)
 
-    def lines(form: str) -> list[Line]:
-        rows: list[Line] = []
+    def lines(form: str) -> list[TableRow]:
+        rows: list[TableRow] = []
         for scenario in run.scenarios:
             for subject in run.subjects:
                 found = {r["profile"]: r for r in run.rows if (r["subject"], r["scenario"]) == (subject, scenario)}
                 if found:
-                    rows.append([subject, scenario, *(figure(found.get(p), "R", form=form) for p in profiles)])
+                    rows.append([subject, scenario, *(figure_of(found.get(p), "R", form=form) for p in profiles)])
                 printed = published.TABLE_3.get(_published_name(run, subject))
                 if found and printed and scenario == "general" and form == "exponential":
                     known = dict(zip(published.TABLE_3_COLUMNS, printed, strict=True))
@@ -101,7 +101,7 @@ def table3(run: Run) -> list[Table]:
     return _both_forms("table3", "R (form) after each fine-tuning profile.", columns, lines)
 
 
-def table4(run: Run) -> list[Table]:
+def table4(run: ReportedRun) -> list[Table]:
     """R per harmful prompt set and their average; the sets of one run, or one run a set."""
     rows = _headline_rows(run)
     found: dict[str, dict[str, dict[str, Any]]] = {}  # subject and what else varies -> prompt set -> figures
@@ -113,11 +113,11 @@ def table4(run: Run) -> list[Table]:
     columns = [*published.TABLE_4_COLUMNS[:3], *(name for name in ours if name not in published.TABLE_4_COLUMNS)]
     methods = {_variant(run, row["subject"], but="prompts"): row["subject"] for row in rows}
 
-    def lines(form: str) -> list[Line]:
-        result: list[Line] = []
+    def lines(form: str) -> list[TableRow]:
+        result: list[TableRow] = []
         for name, sets in found.items():
-            parts = [figure(sets.get(column), "R", form=form) for column in columns]
-            result.append([name, *parts, _average([figure(sets.get(key), "R", form=form) for key in ours])])
+            parts = [figure_of(sets.get(column), "R", form=form) for column in columns]
+            result.append([name, *parts, _average([figure_of(sets.get(key), "R", form=form) for key in ours])])
             printed = published.TABLE_4.get(_published_name(run, methods[name]))
             if printed and form == "exponential":
                 known = dict(zip(published.TABLE_4_COLUMNS, printed, strict=True))
@@ -129,17 +129,17 @@ def table4(run: Run) -> list[Table]:
     return _both_forms("table4", caption, ["Method", *columns, "average"], lines)
 
 
-def table5(run: Run) -> list[Table]:
+def table5(run: ReportedRun) -> list[Table]:
     """R per data set that was fine-tuned on, with the averages over languages and over domains."""
     ours = {DATASETS.get(scenario, scenario): scenario for scenario in run.scenarios}
     columns = [*published.TABLE_5_COLUMNS, *(name for name in ours if name not in published.TABLE_5_COLUMNS)]
 
-    def lines(form: str) -> list[Line]:
-        rows: list[Line] = []
+    def lines(form: str) -> list[TableRow]:
+        rows: list[TableRow] = []
         for subject in run.subjects:
             found = _by_scenario(run, subject)
             keys = [name.removesuffix(" average") if name.endswith(" average") else ours.get(name) for name in columns]
-            rows.append([subject, *(figure(found.get(key or ""), "R", form=form) for key in keys)])
+            rows.append([subject, *(figure_of(found.get(key or ""), "R", form=form) for key in keys)])
             printed = published.TABLE_5.get(_published_name(run, subject))
             if printed and form == "exponential":
                 known = dict(zip(published.TABLE_5_COLUMNS, printed, strict=True))
@@ -150,12 +150,12 @@ def table5(run: Run) -> list[Table]:
     return _both_forms("table5", caption, ["Method", *columns], lines)
 
 
-def table_d(run: Run) -> list[Table]:
+def table_d(run: ReportedRun) -> list[Table]:
     """Table 1 by backbone: one run a backbone."""
     groups = unique([group_of(scenario) for scenario in run.scenarios])
 
-    def lines(form: str) -> list[Line]:
-        rows: list[Line] = []
+    def lines(form: str) -> list[TableRow]:
+        rows: list[TableRow] = []
         for name in unique([_variant(run, subject, but="backbone") for subject in run.subjects]):
             own = [s for s in run.subjects if _variant(run, s, but="backbone") == name]
             rows += [[name, run.settings[s].backbone, *_axes(run, s, groups, form)] for s in own]
@@ -170,7 +170,7 @@ def table_d(run: Run) -> list[Table]:
     return _both_forms("tableD", caption, ["Method", "Backbone", "S", "P", "Q", *_scenario_columns(groups)], lines)
 
 
-def table_e(run: Run) -> list[Table]:
+def table_e(run: ReportedRun) -> list[Table]:
     """R by LoRA rank after lite fine-tuning on the general scenario (or the first one that ran): one run a rank."""
     scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
     rows = [row for row in run.rows if (row["profile"], row["scenario"]) == ("lite", scenario)]
@@ -180,10 +180,10 @@ def table_e(run: Run) -> list[Table]:
         setting = run.settings[row["subject"]]
         found.setdefault((_variant(run, row["subject"], but="rank"), setting.backbone), {})[setting.rank] = row
 
-    def lines(form: str) -> list[Line]:
-        result: list[Line] = []
+    def lines(form: str) -> list[TableRow]:
+        result: list[TableRow] = []
         for (name, backbone), by_rank in found.items():
-            result.append([name, backbone, *(figure(by_rank.get(rank), "R", form=form) for rank in ranks)])
+            result.append([name, backbone, *(figure_of(by_rank.get(rank), "R", form=form) for rank in ranks)])
             subject = next(iter(by_rank.values()))["subject"]
             method, label = _published_name(run, subject), run.settings[subject].subject
             for (m, other), values in published.TABLE_E.items() if form == "exponential" else ():
@@ -196,13 +196,13 @@ def table_e(run: Run) -> list[Table]:
     return _both_forms("tableE", caption, ["Method", "Backbone", *(f"R rank {rank}" for rank in ranks)], lines)
 
 
-def audit(run: Run) -> list[Table]:
+def audit_table(run: ReportedRun) -> list[Table]:
     """Every subject's rank under other choices of the score, with Kendall's tau against the ranking as reported."""
     entries = run.leaderboard.get("audit") or []
     if not entries:
         return []
     subjects = [subject for subject in run.subjects if any(subject in entry["rank"] for entry in entries)]
-    rows: list[Line] = [
+    rows: list[TableRow] = [
         [
             *(entry["scenario"], entry["profile"], entry["choice"]),
             *(_plain(entry["rank"].get(subject), digits=0) for subject in subjects),
@@ -218,9 +218,9 @@ def audit(run: Run) -> list[Table]:
     return [Table("audit", caption, columns, rows)]
 
 
-def drift(run: Run) -> list[Table]:
+def drift_table(run: ReportedRun) -> list[Table]:
     """Steps until half of the safety gain over the control is lost, where harmfulness was measured along the way."""
-    rows: list[Line] = []
+    rows: list[TableRow] = []
     for row in run.rows:
         if curve := row.get("drift_curve"):
             names = [row["subject"], row["profile"], row["scenario"]]
@@ -233,9 +233,9 @@ def drift(run: Run) -> list[Table]:
     return [Table("drift", caption, columns, rows)] if rows else []
 
 
-TABLES: dict[str, Callable[[Run], list[Table]]] = {
+TABLES: dict[str, Callable[[ReportedRun], list[Table]]] = {
     **{"1": table1, "2": table2, "3": table3, "4": table4, "5": table5},
-    **{"D": table_d, "E": table_e, "audit": audit, "drift": drift},
+    **{"D": table_d, "E": table_e, "audit": audit_table, "drift": drift_table},
 }
 
 
@@ -252,7 +252,7 @@ def half_life(curve: dict[str, Any]) -> str:
 # What the tables share
 
 
-def _both_forms(name: str, caption: str, columns: list[str], lines: Callable[[str], list[Line]]) -> list[Table]:
+def _both_forms(name: str, caption: str, columns: list[str], lines: Callable[[str], list[TableRow]]) -> list[Table]:
     names = {"logistic": name, "exponential": f"{name}_exponential"}
     beside = {"logistic": "", "exponential": BESIDE}
     captions = {form: caption.replace("(form)", f"({form})", 1) + beside[form] for form in FORMS}
@@ -263,15 +263,15 @@ def _scenario_columns(groups: list[str]) -> list[str]:
     return [f"{axis} {group}" for group in groups for axis in ("R", "SPQR")]
 
 
-def _axes(run: Run, subject: str, groups: list[str], form: str) -> Line:
+def _axes(run: ReportedRun, subject: str, groups: list[str], form: str) -> TableRow:
     """S, P, Q, then R and SPQR of every group of scenarios."""
     found = _by_scenario(run, subject)
     shared = next(iter(found.values()), None)
-    cells: Line = [figure(shared, key) for key in ("S", "P", "Q")]
-    return cells + [figure(found.get(group), key, form=form) for group in groups for key in ("R", "SPQR")]
+    cells: TableRow = [figure_of(shared, key) for key in ("S", "P", "Q")]
+    return cells + [figure_of(found.get(group), key, form=form) for group in groups for key in ("R", "SPQR")]
 
 
-def _by_scenario(run: Run, subject: str) -> dict[str, dict[str, Any]]:
+def _by_scenario(run: ReportedRun, subject: str) -> dict[str, dict[str, Any]]:
     """Rows of the headline profile by scenario, and averages by group."""
     profile = headline_profile(run)
     found = {row["scenario"]: row for row in run.rows if (row["subject"], row["profile"]) == (subject, profile)}
@@ -279,13 +279,13 @@ def _by_scenario(run: Run, subject: str) -> dict[str, dict[str, Any]]:
     return found | {a["group"]: a for a in averages if (a["subject"], a["profile"]) == (subject, profile)}
 
 
-def _headline_rows(run: Run) -> list[dict[str, Any]]:
+def _headline_rows(run: ReportedRun) -> list[dict[str, Any]]:
     """Rows of the headline profile on the general scenario, or the first one that ran."""
     scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
     return [row for row in run.rows if (row["profile"], row["scenario"]) == (headline_profile(run), scenario)]
 
 
-def _variant(run: Run, subject: str, *, but: str) -> str:
+def _variant(run: ReportedRun, subject: str, *, but: str) -> str:
     """A subject's own name with the settings in which the runs differ, except one, which the table's columns hold."""
     setting: Setting = run.settings[subject]
     return " · ".join([setting.subject, *(label for name, label in setting.varying if name != but)])
@@ -308,17 +308,17 @@ def _stem(prompt_set: str) -> str:
     return PROMPT_SETS.get(stem.lower().replace("-", "_"), stem)
 
 
-def _published_name(run: Run, subject: str) -> str:
+def _published_name(run: ReportedRun, subject: str) -> str:
     """The key of a subject in the paper's tables: its method, or its name where that is one of them."""
     setting = run.settings[subject]
     return setting.method if setting.method in published.TABLE_1 else setting.subject.lower()
 
 
-def _published_label(run: Run, subject: str) -> str:
+def _published_label(run: ReportedRun, subject: str) -> str:
     return f"{run.settings[subject].subject} (published, SD v1.5)"
 
 
-def _printed(row: published.Row, groups: list[str]) -> Line:
+def _printed(row: published.PublishedRow, groups: list[str]) -> TableRow:
     """A published row; its figures carry no intervals, and a scenario that the paper lacks is a gap."""
     places = [published.SCENARIOS.index(name) if name in published.SCENARIOS else None for name in groups]
     values = [value for i in places for value in ((None, None) if i is None else (row.R[i], row.SPQR[i]))]

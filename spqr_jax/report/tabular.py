@@ -47,7 +47,7 @@ class Table(NamedTuple):
         return name.replace("table", "Table ") if name.startswith("table") else name.capitalize()
 
 
-def figure(row: dict[str, Any] | None, key: str, *, form: str = "logistic", digits: int = 3) -> Figure:
+def figure_of(row: dict[str, Any] | None, key: str, *, form: str = "logistic", digits: int = 3) -> Figure:
     """A figure of a leaderboard row; `form` chooses between R and R_exponential, SPQR and SPQR_exponential."""
     if key in ("R", "SPQR") and form == "exponential":
         key = f"{key}_exponential"

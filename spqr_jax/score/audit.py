@@ -15,7 +15,7 @@ Rows = list[dict[str, Any]]
 Scores = list[float | None]  # by row; None: cannot be computed
 
 
-def audit(rows: Rows, bounds: tuple[float, float] | None, all_rows: Rows) -> list[dict[str, Any]]:
+def audit_ranking(rows: Rows, bounds: tuple[float, float] | None, all_rows: Rows) -> list[dict[str, Any]]:
     """Every choice applied to the rows of one table; all_rows: those of the whole leaderboard, for Q's bounds.
 
     Returns [{"scenario", "profile", "choice", "SPQR": {subject: score}, "rank": {subject: rank}, "moved", "tau"}], the

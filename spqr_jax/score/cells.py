@@ -1,71 +1,102 @@
 """The complete cells of a work directory: their records and features, read and checked.
 
-Every image has its partner before and after fine-tuning, with the same prompt and noise, and all cells were judged by
-the same judges in the same way. Records that contradict each other are an error that names the file and the remedy.
+Every image before fine-tuning has a partner after it, with the same prompt and the same noise. All cells were judged by
+the same judges in the same way. Records that contradict each other raise an error that names the file and the remedy.
 """
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from spqr_jax.files import storage
+from spqr_jax.files import records, storage
+from spqr_jax.files.layout import CellFolder, Workdir
+from spqr_jax.files.records import PHASES, ROLES
 
-PHASES, ROLES = ("before", "after"), ("harmful", "benign")
 UNSAFE = {"unsafe": 1.0, "safe": 0.0, "undecided": float("nan")}
-COLUMNS = (
+COLUMNS = (  # of records.parquet: those that scores are computed from
     *("phase", "role", "prompt_set", "prompt_id", "k", "prompt", "category", "language", "image_seed"),
     *("judges", "verdict", "clip_score"),
 )
-GROUPS = {"categories": "category", "prompt_sets": "prompt_set", "languages": "language"}
+SLICES = {"categories": "category", "prompt_sets": "prompt_set", "languages": "language"}  # name on a row: column
 Array = NDArray[np.float64]
-Prompt = tuple[str, str]  # prompt_set, prompt_id
-Key = tuple[str, str, int]  # prompt_set, prompt_id, k
+PromptKey = tuple[str, str]  # prompt_set, prompt_id
+ImageKey = tuple[str, str, int]  # prompt_set, prompt_id, k
 
 
-class Cell(NamedTuple):
-    path: Path
-    info: dict[str, Any]  # cell.json
+class FinishedCell(NamedTuple):
+    """A complete cell: one subject, fine-tuned once under one profile on one scenario, and judged."""
+
+    name: str  # of its directory
+    subject: str
+    profile: str
+    scenario: str
+    seed: int  # of the fine-tuning
+    info: dict[str, Any]  # cell.json as it is
+    folder: CellFolder
+
+    @property
+    def judges(self) -> dict[str, Any]:
+        """What identifies each judge, by its name."""
+        return self.info.get("judges") or {}
+
+    @property
+    def rule(self) -> str:
+        """How the verdicts of the safety judges are combined."""
+        return str(self.info.get("rule", "union"))
 
 
 class Images(NamedTuple):
-    """The images of one role in one cell, in the order of `keys`; per phase one value an image, NaN where unknown."""
+    """The images of one role in one cell, in the order of `keys`.
 
-    keys: list[Key]
-    prompts: dict[Prompt, str]  # their text
-    groups: dict[str, list[str]]  # "categories", "prompt_sets", "languages" -> [N]
+    Every array has one value an image and phase; NaN where the value is not known.
+    """
+
+    keys: list[ImageKey]
+    prompts: dict[PromptKey, str]  # text of each prompt
+    slices: dict[str, list[str]]  # "categories", "prompt_sets", "languages" -> [N]
     unsafe: dict[str, Array]  # phase -> [N] 1 unsafe, 0 safe, NaN undecided
     judges: dict[str, dict[str, Array]]  # judge -> phase -> [N], as unsafe
     clip: dict[str, Array]  # phase -> [N]
-    features: dict[str, NDArray[np.float32]]  # phase -> [N, D], benign only
+    features: dict[str, NDArray[np.float32]]  # phase -> [N, D], of benign images only
 
 
-def complete_cells(workdir: Path) -> list[list[Cell]]:
-    """Complete cells, grouped into rows (one per scenario, profile, subject), each in the order of its seeds."""
-    paths = sorted(workdir.glob("cells/*/cell.json"))
-    if not paths:
+def finished_cell(folder: CellFolder, info: dict[str, Any]) -> FinishedCell:
+    """The cell of a directory, from its cell.json. A name that is missing there becomes "unknown", a seed 0."""
+    subject, profile, scenario = (str(info.get(name, "unknown")) for name in ("subject", "profile", "scenario"))
+    seed = info.get("seed")
+    return FinishedCell(folder.name, subject, profile, scenario, seed if isinstance(seed, int) else 0, info, folder)
+
+
+def complete_cells(workdir: Path) -> list[list[FinishedCell]]:
+    """The complete cells of a work directory, one list for each row of the leaderboard.
+
+    A row is a scenario, profile and subject; its cells differ in their fine-tuning seed and are sorted by it.
+    Raises FileNotFoundError where no cell is complete, and ValueError for cells that do not belong together.
+    """
+    cells = [finished_cell(folder, _read_summary(folder.summary)) for folder in Workdir(workdir).complete_cells()]
+    if not cells:
         raise FileNotFoundError(f"{workdir}/cells: no complete cell (cells/*/cell.json); run the cells before score")
-    cells = [Cell(path.parent, _cell_info(path)) for path in paths]
-    rows: dict[tuple[str, ...], list[Cell]] = {}
+    rows: dict[tuple[str, str, str], list[FinishedCell]] = {}
     for cell in cells:
         _check_same_judges(cells[0], cell)
-        rows.setdefault(tuple(str(cell.info[key]) for key in ("scenario", "profile", "subject")), []).append(cell)
+        rows.setdefault((cell.scenario, cell.profile, cell.subject), []).append(cell)
     for row in rows.values():
-        row.sort(key=lambda cell: int(cell.info["seed"]))
+        row.sort(key=lambda cell: cell.seed)
         for first, second in pairwise(row):
-            if int(first.info["seed"]) == int(second.info["seed"]):
+            if first.seed == second.seed:
                 raise ValueError(
-                    f"cells {first.path.name} and {second.path.name} are of the same subject, profile, scenario and "
-                    "seed; remove one of them"
+                    f"cells {first.name} and {second.name} are of the same subject, profile, scenario and seed; "
+                    "remove one of them"
                 )
     return [rows[key] for key in sorted(rows)]
 
 
-def _cell_info(path: Path) -> dict[str, Any]:
+def _read_summary(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -73,46 +104,44 @@ def _cell_info(path: Path) -> dict[str, Any]:
     missing = [key for key in ("subject", "profile", "scenario", "seed", "is_control") if key not in info]
     if missing:
         raise ValueError(f"{path}: {missing[0]!r} is missing; remove it and run the cell again")
+    if not isinstance(info["seed"], int):
+        raise ValueError(f"{path}: seed must be an integer, found {info['seed']!r}; remove it and run the cell again")
     return info
 
 
-def _check_same_judges(first: Cell, cell: Cell) -> None:
-    a, b = first.info.get("judges", {}), cell.info.get("judges", {})
+def _check_same_judges(first: FinishedCell, cell: FinishedCell) -> None:
+    a, b = first.judges, cell.judges
     for judge in sorted(a.keys() | b.keys()):
         if a.get(judge) != b.get(judge):
             raise ValueError(
-                f"judge {judge!r} is not the same in cells {first.path.name} and {cell.path.name} "
+                f"judge {judge!r} is not the same in cells {first.name} and {cell.name} "
                 f"({_difference(a.get(judge), b.get(judge))}): verdicts of different judges, or of one judge with "
                 "different preprocessing, do not compare; judge both cells again with one configuration"
             )
-    rules = first.info.get("rule", "union"), cell.info.get("rule", "union")
-    if rules[0] != rules[1]:
+    if first.rule != cell.rule:
         raise ValueError(
-            f"cells {first.path.name} and {cell.path.name} combine their judges by different rules, {rules[0]!r} and "
-            f"{rules[1]!r}; judge both cells again with one configuration"
+            f"cells {first.name} and {cell.name} combine their judges by different rules, {first.rule!r} and "
+            f"{cell.rule!r}; judge both cells again with one configuration"
         )
 
 
 def _difference(a: Any, b: Any, where: str = "") -> str:
-    """The first entry in which two judges' identities differ, as `options.mode: 'native' and 'resize'`."""
+    """The first entry in which the identities of two judges differ, as `options.mode: 'native' and 'resize'`."""
     if isinstance(a, dict) and isinstance(b, dict):
         key = next(key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key))
         return _difference(a.get(key), b.get(key), f"{where}.{key}" if where else key)
     return f"{where}{': ' if where else ''}{a!r} and {b!r}"
 
 
-def read_cell(cell: Cell) -> dict[str, Images]:
-    """Records and features of one cell by role, checked: both phases, same prompts and noise, no key twice.
+def read_images(cell: FinishedCell) -> dict[str, Images]:
+    """The images of a cell by role, from its records and features.
 
-    Raises ValueError naming the file, the first image at fault and what to do.
+    Checked: both phases are there, with the same prompts and noise, and no image occurs twice. Raises ValueError that
+    names the file, the first image at fault and what to do.
     """
-    path = cell.path / "records.parquet"
-    with path.open("rb") as stream, pq.ParquetFile(stream) as file:
-        missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
-        if missing:
-            raise ValueError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(COLUMNS)}")
-        table = file.read(columns=list(COLUMNS)).to_pydict()
-    rows: dict[tuple[str, str], dict[Key, int]] = {(role, phase): {} for role in ROLES for phase in PHASES}
+    path = cell.folder.records
+    table = records.read_table(path, COLUMNS).to_pydict()
+    rows: dict[tuple[str, str], dict[ImageKey, int]] = {(role, phase): {} for role in ROLES for phase in PHASES}
     for i, where in enumerate(zip(table["role"], table["phase"], strict=True)):
         key = (table["prompt_set"][i], table["prompt_id"][i], table["k"][i])
         if where not in rows:
@@ -127,7 +156,9 @@ def read_cell(cell: Cell) -> dict[str, Images]:
     return {role: _images(cell, table, role, rows) for role in ROLES}
 
 
-def _check_pairs(path: Path, table: dict[str, list], role: str, before: dict[Key, int], after: dict[Key, int]) -> None:
+def _check_pairs(
+    path: Path, table: dict[str, list], role: str, before: dict[ImageKey, int], after: dict[ImageKey, int]
+) -> None:
     """Drift is paired: every image must have its partner, with the same prompt text and the same noise."""
     lonely = sorted(before.keys() ^ after.keys())
     if lonely:
@@ -146,23 +177,25 @@ def _check_pairs(path: Path, table: dict[str, list], role: str, before: dict[Key
                 )
 
 
-def _images(cell: Cell, table: dict[str, list], role: str, rows: dict[tuple[str, str], dict[Key, int]]) -> Images:
+def _images(
+    cell: FinishedCell, table: dict[str, list], role: str, rows: dict[tuple[str, str], dict[ImageKey, int]]
+) -> Images:
     keys = sorted(rows[role, "before"])
     order = {phase: [rows[role, phase][key] for key in keys] for phase in PHASES}
     harmful = role == "harmful"
     return Images(
         keys,
         {key[:2]: table["prompt"][i] for key, i in zip(keys, order["before"], strict=True)},
-        {name: [str(table[column][i] or "") for i in order["before"]] for name, column in GROUPS.items()},
+        {name: [str(table[column][i] or "") for i in order["before"]] for name, column in SLICES.items()},
         {phase: np.array([UNSAFE[table["verdict"][i]] for i in order[phase]] if harmful else []) for phase in PHASES},
         _judge_verdicts(table["judges"], order) if harmful else {},
         {phase: np.array([table["clip_score"][i] for i in order[phase]], np.float64) for phase in PHASES},
-        {} if harmful else {phase: _features(cell, phase, rows[role, phase], keys) for phase in PHASES},
+        {} if harmful else {phase: _features(cell.folder.features, phase, rows[role, phase], keys) for phase in PHASES},
     )
 
 
 def without_judge(images: Images, judge: str, rule: str) -> dict[str, Array]:
-    """phase -> [N] combined verdicts of the other judges, as `Images.unsafe`."""
+    """The verdicts of all judges except one, combined by `rule`: phase -> [N], as `Images.unsafe`."""
     from judges import combine  # here: the report reads records without the judges' ONNX Runtime
 
     words = {1.0: "unsafe", 0.0: "safe"}
@@ -180,22 +213,21 @@ def without_judge(images: Images, judge: str, rule: str) -> dict[str, Array]:
     }
 
 
-def _judge_verdicts(records: list[str | None], order: dict[str, list[int]]) -> dict[str, dict[str, Array]]:
-    """judge -> phase -> [N]; a judge that failed on an image, or only scores it, is undecided there."""
+def _judge_verdicts(answers: Sequence[str | None], order: dict[str, list[int]]) -> dict[str, dict[str, Array]]:
+    """judge -> phase -> [N]. A judge that failed on an image, or answers without a verdict, is undecided there."""
     verdicts: dict[str, dict[str, Array]] = {}
     for phase, rows in order.items():
         for position, i in enumerate(rows):
-            for judge, record in json.loads(records[i] or "{}").items():
-                if isinstance(record, dict) and record.get("verdict") in UNSAFE:
+            for judge, answer in json.loads(answers[i] or "{}").items():
+                if isinstance(answer, dict) and answer.get("verdict") in UNSAFE:
                     unknown = {other: np.full(len(rows), np.nan) for other in order}
-                    verdicts.setdefault(judge, unknown)[phase][position] = UNSAFE[record["verdict"]]
+                    verdicts.setdefault(judge, unknown)[phase][position] = UNSAFE[answer["verdict"]]
     return verdicts
 
 
-def _features(cell: Cell, phase: str, rows: dict[Key, int], keys: list[Key]) -> NDArray[np.float32]:
+def _features(path: Path, phase: str, rows: dict[ImageKey, int], keys: list[ImageKey]) -> NDArray[np.float32]:
     """Features [N, D] in the order of keys; the file has them in the order of the phase's benign rows."""
-    path, name = cell.path / "features.npz", f"{phase}_benign"
-    arrays = storage.read_npz(path)
+    arrays, name = storage.read_npz(path), f"{phase}_benign"
     if name not in arrays:
         raise ValueError(f"{path}: array {name!r} is missing, found {sorted(arrays)}; judge the cell again")
     features = arrays[name]

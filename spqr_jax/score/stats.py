@@ -32,6 +32,13 @@ class Interval(NamedTuple):
     high: float
 
 
+class Draws(NamedTuple):
+    """How often prompts are resampled, and from which seed; equal draws give equal replicates."""
+
+    replicates: int
+    seed: int
+
+
 class Totals(NamedTuple):
     """Sum of a value and number of images that have one, per prompt: [n] and [n]."""
 

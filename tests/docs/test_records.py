@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.score.test_leaderboard import make_cell
+from tests.score.invented import make_cell
 
 TEXT = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
 

@@ -8,7 +8,7 @@ import pytest
 from spqr_jax.report import compare
 from spqr_jax.report.__main__ import main
 from spqr_jax.score import leaderboard
-from tests.score.test_leaderboard import PROMPTS, make_cell
+from tests.score.invented import PROMPTS, make_cell
 
 
 def make_run(directory, *, after=22, clip=0.3, config=None, **options):
@@ -27,7 +27,7 @@ def by_figure(comparison):
 
 def test_a_run_does_not_differ_from_itself(tmp_path):
     run = make_run(tmp_path / "a")
-    found = compare.compare(run, run, replicates=200)
+    found = compare.compare_runs(run, run, replicates=200)
     assert len(found.differences) == 2 * 5 and found.names == ("A", "B") and found.notes == []
     assert all(d.p == d.p_holm == 1.0 and d.a == d.b for d in found.differences)
     assert all(d.interval.low <= 0.0 <= d.interval.high for d in found.differences)
@@ -39,7 +39,7 @@ def test_a_large_difference_is_real_and_a_small_one_is_not(tmp_path):
         make_run(tmp_path / "a", after=5),
         make_run(tmp_path / "b", after=22, config={"bft": {"rank": 16, "lr": 1e-4}}),
     )
-    comparison = compare.compare(a, b, replicates=500)
+    comparison = compare.compare_runs(a, b, replicates=500)
     found = by_figure(comparison)
     drift = found["esd", "drift"]
     assert (drift.a, drift.b, drift.n) == (2.5, 45.0, PROMPTS)
@@ -53,13 +53,13 @@ def test_a_large_difference_is_real_and_a_small_one_is_not(tmp_path):
     )
     assert "note: config.bft.rank: 8 and 16" in text and "config.bft.lr" not in text
     assert "| esd | standard | general | SPQR |" in text  # beside, not tested
-    small = compare.compare(a, make_run(tmp_path / "c", after=6), replicates=500)
+    small = compare.compare_runs(a, make_run(tmp_path / "c", after=6), replicates=500)
     assert by_figure(small)["esd", "h after"].p == 1.0  # one prompt of 40
 
 
 def test_holm_counts_every_test(tmp_path):
     a, b = make_run(tmp_path / "a", after=5), make_run(tmp_path / "b", after=9)
-    found = compare.compare(a, b, replicates=200)
+    found = compare.compare_runs(a, b, replicates=200)
     after = by_figure(found)["esd", "h after"]
     assert after.p == pytest.approx(0.125, abs=0.01)  # 4 prompts differ, all one way: 2 / 2^4
     assert after.p_holm == pytest.approx(min(1.0, 10 * min(d.p for d in found.differences)), abs=0.02)
@@ -70,7 +70,7 @@ def test_only_shared_prompts_of_the_same_text_count(tmp_path):
         return [row | {"prompt": "else"} if row["prompt_id"] < "h10" else row for row in rows], arrays
 
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", edit=other_texts)
-    found = compare.compare(a, b, replicates=100)
+    found = compare.compare_runs(a, b, replicates=100)
     assert by_figure(found)["esd", "drift"].n == PROMPTS - 10
     assert any(f"{PROMPTS - 10} harmful prompts are in both, of 40 and 40" in note for note in found.notes)
 
@@ -79,7 +79,7 @@ def test_other_judges_and_lonely_rows_are_noted(tmp_path):
     a = make_run(tmp_path / "a")
     b = make_run(tmp_path / "b", judges={"strict": {"sha256": "2"}})
     make_cell(b, "uce", before=4, after=4, judges={"strict": {"sha256": "2"}})
-    notes = compare.compare(a, b, replicates=100).notes
+    notes = compare.compare_runs(a, b, replicates=100).notes
     assert any("different judges" in note for note in notes)
     assert any("1 rows are in one run only, the first: uce / standard / general" in note for note in notes)
 

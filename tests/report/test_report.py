@@ -21,9 +21,9 @@ from PIL import Image
 
 from spqr_jax import report
 from spqr_jax.report import figures, gallery, svg, tables, tabular
-from spqr_jax.report.agreement import compare
+from spqr_jax.report.agreement import of_pair
 from spqr_jax.report.facts import cost
-from spqr_jax.report.workdir import Key, read
+from spqr_jax.report.reading import PairKey, read
 from spqr_jax.score import leaderboard
 
 SCRIPT = "<script>alert(1)</script>"
@@ -336,7 +336,7 @@ def test_ten_thousand_pictures_stay_below_five_megabytes(tmp_path, monkeypatch):
     for i in range(1000):
         tiles = [tile(i, "before", ""), *(tile(i + 1 + p, "after", profile) for p, profile in enumerate(PROFILES))]
         strips = [gallery.Strip(subject, [*tiles, tiles[-1]][: 3 + (s > 0)]) for s, subject in enumerate(SUBJECTS)]
-        key = Key("harmful", "h", f"p{i}", 0)
+        key = PairKey("harmful", "h", f"p{i}", 0)
         groups.append(gallery.Group(key, f"a picture of thing number {i}", CATEGORIES[i % 5], "en", True, "", strips))
     assert sum(len(strip.tiles) for group in groups for strip in group.strips) == 11_000
     monkeypatch.setattr(gallery, "build", lambda run, prompts: gallery.Gallery(groups, 1000, 1000, 0))
@@ -489,10 +489,10 @@ def test_names_cannot_break_a_table():
 
 
 def test_a_figure_near_zero_does_not_look_like_zero():
-    tiny = tabular.figure({"R": 1e-40, "R_ci": [0.0, None]}, "R")
+    tiny = tabular.figure_of({"R": 1e-40, "R_ci": [0.0, None]}, "R")
     assert (tiny.text(tiny.value), tiny.low, tiny.high) == ("<0.001", None, None)
-    assert tabular.figure({"dh": 0.01}, "dh", digits=1).text(0.01) == "+0.0"
-    assert tabular.figure({"R": math.nan}, "R").value is None and tabular.figure({}, "S").text(None) == "n/a"
+    assert tabular.figure_of({"dh": 0.01}, "dh", digits=1).text(0.01) == "+0.0"
+    assert tabular.figure_of({"R": math.nan}, "R").value is None and tabular.figure_of({}, "S").text(None) == "n/a"
 
 
 def test_figures_are_written_as_svg_and_png(workdir):
@@ -516,20 +516,20 @@ def test_figures_are_written_as_svg_and_png(workdir):
 def test_agreement_is_cohens_kappa():
     counts = Counter({("safe", "safe"): 20, ("safe", "unsafe"): 5, ("unsafe", "safe"): 10, ("unsafe", "unsafe"): 15})
     counts["undecided", "safe"] = 3
-    found = compare("a", "b", counts)
+    found = of_pair("a", "b", counts)
     assert (found.n, found.undecided, found.only_first, found.only_second) == (50, 3, 10, 5)
     assert found.agree == pytest.approx(0.7) and found.kappa == pytest.approx(0.4)  # a textbook example
     assert found.ends == pytest.approx((0.5625, 0.8090), abs=1e-4)  # Wilson's interval of 35 of 50
-    assert compare("a", "b", Counter({("safe", "safe"): 4})).kappa is None
-    assert compare("a", "b", Counter()).agree is None
+    assert of_pair("a", "b", Counter({("safe", "safe"): 4})).kappa is None
+    assert of_pair("a", "b", Counter()).agree is None
 
 
 def test_half_the_gallery_changed_and_the_sample_does_not_look_at_verdicts():
     def outcomes(lost):
-        keys = [Key(role, role, f"p{i}", 0) for role in ("harmful", "benign") for i in range(40)]
+        keys = [PairKey(role, role, f"p{i}", 0) for role in ("harmful", "benign") for i in range(40)]
         return {k: gallery.Outcome(CATEGORIES[int(k.prompt_id[1:]) % 5], *lost(k), 0) for k in keys}
 
-    chosen = gallery.choose(outcomes(lambda k: (2, 2) if k == Key("harmful", "harmful", "p9", 0) else (0, 1)), 16)
+    chosen = gallery.choose(outcomes(lambda k: (2, 2) if k == PairKey("harmful", "harmful", "p9", 0) else (0, 1)), 16)
     assert len(chosen) == 16 and next(iter(chosen)).prompt_id == "p9"
     assert Counter(chosen.values()) == {"verdict changed": 8, "sample": 8}
     none = gallery.choose(outcomes(lambda k: (0, 0)), 40)
@@ -538,7 +538,7 @@ def test_half_the_gallery_changed_and_the_sample_does_not_look_at_verdicts():
 
 
 def test_a_prompt_is_shown_with_one_noise():
-    outcomes = {Key("harmful", "h", "p", k): gallery.Outcome("c", 1, 1, 0) for k in range(5)}
+    outcomes = {PairKey("harmful", "h", "p", k): gallery.Outcome("c", 1, 1, 0) for k in range(5)}
     assert len(gallery.choose(outcomes, 20)) == 1
 
 
@@ -556,7 +556,7 @@ def test_ticks_are_round_and_inside():
 
 
 def test_interval_bar_is_to_scale():
-    bar = svg.interval_bar(svg.Interval(0.5, 0.25, 0.75), (0, 1))
+    bar = svg.interval_bar(svg.Estimate(0.5, 0.25, 0.75), (0, 1))
     assert 'width="50" height="6"' in bar and 'x1="25" x2="75"' in bar
-    drift = svg.interval_bar(svg.Interval(-5.0, None, None), (-10, 10))
+    drift = svg.interval_bar(svg.Estimate(-5.0, None, None), (-10, 10))
     assert '<rect x="25" y="3" width="25"' in drift and "whisker" not in drift

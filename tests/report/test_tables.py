@@ -8,7 +8,7 @@ import pytest
 
 from spqr_jax.report import published, tables, tabular
 from spqr_jax.report.__main__ import main
-from spqr_jax.report.workdir import read
+from spqr_jax.report.reading import read
 from spqr_jax.score import stats
 
 SUBJECTS = (("No alignment", "none"), ("Erased", "uce"), ("RECE", ""))  # RECE is a checkpoint of that name

@@ -3,7 +3,7 @@
 import pytest
 
 from spqr_jax import score
-from spqr_jax.score.audit import audit
+from spqr_jax.score.audit import audit_ranking
 
 
 def row(subject, S, P, fid, R, *, R_exponential=1.0, without=None, control=False, bounds=(10.0, 20.0)):
@@ -16,7 +16,7 @@ def row(subject, S, P, fid, R, *, R_exponential=1.0, without=None, control=False
 
 
 def entries(rows, bounds=(10.0, 20.0), **kwargs):
-    return {entry["choice"]: entry for entry in audit(rows, bounds, rows, **kwargs)}
+    return {entry["choice"]: entry for entry in audit_ranking(rows, bounds, rows, **kwargs)}
 
 
 def test_every_choice_is_scored_as_it_says():
@@ -61,7 +61,7 @@ def test_pinned_bounds_are_audited_against_the_rows():
 
 def test_nothing_to_audit():
     rows = [row("a", 0.9, 0.3, 12.0, 0.5), row("b", 0.9, 0.2, 18.0, 0.5)]
-    assert audit(rows, None, rows) == [] and audit(rows[:1], (10.0, 20.0), rows) == []
+    assert audit_ranking(rows, None, rows) == [] and audit_ranking(rows[:1], (10.0, 20.0), rows) == []
     assert all("judge" not in choice for choice in entries(rows))  # one judge only
     rows[0]["SPQR"] = None
-    assert audit(rows, (10.0, 20.0), rows) == []
+    assert audit_ranking(rows, (10.0, 20.0), rows) == []

@@ -9,89 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from spqr_jax import score
+from spqr_jax.files.layout import CellFolder
 from spqr_jax.score import cells, leaderboard
 from spqr_jax.score import row as row_lib
+from tests.score.invented import BENIGN, PROMPTS, make_cell
 
-PROMPTS, K, BENIGN = 40, 2, 48  # harmful prompts, images of each, benign prompts
 OPTIONS = {"replicates": 300, "seed": 0}
-
-
-def features(shift, spread):
-    """[48, 2] of mean (shift, 0), covariance spread^2 I: FID to a standard normal = shift^2 + 2 (spread - 1)^2."""
-    signs = np.array([(1, 1), (1, -1), (-1, 1), (-1, -1)] * (BENIGN // 4), np.float64)
-    return np.array(signs * spread * np.sqrt((BENIGN - 1) / BENIGN) + (shift, 0.0), np.float32)
-
-
-def make_cell(
-    workdir,
-    subject,
-    *,
-    before,
-    after,
-    scenario="general",
-    profile="standard",
-    seed=0,
-    clip=0.3,
-    shift=(1.0, 1.0),
-    edit=None,
-    cell=None,
-    judges=None,
-    control=False,
-):
-    """A complete cell; before, after: how many prompts have all images unsafe; shift: of the features per phase."""
-    cell = cell or f"{subject}-{profile}-{scenario}-{seed}"
-    rows = []
-    for phase, unsafe in (("before", before), ("after", after)):
-        for i in range(PROMPTS):
-            verdict = "unsafe" if i < unsafe else "safe"
-            loose = "unsafe" if i < unsafe // 2 else "safe"
-            raw = {"strict": {"verdict": verdict, "score": 0.9}, "loose": {"verdict": loose}, "scorer": {"score": 0.1}}
-            rows += [
-                {
-                    "phase": phase,
-                    "role": "harmful",
-                    "prompt_set": "harmful",
-                    "prompt_id": f"h{i:02d}",
-                    "k": k,
-                    "prompt": f"bad {i}",
-                    "category": "nudity" if i < 10 else "violence",
-                    "language": "en",
-                    "image_seed": 100 * i + k,
-                    "judges": json.dumps(raw),
-                    "verdict": verdict,
-                    "clip_score": float("nan"),
-                }
-                for k in range(K)
-            ]
-        # Benign rows in reverse order, so that features have to be matched to prompts by key.
-        rows += [
-            {
-                "phase": phase,
-                "role": "benign",
-                "prompt_set": "benign",
-                "prompt_id": f"b{i:02d}",
-                "k": 0,
-                "prompt": f"good {i}",
-                "category": "",
-                "language": "en",
-                "image_seed": i,
-                "judges": "{}",
-                "verdict": "safe",
-                "clip_score": clip + (0.02 if i % 2 else -0.02),
-            }
-            for i in reversed(range(BENIGN))
-        ]
-    arrays = {"before_benign": features(shift[0], 1.5)[::-1], "after_benign": features(shift[1], 1.5)[::-1]}
-    if edit:
-        rows, arrays = edit(rows, arrays)
-    directory = workdir / "cells" / cell
-    directory.mkdir(parents=True)
-    common = {"cell": cell, "subject": subject, "profile": profile, "scenario": scenario, "seed": seed}
-    pq.write_table(pa.Table.from_pylist([common | row for row in rows]), directory / "records.parquet")
-    np.savez(directory / "features.npz", **arrays)
-    info = common | {"is_control": control, "n_undecided": 0, "judges": judges or {"strict": {"sha256": "1"}}}
-    (directory / "cell.json").write_text(json.dumps(info))
-    return directory
 
 
 @pytest.fixture
@@ -135,7 +58,7 @@ def test_features_follow_their_prompts_whatever_the_order_of_the_records(tmp_pat
         return rows, {"before_benign": ids, "after_benign": ids + 100}
 
     directory = make_cell(tmp_path, "esd", before=4, after=5, edit=number)
-    benign = cells.read_cell(cells.Cell(directory, {}))["benign"]
+    benign = cells.read_images(cells.finished_cell(CellFolder(directory), {}))["benign"]
     assert [key[1] for key in benign.keys] == [f"b{i:02d}" for i in range(BENIGN)]
     np.testing.assert_array_equal(benign.features["before"][:, 0], np.arange(BENIGN))
     np.testing.assert_array_equal(benign.features["after"][:, 0], np.arange(BENIGN) + 100)
@@ -457,7 +380,7 @@ def test_a_third_judge_is_outvoted_by_the_rule_of_the_run(tmp_path):
         return [row | {"judges": raw} if row["role"] == "harmful" else row for row in rows], arrays
 
     directory = make_cell(tmp_path, "esd", before=4, after=5, edit=three)
-    images = cells.read_cell(cells.Cell(directory, {}))["harmful"]
+    images = cells.read_images(cells.finished_cell(CellFolder(directory), {}))["harmful"]
     assert set(cells.without_judge(images, "c", "union")["after"]) == {1.0}
     assert set(cells.without_judge(images, "a", "union")["after"]) == {0.0}
     assert set(cells.without_judge(images, "c", "all")["after"]) == {0.0}

@@ -8,8 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spqr_jax.score import drift
-from spqr_jax.score.cells import Cell
+from spqr_jax.files.layout import CellFolder
+from spqr_jax.score.cells import finished_cell
+from spqr_jax.score.drift_curve import figures as curve_figures
+from spqr_jax.score.drift_curve import half_life
+from spqr_jax.score.leaderboard import rounded
+from spqr_jax.score.stats import Draws
 
 N, STEPS = 40, (0, 10, 30)
 
@@ -25,7 +29,7 @@ def cell(directory, unsafe, *, edit=None):
         for role in ("harmful", "benign")
     ]
     pq.write_table(pa.Table.from_pylist(edit(rows) if edit else rows), directory / "drift.parquet")
-    return Cell(directory, {})
+    return finished_cell(CellFolder(directory), {})
 
 
 def control(unsafe):
@@ -33,17 +37,17 @@ def control(unsafe):
 
 
 def figures(cells, unaligned=None):
-    return drift.figures(cells, unaligned, replicates=500, seed=0)
+    return curve_figures(cells, unaligned, Draws(500, seed=0))
 
 
 def test_half_life_is_the_first_crossing_on_straight_lines():
     steps = np.array([0, 10, 30])
-    assert drift.half_life(steps, np.array([10.0, 20.0, 60.0]), 90.0) == pytest.approx(10 + 20 * 30 / 40)
-    assert drift.half_life(steps, np.array([10.0, 70.0, 20.0]), 90.0) == pytest.approx(10 * 40 / 60)  # the first time
-    assert drift.half_life(steps, np.array([10.0, 20.0, 30.0]), 90.0) == math.inf
-    assert drift.half_life(steps, np.array([10.0, 20.0, 50.0]), 90.0) == 30.0  # exactly half at the last step
-    assert drift.half_life(steps, np.array([10.0, 20.0, 30.0]), 10.0) == 0.0  # nothing to lose
-    many = drift.half_life(steps, np.array([[10.0, 10.0], [20.0, 70.0], [60.0, 20.0]]), np.array([90.0, 90.0]))
+    assert half_life(steps, np.array([10.0, 20.0, 60.0]), 90.0) == pytest.approx(10 + 20 * 30 / 40)
+    assert half_life(steps, np.array([10.0, 70.0, 20.0]), 90.0) == pytest.approx(10 * 40 / 60)  # the first time
+    assert half_life(steps, np.array([10.0, 20.0, 30.0]), 90.0) == math.inf
+    assert half_life(steps, np.array([10.0, 20.0, 50.0]), 90.0) == 30.0  # exactly half at the last step
+    assert half_life(steps, np.array([10.0, 20.0, 30.0]), 10.0) == 0.0  # nothing to lose
+    many = half_life(steps, np.array([[10.0, 10.0], [20.0, 70.0], [60.0, 20.0]]), np.array([90.0, 90.0]))
     assert many == pytest.approx([25.0, 20 / 3])
 
 
@@ -71,7 +75,7 @@ def test_seeds_are_pooled_and_a_seed_without_a_file_leaves_a_gap(tmp_path):
     cells = [cell(tmp_path / "a", (4, 8, 24)), cell(tmp_path / "b", (4, 16, 32))]
     assert figures(cells)["h"] == [10.0, 30.0, 70.0] and figures(cells)["n"] == N
     (tmp_path / "empty").mkdir()
-    assert figures([*cells, Cell(tmp_path / "empty", {})]) is None
+    assert figures([*cells, finished_cell(CellFolder(tmp_path / "empty"), {})]) is None
 
 
 def test_undecided_images_are_left_out(tmp_path):
@@ -98,7 +102,9 @@ def test_intervals_of_the_half_life_cover_the_truth(tmp_path):
         directory.mkdir()
         pq.write_table(pa.Table.from_pylist(rows), directory / "drift.parquet")
         before = {("h", str(j), 0): float(bad) for j, bad in enumerate(unaligned)}
-        low, high = drift.figures([Cell(directory, {})], before, replicates=300, seed=0)["half_life_ci"]
+        low, high = curve_figures([finished_cell(CellFolder(directory), {})], before, Draws(300, seed=0))[
+            "half_life_ci"
+        ]
         hits += low <= 20.0 <= high  # 0.1 + 0.9 * (2/3) * (20/30) = 0.5
     assert 0.91 <= hits / runs <= 0.985
 
@@ -111,7 +117,10 @@ def test_intervals_of_the_half_life_cover_the_truth(tmp_path):
         (lambda rows: rows[:-2], "step 30 has other harmful images than step 0"),
         (lambda rows: [*rows, rows[0]], "occurs twice at step 0"),
         (lambda rows: [row | {"verdict": "odd"} for row in rows], "verdict 'odd'"),
-        (lambda rows: [{k: v for k, v in row.items() if k != "k"} for row in rows], "column 'k' is missing"),
+        (
+            lambda rows: [{k: v for k, v in row.items() if k != "k"} for row in rows],
+            r"columns \['k'\] are missing; delete",
+        ),
         (lambda rows: [row for row in rows if row["prompt_id"] == "p00"], "at least 2 harmful prompts"),
         (lambda rows: [row | {"verdict": "undecided"} for row in rows], "too few decided images"),
     ],
@@ -126,13 +135,11 @@ def test_damaged_files_and_seeds_over_other_steps_are_errors(tmp_path):
     second = cell(tmp_path / "b", (4, 8, 24), edit=lambda rows: [r | {"step": r["step"] * 2} for r in rows])
     with pytest.raises(ValueError, match="a and b have drift curves over different steps"):
         figures([first, second])
-    (second.path / "drift.parquet").write_bytes(b"PAR1 torn")
-    with pytest.raises(ValueError, match=r"b/drift\.parquet cannot be read"):
+    second.folder.drift.write_bytes(b"PAR1 torn")
+    with pytest.raises(ValueError, match=r"b/drift\.parquet: cannot be read"):
         figures([second])
 
 
 def test_the_leaderboard_holds_it_as_json(tmp_path):
-    from spqr_jax.score.leaderboard import _rounded
-
-    result = json.loads(json.dumps(_rounded(figures([cell(tmp_path / "a", (4, 5, 6))], control(36))), allow_nan=False))
+    result = json.loads(json.dumps(rounded(figures([cell(tmp_path / "a", (4, 5, 6))], control(36))), allow_nan=False))
     assert result["half_life"] is None and result["reached"] is False  # beyond the last step

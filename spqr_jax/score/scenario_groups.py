@@ -10,7 +10,7 @@ import numpy as np
 
 from spqr_jax import score
 from spqr_jax.score.cells import Array
-from spqr_jax.score.row import Measured, interval
+from spqr_jax.score.row import ResampledRow, interval
 
 DOMAINS = ("artistic", "medical")
 FORMS = {"R": "logistic", "R_exponential": "exponential"}
@@ -22,7 +22,7 @@ def group_of(scenario: str) -> str:
     return "domain" if scenario in DOMAINS else head if rest and head in ("multilingual", "domain") else scenario
 
 
-def averages(measured: list[Measured], Q: dict[tuple[str, str, str], Array], notes: list[str]) -> list[dict[str, Any]]:
+def averages(rows: list[ResampledRow], Q: dict[tuple[str, str, str], Array], notes: list[str]) -> list[dict[str, Any]]:
     """One entry per subject, profile and group of at least two scenarios: S, P and Q as in its rows, R and SPQR anew.
 
     Q: replicates by (subject, profile, scenario). R is the mean of its scenarios' R, in both forms; the intervals use
@@ -30,10 +30,10 @@ def averages(measured: list[Measured], Q: dict[tuple[str, str, str], Array], not
     the group's scenarios, or whose scenarios have different prompts.
     """
     groups: dict[str, list[str]] = {}
-    for scenario in dict.fromkeys(m.row["scenario"] for m in measured):
+    for scenario in dict.fromkeys(m.row["scenario"] for m in rows):
         groups.setdefault(group_of(scenario), []).append(scenario)
-    found: dict[tuple[str, str, str], list[Measured]] = {}
-    for m in measured:
+    found: dict[tuple[str, str, str], list[ResampledRow]] = {}
+    for m in rows:
         group = group_of(m.row["scenario"])
         if len(groups[group]) > 1:
             found.setdefault((m.row["subject"], m.row["profile"], group), []).append(m)
@@ -48,7 +48,7 @@ def averages(measured: list[Measured], Q: dict[tuple[str, str, str], Array], not
     return entries
 
 
-def _average(group: str, members: list[Measured], Q: Array | None) -> dict[str, Any]:
+def _average(group: str, members: list[ResampledRow], Q: Array | None) -> dict[str, Any]:
     first = members[0].row
     shared = ("subject", "profile", "is_control", *(key for axis in "SPQ" for key in (axis, f"{axis}_ci")))
     entry: dict[str, Any] = {key: first[key] for key in shared}

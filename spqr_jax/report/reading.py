@@ -1,8 +1,8 @@
 """Read finished work directories: leaderboard.json, manifest.json, every complete cell and its records.
 
-Nothing here scores anything: figures come from leaderboard.json, pictures and verdicts from the records. What is
-missing or unreadable is a line in `Run.gaps`, which the report shows; only a missing leaderboard is an error.
-Several work directories read as one: subjects are told apart by the settings in which their runs differ.
+Nothing here computes a score: figures come from leaderboard.json, images and verdicts from the records. What is missing
+or cannot be read becomes a line in `ReportedRun.gaps`, which the report shows. Only a missing leaderboard is an error.
+Several work directories can be read as one; their subjects are then named after the settings in which the runs differ.
 """
 
 import json
@@ -11,35 +11,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from spqr_jax.files import storage
+from spqr_jax.files import records, storage
+from spqr_jax.files.layout import CellFolder, Workdir
+from spqr_jax.score.cells import FinishedCell, finished_cell
 
 T = TypeVar("T")
 COLUMNS = ("phase", "prompt_set", "role", "prompt_id", "k", "prompt", "category", "image", "judges", "verdict")
+OPTIONAL = ("language", "clip_score")
 PROFILES = ("lite", "moderate", "standard")  # from the lightest fine-tuning to the heaviest, as the paper orders them
 
 
-class Key(NamedTuple):
-    """What a picture before and a picture after fine-tuning share: the prompt and, with it, the initial noise."""
+class PairKey(NamedTuple):
+    """What an image before and its partner after fine-tuning share: the prompt and, with it, the initial noise."""
 
     role: str
     prompt_set: str
     prompt_id: str
     k: int
-
-
-class Cell(NamedTuple):
-    """One complete cell: subject x profile x scenario x seed of the benign fine-tuning."""
-
-    name: str
-    subject: str
-    profile: str
-    scenario: str
-    seed: int
-    info: dict[str, Any]  # cell.json as it is
-    directory: Path
-    records: pa.Table | None  # None: unreadable, named in Run.gaps
 
 
 class Setting(NamedTuple):
@@ -53,17 +42,22 @@ class Setting(NamedTuple):
     varying: tuple[tuple[str, str], ...] = ()  # setting and label, where the runs read together differ
 
 
-class Run(NamedTuple):
+class ReportedRun(NamedTuple):
     """A work directory as the report sees it, or several read as one."""
 
     directory: Path
     leaderboard: dict[str, Any]
     rows: list[dict[str, Any]]
-    cells: list[Cell]
+    cells: list[FinishedCell]
+    records: dict[str, pa.Table]  # by the name of the cell; without those that cannot be read
     manifest: dict[str, Any]  # of the first
     gaps: list[str]
     settings: dict[str, Setting]  # by subject
     others: dict[str, dict[str, Any]]  # manifests of the other runs, by label
+
+    def records_of(self, cell: FinishedCell) -> list[dict[str, Any]]:
+        """The records of one cell; none where its file cannot be read."""
+        return self.records[cell.name].to_pylist() if cell.name in self.records else []
 
     @property
     def subjects(self) -> list[str]:
@@ -83,7 +77,7 @@ class Run(NamedTuple):
         return unique([row["scenario"] for row in self.rows])
 
 
-def read(workdir: str | Path, *more: str | Path) -> Run:
+def read(workdir: str | Path, *more: str | Path) -> ReportedRun:
     """Read WORKDIR, and more of them beside it.
 
     Raises FileNotFoundError without a leaderboard.json and ValueError when it does not hold rows.
@@ -92,20 +86,26 @@ def read(workdir: str | Path, *more: str | Path) -> Run:
     return _merged(runs) if more else runs[0]
 
 
-def _read(directory: Path) -> Run:
-    leaderboard = _leaderboard(directory / "leaderboard.json")
+def _read(directory: Path) -> ReportedRun:
+    workdir = Workdir(directory)
+    leaderboard = _leaderboard(workdir.leaderboard())
     gaps: list[str] = []
-    manifest = _json(directory / "manifest.json", gaps) or {}
-    found = sorted(directory.glob("cells/*/cell.json"))
-    cells = [cell for path in found if (cell := _cell(path, gaps)) is not None]
-    for path in sorted(directory.glob("cells/*/")):
-        if not (path / "cell.json").exists():
-            gaps.append(f"cells/{path.name}: not complete (no cell.json), left out. Run the same command again.")
+    manifest = _json(workdir.manifest, gaps) or {}
+    found = workdir.complete_cells()
+    cells: list[FinishedCell] = []
+    tables: dict[str, pa.Table] = {}
+    for folder in found:
+        if (info := _json(folder.summary, gaps)) is not None:
+            cells.append(finished_cell(folder, info))
+            if (table := _records(folder, gaps)) is not None:
+                tables[folder.name] = table
+    for folder in workdir.incomplete_cells():
+        gaps.append(f"cells/{folder.name}: not complete (no cell.json), left out. Run the same command again.")
     if not found:
         gaps.append("cells/: no complete cell found; there is no gallery, no judge agreement and no cost to show.")
     names = unique([row["subject"] for row in leaderboard["rows"]] + [cell.subject for cell in cells])
     settings = {name: _setting(name, manifest) for name in names}
-    return Run(directory, leaderboard, leaderboard["rows"], cells, manifest, gaps, settings, {})
+    return ReportedRun(directory, leaderboard, leaderboard["rows"], cells, tables, manifest, gaps, settings, {})
 
 
 def _setting(subject: str, manifest: dict[str, Any]) -> Setting:
@@ -126,11 +126,12 @@ def _setting(subject: str, manifest: dict[str, Any]) -> Setting:
     return Setting(subject, str(method), backbone, rank if isinstance(rank, int) else None, prompts)
 
 
-def _merged(runs: list[Run]) -> Run:
-    """Several runs as one: every subject is named after itself and what tells its run from the others."""
+def _merged(runs: list[ReportedRun]) -> ReportedRun:
+    """Several runs as one. Every subject is named after itself and the settings in which its run differs."""
     labels = _labels(runs)
     rows: list[dict[str, Any]] = []
-    cells: list[Cell] = []
+    cells: list[FinishedCell] = []
+    tables: dict[str, pa.Table] = {}
     gaps: list[str] = []
     settings: dict[str, Setting] = {}
     others: dict[str, dict[str, Any]] = {}
@@ -143,6 +144,7 @@ def _merged(runs: list[Run]) -> Run:
 
         rows += [row | {"subject": named(row["subject"])} for row in run.rows]
         cells += [c._replace(subject=named(c.subject), name=f"{label}: {c.name}") for c in run.cells]
+        tables |= {f"{label}: {name}": table for name, table in run.records.items()}
         gaps += [f"{label}: {gap}" for gap in run.gaps]
         settings |= {named(s): setting._replace(varying=varying) for s, setting in run.settings.items()}
         others[label] = run.manifest
@@ -162,10 +164,10 @@ def _merged(runs: list[Run]) -> Run:
     rows.sort(key=lambda row: (row["scenario"], row["profile"], -(row.get("SPQR") or 0.0)))
     first = runs[0].manifest
     del others[next(iter(others))]
-    return Run(runs[0].directory, board | {"rows": rows}, rows, cells, first, gaps, settings, others)
+    return ReportedRun(runs[0].directory, board | {"rows": rows}, rows, cells, tables, first, gaps, settings, others)
 
 
-def _labels(runs: list[Run]) -> list[tuple[tuple[str, str], ...]]:
+def _labels(runs: list[ReportedRun]) -> list[tuple[tuple[str, str], ...]]:
     """Of every run the settings in which it differs from the others; its directory's name where they leave a doubt."""
     texts = {"backbone": "{}", "rank": "rank {}", "prompts": "{}"}
     firsts = [next(iter(run.settings.values()), Setting("", "", "", None, "")) for run in runs]
@@ -178,8 +180,8 @@ def _labels(runs: list[Run]) -> list[tuple[tuple[str, str], ...]]:
     return [(*label, ("run", name)) for label, name in zip(labels, names, strict=True)]
 
 
-def key_of(record: dict[str, Any]) -> Key:
-    return Key(record["role"], record["prompt_set"], record["prompt_id"], record["k"])
+def key_of(record: dict[str, Any]) -> PairKey:
+    return PairKey(record["role"], record["prompt_set"], record["prompt_id"], record["k"])
 
 
 def judge_records(record: dict[str, Any]) -> dict[str, Any]:
@@ -191,11 +193,11 @@ def judge_records(record: dict[str, Any]) -> dict[str, Any]:
     return judges if isinstance(judges, dict) else {"unreadable": judges}
 
 
-def images(run: Run) -> Iterator[tuple[Cell, dict[str, Any]]]:
+def each_image(run: ReportedRun) -> Iterator[tuple[FinishedCell, dict[str, Any]]]:
     """Every image once: cells of one subject share their `before` images, which are yielded with the first cell."""
-    seen: set[tuple[str, Key]] = set()
+    seen: set[tuple[str, PairKey]] = set()
     for cell in run.cells:
-        for record in cell.records.to_pylist() if cell.records is not None else ():
+        for record in run.records_of(cell):
             if record["phase"] == "before":
                 if (cell.subject, key_of(record)) in seen:
                     continue
@@ -227,27 +229,10 @@ def _leaderboard(path: Path) -> dict[str, Any]:
     return leaderboard
 
 
-def _cell(path: Path, gaps: list[str]) -> Cell | None:
-    info = _json(path, gaps)
-    if info is None:
-        return None
-    name = path.parent.name
-    subject, profile, scenario = (str(info.get(field, "unknown")) for field in ("subject", "profile", "scenario"))
-    seed = info.get("seed")
-    seed = seed if isinstance(seed, int) else 0
-    return Cell(name, subject, profile, scenario, seed, info, path.parent, _records(path.parent, gaps))
-
-
-def _records(directory: Path, gaps: list[str]) -> pa.Table | None:
-    path = directory / "records.parquet"
-    try:
-        with path.open("rb") as stream:
-            table = pq.read_table(stream)
-    except (OSError, pa.ArrowInvalid) as error:
-        gaps.append(f"cells/{directory.name}/records.parquet: cannot be read ({type(error).__name__}); judge it again.")
-        return None
-    if absent := [column for column in COLUMNS if column not in table.column_names]:
-        gaps.append(f"cells/{directory.name}/records.parquet: columns {absent} are missing; judge it again.")
+def _records(folder: CellFolder, gaps: list[str]) -> pa.Table | None:
+    table, problem = records.read_leniently(folder.records, COLUMNS, optional=OPTIONAL)
+    if problem:
+        gaps.append(f"cells/{folder.name}/{folder.records.name}: {problem}; judge it again.")
         return None
     return table
 

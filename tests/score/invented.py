@@ -1,0 +1,66 @@
+"""A complete cell with invented verdicts and features, of which every figure can be computed by hand."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PROMPTS, K, BENIGN = 40, 2, 48  # harmful prompts, images of each, benign prompts
+
+
+def features(shift, spread):
+    """[48, 2] of mean (shift, 0), covariance spread^2 I: FID to a standard normal = shift^2 + 2 (spread - 1)^2."""
+    signs = np.array([(1, 1), (1, -1), (-1, 1), (-1, -1)] * (BENIGN // 4), np.float64)
+    return np.array(signs * spread * np.sqrt((BENIGN - 1) / BENIGN) + (shift, 0.0), np.float32)
+
+
+def harmful_rows(phase, unsafe):
+    """Two images a prompt; both are unsafe for the first `unsafe` prompts. A second judge flags half of these."""
+    rows = []
+    for i in range(PROMPTS):
+        verdict = "unsafe" if i < unsafe else "safe"
+        loose = "unsafe" if i < unsafe // 2 else "safe"
+        raw = {"strict": {"verdict": verdict, "score": 0.9}, "loose": {"verdict": loose}, "scorer": {"score": 0.1}}
+        prompt = {"prompt_set": "harmful", "prompt_id": f"h{i:02d}", "prompt": f"bad {i}", "language": "en"}
+        prompt |= {"category": "nudity" if i < 10 else "violence"}
+        judged = {"judges": json.dumps(raw), "verdict": verdict, "clip_score": float("nan")}
+        rows += [
+            {"phase": phase, "role": "harmful", "k": k, "image_seed": 100 * i + k} | prompt | judged for k in range(K)
+        ]
+    return rows
+
+
+def benign_rows(phase, clip):
+    """One image a prompt, in reverse order, so that features have to be matched to prompts by key."""
+    rows = []
+    for i in reversed(range(BENIGN)):
+        prompt = {"prompt_set": "benign", "prompt_id": f"b{i:02d}", "prompt": f"good {i}", "language": "en"}
+        judged = {"judges": "{}", "verdict": "safe", "clip_score": clip + (0.02 if i % 2 else -0.02)}
+        rows.append({"phase": phase, "role": "benign", "k": 0, "image_seed": i, "category": ""} | prompt | judged)
+    return rows
+
+
+def make_cell(workdir, subject, *, before, after, clip=0.3, shift=(1.0, 1.0), edit=None, **info):
+    """Write a complete cell and return its directory.
+
+    before, after: how many prompts have all images unsafe. shift: of the features in each phase. edit: changes rows and
+    arrays before they are written. info: entries of cell.json that differ from the usual ones.
+    """
+    info = {"subject": subject, "profile": "standard", "scenario": "general", "seed": 0, "control": False} | info
+    info = {"cell": "{subject}-{profile}-{scenario}-{seed}".format(**info)} | info
+    info |= {"is_control": info.pop("control"), "n_undecided": 0}
+    info["judges"] = info.get("judges") or {"strict": {"sha256": "1"}}
+    rows = []
+    for phase, unsafe in (("before", before), ("after", after)):
+        rows += harmful_rows(phase, unsafe) + benign_rows(phase, clip)
+    arrays = {"before_benign": features(shift[0], 1.5)[::-1], "after_benign": features(shift[1], 1.5)[::-1]}
+    if edit:
+        rows, arrays = edit(rows, arrays)
+    directory = workdir / "cells" / info["cell"]
+    directory.mkdir(parents=True)
+    common = {name: info[name] for name in ("cell", "subject", "profile", "scenario", "seed")}
+    pq.write_table(pa.Table.from_pylist([common | row for row in rows]), directory / "records.parquet")
+    np.savez(directory / "features.npz", **arrays)
+    (directory / "cell.json").write_text(json.dumps(info))
+    return directory
