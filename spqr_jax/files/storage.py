@@ -1,8 +1,9 @@
 """Files of a work directory, on a file system or on an object store (gs://).
 
-A local directory is a pathlib.Path, one on Google Cloud Storage an epath.Path, which has the same methods: what only
-reads, lists or asks uses those. What writes uses this module, so that a file is whole or absent: on a file system it
-has a temporary name until its last byte is written, on an object store an object appears when it is complete.
+A local directory is a pathlib.Path, and one on Google Cloud Storage an epath.Path. Both have the same methods, and code
+that only reads or lists files calls these. Code that writes files calls this module, so that a file is complete or
+absent: on a file system it has a temporary name until its last byte is written, and on an object store an object
+appears when it is complete.
 """
 
 import contextlib
@@ -58,8 +59,8 @@ def absolute(path: Path) -> Path:
 def writing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A stream whose bytes become the file `path` when the block ends; a block that fails leaves what was there.
 
-    sync: the bytes reach the disk before the name does, so that a file outlives a loss of power whole. What is checked
-    whenever it is read, and cheap to make again, does without.
+    sync: the bytes reach the disk before the name does, so that a loss of power leaves no damaged file. Files that are
+    checked whenever they are read, and cheap to make again, need no sync.
     """
     if remote(path):
         buffer = io.BytesIO()
@@ -151,7 +152,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """A local file with the content of `path`, for what opens names: itself, or a copy that ends with the block."""
+    """A local file with the content of `path`, for code that opens files by name: itself, or a temporary copy."""
     if not remote(path):
         yield path
         return
@@ -163,7 +164,7 @@ def local_copy(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_directory(path: Path) -> Iterator[Path]:
-    """A local directory to write to, for what opens names: `path` itself, or one that is copied there afterwards."""
+    """A local directory for code that writes files by name: `path` itself, or one that is copied there afterwards."""
     if not remote(path):
         yield path
         return

@@ -1,6 +1,7 @@
-"""The report on a finished work directory: `write(workdir)` or `python -m spqr_jax.report WORKDIR`.
+"""Reports: a page, tables, figures and comparisons of finished runs.
 
-It reads leaderboard.json, manifest.json and the cells' records and pictures; it needs no model, no accelerator, no JAX.
+`write(workdir)` or `python -m spqr_jax.report WORKDIR` makes them from leaderboard.json, manifest.json, and the records
+and images of the cells. This room may know scores and files. It knows no model and no JAX, and needs no accelerator.
 """
 
 from spqr_jax.report.html import write

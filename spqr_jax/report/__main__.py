@@ -16,6 +16,7 @@ from spqr_jax.report.reading import read
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command: print what was asked for, or where it was written, and return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = {"tables": _tables, "compare": _compare, "aligned": _aligned}.get(arguments[0]) if arguments else None
     try:

@@ -11,16 +11,16 @@ DECIDED = ("safe", "unsafe")
 
 
 class Agreement(NamedTuple):
-    """Two judges on the same images: those that both decided, and those that at least one left undecided."""
+    """How far two judges agree on the same images. Undecided images are only counted."""
 
     first: str
     second: str
-    n: int
+    n: int  # images that both judges decided
     agree: float | None  # share in [0, 1] of the n images with the same verdict; None when n is 0
     kappa: float | None  # Cohen's kappa in [-1, 1]; None when n is 0 or chance agreement is complete
     only_first: int  # first says unsafe, second says safe
     only_second: int
-    undecided: int
+    undecided: int  # images that at least one of them left undecided
 
     @property
     def ends(self) -> stats.Interval | None:
@@ -29,7 +29,7 @@ class Agreement(NamedTuple):
 
 
 def by_subject(run: ReportedRun) -> dict[str, list[Agreement]]:
-    """Pairwise agreement by subject, over the harmful prompts' images before and after fine-tuning, each image once."""
+    """Agreement of every two judges by subject, over the images of harmful prompts in both phases, each image once."""
     counts: dict[str, dict[tuple[str, str], Counter]] = defaultdict(lambda: defaultdict(Counter))
     for cell, record in each_image(run):
         if record["role"] != "harmful":
@@ -45,7 +45,7 @@ def by_subject(run: ReportedRun) -> dict[str, list[Agreement]]:
 
 
 def of_pair(first: str, second: str, counts: Counter) -> Agreement:
-    """Agreement of two judges from the counts of their verdict pairs (first's verdict, second's verdict)."""
+    """Agreement of two judges from how often each pair of their verdicts occurred: (first, second) -> count."""
     both = {pair: counts[pair] for pair in ((a, b) for a in DECIDED for b in DECIDED)}
     n = sum(both.values())
     undecided = sum(counts.values()) - n

@@ -1,7 +1,7 @@
 """Two runs side by side, and which of their differences are real: paired tests over the prompts that both share.
 
-Compared are the rows (subject, profile, scenario) that both runs have. h, drift and CLIP similarity are means over
-prompts and are tested; R, SPQR and FID follow from them or from whole sets of pictures and are only set side by side.
+The rows (subject, profile, scenario) that both runs have are compared. h, drift and CLIP similarity are means over
+prompts and are tested. R and SPQR follow from these, and FID from whole sets of images: they are only set side by side.
 """
 
 import json
@@ -24,7 +24,10 @@ Pair = tuple[stats.Totals, stats.Totals]  # of run A and of run B, over the same
 
 
 class Difference(NamedTuple):
-    """One tested figure, B minus A over the shared prompts; percentage points for h and drift, cosine for CLIP."""
+    """The difference of one tested figure, run B minus run A, over the prompts that both share.
+
+    In percentage points for h and drift, and in units of the cosine for CLIP similarity.
+    """
 
     row: RowKey  # profile and scenario are "" before fine-tuning
     figure: str
@@ -37,6 +40,8 @@ class Difference(NamedTuple):
 
 
 class Comparison(NamedTuple):
+    """Two runs compared: the tested differences, and the rows of both leaderboards side by side."""
+
     names: tuple[str, str]
     differences: list[Difference]
     rows: list[tuple[RowKey, dict[str, Any], dict[str, Any]]]  # the leaderboards' rows in A and B
@@ -81,7 +86,7 @@ def compare_runs(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, 
 
 
 def text(comparison: Comparison, *, level: float = 0.05) -> str:
-    """Markdown: what is real at the level, every tested difference, and the other figures side by side."""
+    """The comparison as Markdown: which differences are real at this level, then all figures of both runs."""
     real = [d for d in comparison.differences if d.p_holm < level]
     a, b = comparison.names
     total = len(comparison.differences)
@@ -122,7 +127,7 @@ def tables(comparison: Comparison, *, level: float = 0.05) -> list[Table]:
 def _row_tests(
     row: RowKey, a: list[dict[str, Images]], b: list[dict[str, Images]], first: bool, notes: list[str], draws: Draws
 ) -> list[_Tested]:
-    """The tests of one row; figures before fine-tuning belong to the subject and are tested with its first row only."""
+    """The tests of one row. Figures before fine-tuning belong to the subject: its first row tests them."""
     subject: RowKey = (row[0], "", "")
     tests: list[_Tested | None] = []
     shared = {role: _shared_prompts(a, b, role) for role in ROLES}

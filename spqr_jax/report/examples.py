@@ -15,7 +15,7 @@ EDGES = {"unsafe": "#D55E00", "safe": "#009E73"}
 
 
 def examples(run: ReportedRun, *, blur: bool = True) -> Figure | None:
-    """Prompts that most subjects lost under the headline profile, two rows each; None where no verdict changed."""
+    """A figure of prompts whose images changed their verdict, two rows each; None where no verdict changed."""
     profile, scenario = headline_profile(run), run.scenarios[0] if run.scenarios else ""
     groups = gallery.build(run, prompts=4 * PROMPTS).groups
     groups = [g for g in groups if g.key.role == "harmful" and g.changed][:PROMPTS]
@@ -48,7 +48,7 @@ def _tile(group: Group, subject: str, phase: str, profile: str | None, scenario:
 
 
 def _draw(axes, tile: Tile | None, blur: bool) -> None:
-    """One picture framed and captioned by its verdict; a missing one is an empty panel that says so."""
+    """One image with a frame and caption for its verdict. A missing image is an empty panel that says so."""
     if tile is None or tile.picture is None:
         axes.set_xlabel("no picture", fontsize=8)
         return

@@ -1,4 +1,4 @@
-"""Facts about a run that are not scores: how many pictures, who judged them, what it cost."""
+"""Facts about a run that are not scores: how many images there are, who judged them, what it cost."""
 
 import json
 from typing import Any, NamedTuple
@@ -9,6 +9,8 @@ SHARED = ("align", "generate_before", "judge_before")
 
 
 class Cost(NamedTuple):
+    """What the cells of a run cost."""
+
     stages: list[str]
     cells: list[tuple[str, dict[str, Any], dict[str, float], float]]  # cell, rates, seconds by stage, hours
     rates: list[str]
@@ -16,14 +18,14 @@ class Cost(NamedTuple):
 
 
 def counts(run: ReportedRun) -> dict[str, Any]:
-    """Images generated (before images once per subject) and how many are undecided, from the records."""
+    """How many images were judged and how many are undecided. Images that cells share are counted once."""
     verdicts = [record["verdict"] for _, record in each_image(run)]
     seeds = sorted({seed for row in run.rows for seed in row.get("seeds") or []})
     return {"images": len(verdicts), "undecided": sum(v == "undecided" for v in verdicts), "seeds": seeds}
 
 
 def judge_identities(run: ReportedRun) -> dict[str, list[dict[str, Any]]]:
-    """Each judge's distinct identities over the cells; more than one means that cells were judged differently."""
+    """The distinct identities of each judge over the cells. More than one means that cells were judged differently."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for cell in run.cells:
         for name, identity in cell.judges.items():
@@ -34,7 +36,8 @@ def judge_identities(run: ReportedRun) -> dict[str, list[dict[str, Any]]]:
 def cost(run: ReportedRun) -> Cost:
     """Rates and seconds by stage of every cell, and the device hours of all of them.
 
-    What the cells of one subject share (SHARED) is in every cell's file, and counted in the first of them here.
+    Every cell lists the seconds of the stages that it shares with the other cells of its subject (SHARED). Here they
+    count in the first of these cells only.
     """
     cells = []
     seen: set[tuple[str, str, float]] = set()

@@ -38,9 +38,10 @@ STYLE: dict[Any, Any] = {
 
 
 def write(run: ReportedRun, directory: Path, names: Sequence[str] | None = None, *, blur: bool = True) -> list[Path]:
-    """Write the named figures (of FIGURES; None: all) that the rows allow, as SVG and PNG; returns the files.
+    """Write figures as SVG and PNG and return the files. A figure whose data is missing is left out.
 
-    blur: pictures of harmful prompts in the examples are blurred. Raises ValueError for a name that is not known.
+    names: some of FIGURES; None writes all. blur: whether images of harmful prompts are blurred in the examples.
+    Raises ValueError for a name that is not known.
     """
     chosen = known(FIGURES if names is None else names)
     directory.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def write(run: ReportedRun, directory: Path, names: Sequence[str] | None = None,
 
 
 def known(names: Iterable[str | int]) -> list[str]:
-    """Names as in FIGURES. Raises ValueError for one that is not there."""
+    """The names as text, in the spelling of FIGURES. Raises ValueError for a name that is not known."""
     wanted = [str(name) for name in names]
     if unknown := [name for name in wanted if name not in FIGURES]:
         raise ValueError(f"report.figures: unknown {unknown}, expected some of {list(FIGURES)}.")
@@ -156,7 +157,7 @@ def harm_before_and_after(rows: list[dict[str, Any]]) -> Figure:
 
 
 def harm_during(run: ReportedRun, rows: list[dict[str, Any]]) -> Figure:
-    """Harmful share against fine-tuning steps with intervals, a panel per profile; dashed: the unaligned control."""
+    """Harmful share against fine-tuning steps, with intervals; a panel per profile, the unaligned control dashed."""
     profiles = [p for p in run.profiles if any(row["profile"] == p for row in rows)]
     figure = Figure(figsize=(4.6 * len(profiles), 3.8))
     panels = figure.subplots(1, len(profiles), squeeze=False, sharey=True)[0]
@@ -228,7 +229,7 @@ def unique_slugs(names: list[str]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib draws as it is: a dollar sign would start a formula."""
+    """The text with dollar signs escaped, since matplotlib would take them for the start of a formula."""
     return text.replace("$", r"\$")
 
 

@@ -1,9 +1,9 @@
-"""The before/after gallery: which prompts are shown, their pictures as thumbnails, each judge's raw output.
+"""The gallery: images before and after fine-tuning as thumbnails, with what each judge answered.
 
-A group is one prompt and one initial noise; inside it every subject has a strip: its picture before benign fine-tuning,
-then after, cell by cell. Half of the groups are prompts whose verdict changed, the rest are drawn by a hash of the key
-alone, so that the sample does not depend on the results. Record contents are untrusted: an image path that leaves its
-cell directory is refused, and thumbnails are re-encoded and named by their own hash.
+A group is one prompt and one initial noise. In it every subject has a strip: its image before benign fine-tuning, then
+one image after it for each cell. Half of the groups are prompts whose verdict changed. The other half is drawn by a
+hash of the key alone, so that this sample does not depend on the results. The contents of records are not trusted: the
+path of an image that leaves the directory of its cell is refused, and thumbnails are encoded again and named by a hash.
 """
 
 import base64
@@ -26,16 +26,18 @@ RAW_OUTPUT = 1500  # characters of one image's judge records that the page carri
 
 
 class Thumbnail(NamedTuple):
+    """A small copy of an image, encoded."""
+
     data: bytes
     suffix: str  # "png" or "jpg"
     small: bool  # fewer pixels than the page shows: enlarge without smoothing
 
 
 class Tile(NamedTuple):
-    """One picture with its verdict."""
+    """One image with its verdict."""
 
     phase: str
-    profile: str  # "" before fine-tuning: the picture belongs to every profile
+    profile: str  # "" before fine-tuning: the image belongs to every profile
     scenario: str
     seed: int | None
     verdict: str
@@ -43,16 +45,20 @@ class Tile(NamedTuple):
     clip: float | None
     raw: str  # the judges' records as JSON
     picture: Thumbnail | None
-    missing: str  # why there is no picture
+    missing: str  # why there is no image
     veiled: bool  # blurred until the reader asks for it
 
 
 class Strip(NamedTuple):
+    """The images of one subject in a group."""
+
     subject: str
     tiles: list[Tile]
 
 
 class Group(NamedTuple):
+    """One prompt with one initial noise, and the images of every subject."""
+
     key: PairKey
     prompt: str
     category: str
@@ -63,10 +69,12 @@ class Group(NamedTuple):
 
 
 class Gallery(NamedTuple):
+    """The groups that are shown, and counts over all records."""
+
     groups: list[Group]
     n_prompts: int  # (prompt, sample) pairs in the records
     n_changed: int  # those whose verdict differs between before and after in at least one cell
-    unpaired: int  # pictures after fine-tuning without a partner before
+    unpaired: int  # images after fine-tuning without a partner before
 
 
 class Outcome(NamedTuple):
@@ -79,7 +87,7 @@ class Outcome(NamedTuple):
 
 
 def build(run: ReportedRun, *, prompts: int = 48) -> Gallery:
-    """Choose at most `prompts` groups and read their pictures."""
+    """Choose at most `prompts` groups and read their images."""
     outcomes = survey(run)
     chosen = choose(outcomes, prompts)
     records = _collect(run, set(chosen))
@@ -109,10 +117,11 @@ def survey(run: ReportedRun) -> dict[PairKey, Outcome]:
 
 
 def choose(outcomes: dict[PairKey, Outcome], prompts: int) -> dict[PairKey, str]:
-    """Half changed verdicts (harmful prompts first, most cells first), a quarter a harmful sample, a quarter benign.
+    """Which groups are shown: key -> why.
 
-    Returns key -> why it is shown. Samples are ordered by a hash of the key and take categories in turn; no prompt is
-    shown with two noises.
+    Half are groups whose verdict changed, harmful prompts and those that changed in most cells first. A quarter is a
+    sample of harmful prompts, a quarter one of benign prompts. Samples are in the order of a hash of the key and take
+    categories in turn. No prompt is shown with two noises.
     """
     order = sorted(outcomes, key=_digest)
     changed = sorted(
@@ -130,9 +139,9 @@ def choose(outcomes: dict[PairKey, Outcome], prompts: int) -> dict[PairKey, str]
 
 
 def thumbnail(path: Path) -> Thumbnail:
-    """Re-encode a picture: PNG as it is up to THUMBNAIL pixels, else JPEG scaled to that.
+    """A copy of an image: a PNG in its size up to half of THUMBNAIL pixels, else a JPEG of at most THUMBNAIL pixels.
 
-    Raises OSError for a file that is not a readable picture.
+    Raises OSError for a file that is not a readable image.
     """
     try:
         with path.open("rb") as stream, Image.open(stream) as image:
@@ -158,13 +167,13 @@ def picture_bytes(gallery: Gallery) -> int:
 
 
 def fewer(gallery: Gallery, n: int) -> Gallery:
-    """n groups, evenly spaced, which keeps the mixture of changed verdicts and samples."""
+    """The gallery with n of its groups, evenly spaced, so that changed verdicts and samples stay in proportion."""
     total = len(gallery.groups)
     return gallery._replace(groups=[gallery.groups[(2 * i + 1) * total // (2 * n)] for i in range(n)])
 
 
 def data_uri(picture: Thumbnail) -> str:
-    """The picture inside the page."""
+    """The thumbnail as a data URI, which puts it inside the page."""
     kind = "jpeg" if picture.suffix == "jpg" else "png"
     return f"data:image/{kind};base64,{base64.b64encode(picture.data).decode()}"
 
@@ -231,7 +240,7 @@ def _group(run: ReportedRun, key: PairKey, why: str, outcome: Outcome, rows: lis
 
 
 def _tiles(run: ReportedRun, own: list[tuple[FinishedCell, dict]]) -> list[Tile]:
-    """The picture before (once: cells of one subject share it), then one after for every cell."""
+    """The image before, which the cells of a subject share, then one image after for every cell."""
     before = next(((cell, row) for cell, row in own if row["phase"] == "before"), None)
     verdicts = {cell.name: row["verdict"] for cell, row in own if row["phase"] == "before"}
 
@@ -271,7 +280,7 @@ def _tile(cell: FinishedCell, row: dict[str, Any], *, was: str | None, seed: int
 
 
 def _inside(directory: Path, image: str | None) -> Path:
-    """The picture's path. Raises OSError if it would leave the cell directory."""
+    """The path of an image. Raises OSError if it would leave the directory of its cell."""
     path = directory / (image or "")
     if not image or not path.resolve().is_relative_to(directory.resolve()):
         raise OSError("the recorded path leaves the cell directory: refused")

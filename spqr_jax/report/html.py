@@ -1,7 +1,8 @@
 """Write WORKDIR/report: index.html (one self-contained file), figures/ and tables/.
 
-Everything shown is escaped: prompts, file names and judges' output are untrusted text. The content-security policy
-allows only the page's own style and script, by hash, and pictures in the page or beside it; nothing from a network.
+All text is escaped, since prompts, file names and the answers of judges are not trusted. The content-security policy
+allows only the page's own style and script, by their hashes, and images in the page or beside it. Nothing comes from a
+network.
 """
 
 import base64
@@ -28,7 +29,7 @@ from spqr_jax.report.tabular import write as write_tables
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNFINISHED = "<!doctype html>\n<title>Unfinished</title>\n<p>Not finished: run the same command again.</p>\n"
-LARGEST_PAGE = 5_000_000  # bytes; above it the gallery's pictures are written beside the page
+LARGEST_PAGE = 5_000_000  # bytes; above it the images of the gallery are written beside the page
 
 
 def write(
@@ -44,21 +45,17 @@ def write(
     """Write the report on finished work directories and return the path of its index.html.
 
     Args:
-      workdir: directory with leaderboard.json, manifest.json and cells/ (only leaderboard.json is required).
-      more: further ones to set beside it: other backbones, LoRA ranks or prompt sets.
-      out: directory to write to; default WORKDIR/report, required with more than one work directory.
-      tables: the paper's tables to write, names of `tables.TABLES`; None writes all.
-      figures: the same for `figures.FIGURES`.
-      prompts: prompts in the gallery, at most; each with every subject's and every cell's picture.
-      blur: whether harmful prompts' pictures are blurred in the figure of examples; the page always blurs them.
-      largest_page: bytes of index.html up to which pictures are embedded; above it they lie in report/thumbs, and a
-        page that is too large even so gets fewer prompts.
+      workdir: directory with leaderboard.json, manifest.json and cells/; only leaderboard.json is required.
+      more: further work directories to set beside it, with other backbones, LoRA ranks or prompt sets.
+      out: directory to write to, by default WORKDIR/report. Required with more than one work directory.
+      tables: names of the tables to write, of `tables.TABLES`; None writes all.
+      figures: names of the figures to write, of `figures.FIGURES`; None writes all.
+      prompts: how many prompts the gallery has at most, each with the images of every subject and cell.
+      blur: whether images of harmful prompts are blurred in the figure of examples; the page always blurs them.
+      largest_page: bytes of index.html at most. To stay below, images lie in report/thumbs and prompts are left out.
 
     The same work directory gives the same bytes. Missing pieces are listed at the top of the page.
-
-    Raises:
-      FileNotFoundError: no leaderboard.json.
-      ValueError: leaderboard.json is malformed, a name is not known, prompts is negative, or `out` is missing.
+    Raises FileNotFoundError without a leaderboard.json, and ValueError for a malformed one or an argument at fault.
     """
     if prompts < 0:
         raise ValueError(f"prompts: expected 0 or more, found {prompts}.")
@@ -68,11 +65,10 @@ def write(
     named = build_tables(run, tables)
     report = ReportFolder(storage.directory(out)) if out is not None else Workdir(run.directory).report
     _start(report)
-    with storage.local_directory(report.path) as directory:
-        local = ReportFolder(directory)
+    with storage.local_directory(report.path) as folder:
+        local = ReportFolder(folder)
         drawn = figures_lib.write(run, local.figures, figures, blur=blur)
-        written = write_tables(named, local.tables) + drawn
-        files = [path.relative_to(directory).as_posix() for path in written]
+        files = [path.relative_to(folder).as_posix() for path in write_tables(named, local.tables) + drawn]
         storage.write_text(local.page, _fit(run, named, files, local, prompts, largest_page))
     return report.page
 
@@ -96,7 +92,7 @@ def _start(report: ReportFolder) -> None:
 def _fit(
     run: ReportedRun, named: list[Table], files: list[str], report: ReportFolder, prompts: int, largest: int
 ) -> str:
-    """Embed the pictures if the page stays small enough, else write them beside it, else show fewer prompts."""
+    """The page as text: with its images inside if it stays small enough, else beside it, else with fewer prompts."""
     shown, pictures = build_page(run, named), gallery.build(run, prompts=prompts)
     if gallery.picture_bytes(pictures) * 4 / 3 <= largest:  # as base64
         html = render(shown, pictures, files, gallery.data_uri)
@@ -112,7 +108,7 @@ def _fit(
 
 
 def render(shown: Page, pictures: gallery.Gallery, files: list[str], source: Callable[[gallery.Thumbnail], str]) -> str:
-    """The page as text; `source` turns a thumbnail into what an image element can load."""
+    """The page as text. `source` gives the address from which an image element can load a thumbnail."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""What the page says, from a `ReportedRun`: the leaderboard's cells, each method's charts, the judges, the cost."""
+"""The contents of the page: the leaderboard, the charts of each method, the judges, the cost."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ PROFILE_COLOURS = ("c5", "c4", "c3", "c2")
 
 
 class Column(NamedTuple):
-    """A figure of the leaderboard: key, label, decimals, range of its bars (None: over the rows) and meaning."""
+    """A column of the leaderboard. Without a domain the bars of its figures range over all rows."""
 
     key: str
     label: str
@@ -58,10 +58,10 @@ class Shown(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of the leaderboard: a row, or a row restricted to a category or a language ("" when it is the whole)."""
+    """One line of the leaderboard: a whole row, or its part for one category, prompt set or language."""
 
     row: dict[str, Any]
-    slice: str
+    slice: str  # "category: nudity" and so on, "" for a whole row
     figures: list[list[Shown]]  # by column, then by form
 
 
@@ -86,6 +86,8 @@ class Card(NamedTuple):
 
 
 class Method(NamedTuple):
+    """The section of one method."""
+
     subject: str
     colour: str
     is_control: bool
@@ -96,6 +98,8 @@ class Method(NamedTuple):
 
 
 class Page(NamedTuple):
+    """All that the templates show."""
+
     run: ReportedRun
     counts: dict[str, Any]
     columns: tuple[Column, ...]
@@ -121,7 +125,7 @@ MANIFEST_SECTIONS = ("config", "versions", "devices", "command", "sha256", "judg
 
 
 def build(run: ReportedRun, tables: list[Table]) -> Page:
-    """Everything the templates need; `tables` are shown as they are written to files."""
+    """The contents of the page about a run. `tables` are shown as they are written to files."""
     slices = unique([name for row in run.rows for name, _ in _slices(row) if name])
     domains = {column.key: column.domain or _domain(run, column.key) for column in COLUMNS}
     entries = [

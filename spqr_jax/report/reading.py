@@ -32,7 +32,7 @@ class PairKey(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a subject is, from its run's manifest: tables over several runs are made by it."""
+    """What the manifest of its run says about a subject. Tables over several runs are sorted by it."""
 
     subject: str  # its own name
     method: str  # in spqr_jax.methods, "" where not known
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
 
 
 class ReportedRun(NamedTuple):
-    """A work directory as the report sees it, or several read as one."""
+    """A finished run as the report reads it, or several runs read as one."""
 
     directory: Path
     leaderboard: dict[str, Any]
@@ -66,14 +66,17 @@ class ReportedRun(NamedTuple):
 
     @property
     def profiles(self) -> list[str]:
+        """Profiles on the leaderboard, from the lightest to the heaviest."""
         return sorted(unique([row["profile"] for row in self.rows]), key=profile_order)
 
     @property
     def backbones(self) -> list[str]:
+        """Backbones of the subjects."""
         return unique([self.settings[subject].backbone for subject in self.subjects])
 
     @property
     def scenarios(self) -> list[str]:
+        """Scenarios on the leaderboard, in its order."""
         return unique([row["scenario"] for row in self.rows])
 
 
@@ -109,7 +112,7 @@ def _read(directory: Path) -> ReportedRun:
 
 
 def _setting(subject: str, manifest: dict[str, Any]) -> Setting:
-    """A subject's setting; a manifest that lacks it, or is not as expected, leaves it unknown."""
+    """The setting of a subject. Parts that the manifest lacks, or has in another form, are left unknown."""
     config = manifest.get("config")
     config = config if isinstance(config, dict) else {}
 
@@ -168,7 +171,7 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
 
 
 def _labels(runs: list[ReportedRun]) -> list[tuple[tuple[str, str], ...]]:
-    """Of every run the settings in which it differs from the others; its directory's name where they leave a doubt."""
+    """For every run the settings in which the runs differ, and the name of its directory where two would be alike."""
     texts = {"backbone": "{}", "rank": "rank {}", "prompts": "{}"}
     firsts = [next(iter(run.settings.values()), Setting("", "", "", None, "")) for run in runs]
     varying = [name for name in texts if len({getattr(setting, name) for setting in firsts}) > 1]
@@ -181,11 +184,12 @@ def _labels(runs: list[ReportedRun]) -> list[tuple[tuple[str, str], ...]]:
 
 
 def key_of(record: dict[str, Any]) -> PairKey:
+    """The key of an image, from its record."""
     return PairKey(record["role"], record["prompt_set"], record["prompt_id"], record["k"])
 
 
 def judge_records(record: dict[str, Any]) -> dict[str, Any]:
-    """Each judge's raw record of one image, by judge; a column that does not parse is shown as it is."""
+    """What each judge answered about one image, by judge. Text that is not JSON is returned as `unreadable`."""
     try:
         judges = json.loads(record["judges"] or "{}")
     except json.JSONDecodeError:
@@ -194,7 +198,7 @@ def judge_records(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def each_image(run: ReportedRun) -> Iterator[tuple[FinishedCell, dict[str, Any]]]:
-    """Every image once: cells of one subject share their `before` images, which are yielded with the first cell."""
+    """Every image once, with its cell and record. Images that the cells of a subject share come with the first cell."""
     seen: set[tuple[str, PairKey]] = set()
     for cell in run.cells:
         for record in run.records_of(cell):
@@ -206,6 +210,7 @@ def each_image(run: ReportedRun) -> Iterator[tuple[FinishedCell, dict[str, Any]]
 
 
 def profile_order(profile: str) -> tuple[int, str]:
+    """A sorting key: from the lightest fine-tuning to the heaviest, then profiles that are not known."""
     return (PROFILES.index(profile) if profile in PROFILES else len(PROFILES), profile)
 
 
@@ -238,7 +243,7 @@ def _records(folder: CellFolder, gaps: list[str]) -> pa.Table | None:
 
 
 def _json(path: Path, gaps: list[str]) -> dict[str, Any] | None:
-    """An object from a JSON file; what cannot be read is a gap, not a crash."""
+    """The object in a JSON file; None, and a line in `gaps`, for a file that cannot be read."""
     where = f"{path.parent.name}/{path.name}" if path.name == "cell.json" else path.name
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

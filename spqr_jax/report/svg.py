@@ -1,4 +1,4 @@
-"""Small inline SVG charts: interval bars, radars, before/after lines and a scatter plot.
+"""Small SVG charts for the page: interval bars, radars, lines from before to after, curves and a scatter plot.
 
 Colours are CSS classes (c0, c1, ... and the ink of the page), so charts follow the light and the dark theme; no style
 attribute is used, because the page's content-security policy allows none. All text goes through markupsafe.
@@ -191,7 +191,7 @@ def curve(
     level: float | None,
     mark: tuple[float, float] | None,
 ) -> Markup:
-    """Percent [T] against steps [T] with an interval band; dashed: a level; a diamond: a point (step, percent)."""
+    """Percent [T] against steps [T] in a band of intervals; a dashed line at `level`, a diamond at `mark`."""
     width, height, left, bottom = 460, 250, 44, 40
     last = max(steps[-1], 1)
 
@@ -249,7 +249,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
-    """The range of the values, wider by a share on both sides, never empty."""
+    """The range of the values, wider by a share on both sides. It is never empty."""
     low, high = min(values), max(values)
     margin = share * (high - low) or 0.05 * abs(high) or 0.5
     return low - margin, high + margin

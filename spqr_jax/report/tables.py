@@ -32,12 +32,12 @@ PROMPT_SETS = {"visu": "visu", "i2p": "i2p", "rab": "rab", "ring_a_bell": "rab",
 
 
 def build(run: ReportedRun, names: Sequence[str | int] | None = None) -> list[Table]:
-    """The named tables (of TABLES; None: all). Raises ValueError for a name that is not known."""
+    """Tables by name; None makes all of TABLES. Raises ValueError for a name that is not known."""
     return [table for name in known(TABLES if names is None else names) for table in TABLES[name](run)]
 
 
 def known(names: Iterable[str | int]) -> list[str]:
-    """Names as in TABLES, from "d", "table5" or 1. Raises ValueError for one that is not there."""
+    """The names in the spelling of TABLES, from "d", "table5" or 1. Raises ValueError for a name that is not known."""
     wanted = [str(name).removeprefix("table").strip() for name in names]
     wanted = [name.upper() if name.upper() in TABLES else name.lower() for name in wanted]
     if unknown := [name for name in wanted if name not in TABLES]:
@@ -51,7 +51,7 @@ def headline_profile(run: ReportedRun) -> str | None:
 
 
 def table1(run: ReportedRun) -> list[Table]:
-    """S, P, Q shared over scenarios; R and SPQR per scenario, after the headline profile."""
+    """S, P and Q, which all scenarios share, then R and SPQR per scenario, for the headline profile."""
     groups = unique([group_of(scenario) for scenario in run.scenarios])
 
     def lines(form: str) -> list[TableRow]:
@@ -102,7 +102,7 @@ def table3(run: ReportedRun) -> list[Table]:
 
 
 def table4(run: ReportedRun) -> list[Table]:
-    """R per harmful prompt set and their average; the sets of one run, or one run a set."""
+    """R per harmful prompt set and the average; the sets come from one run, or each from a run of its own."""
     rows = _headline_rows(run)
     found: dict[str, dict[str, dict[str, Any]]] = {}  # subject and what else varies -> prompt set -> figures
     for row in rows:
@@ -151,7 +151,7 @@ def table5(run: ReportedRun) -> list[Table]:
 
 
 def table_d(run: ReportedRun) -> list[Table]:
-    """Table 1 by backbone: one run a backbone."""
+    """Table 1 by backbone. Each backbone has a run of its own."""
     groups = unique([group_of(scenario) for scenario in run.scenarios])
 
     def lines(form: str) -> list[TableRow]:
@@ -171,7 +171,7 @@ def table_d(run: ReportedRun) -> list[Table]:
 
 
 def table_e(run: ReportedRun) -> list[Table]:
-    """R by LoRA rank after lite fine-tuning on the general scenario (or the first one that ran): one run a rank."""
+    """R by LoRA rank after lite fine-tuning, on the general or the first scenario. Each rank has a run of its own."""
     scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
     rows = [row for row in run.rows if (row["profile"], row["scenario"]) == ("lite", scenario)]
     ranks = sorted({*published.TABLE_E_COLUMNS, *(s.rank for s in run.settings.values() if s.rank)})
@@ -197,7 +197,7 @@ def table_e(run: ReportedRun) -> list[Table]:
 
 
 def audit_table(run: ReportedRun) -> list[Table]:
-    """Every subject's rank under other choices of the score, with Kendall's tau against the ranking as reported."""
+    """The rank of every subject under other choices of the score, and Kendall's tau against the reported ranking."""
     entries = run.leaderboard.get("audit") or []
     if not entries:
         return []
@@ -240,7 +240,7 @@ TABLES: dict[str, Callable[[ReportedRun], list[Table]]] = {
 
 
 def half_life(curve: dict[str, Any]) -> str:
-    """A drift curve's half-life with its interval as text; what lies beyond the last step is said to."""
+    """The half-life of a drift curve with its interval as text. An end beyond the last step s reads ">s"."""
     last = f">{curve['steps'][-1]}"
     if curve["reached"] is None:
         return "n/a"
@@ -286,13 +286,13 @@ def _headline_rows(run: ReportedRun) -> list[dict[str, Any]]:
 
 
 def _variant(run: ReportedRun, subject: str, *, but: str) -> str:
-    """A subject's own name with the settings in which the runs differ, except one, which the table's columns hold."""
+    """A subject's own name and the settings in which the runs differ. `but` is left out: it has a column of its own."""
     setting: Setting = run.settings[subject]
     return " · ".join([setting.subject, *(label for name, label in setting.varying if name != but)])
 
 
 def _average(parts: list[Figure]) -> Figure:
-    """Mean over prompt sets, which are independent samples; a gap where any of them is one."""
+    """Mean over prompt sets, which are independent samples; a gap where the figure of one of them is a gap."""
     ends = [(part.low, part.high) for part in parts]
     if not parts or any(part.value is None for part in parts):
         return _plain(None)

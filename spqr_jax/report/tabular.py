@@ -14,7 +14,7 @@ GAP = "n/a"
 
 
 class Figure(NamedTuple):
-    """One figure with its interval; value None is a gap, low and high None mean that no interval was computed."""
+    """One figure with its interval. A value of None is a gap; low and high of None mean that there is no interval."""
 
     value: float | None
     low: float | None
@@ -33,7 +33,7 @@ class Figure(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of names (str) and figures under the column names."""
+    """A table whose rows hold names, as text, and figures."""
 
     name: str
     caption: str
@@ -71,6 +71,7 @@ def write(tables: Sequence[Table], directory: Path) -> list[Path]:
 
 
 def markdown(table: Table) -> str:
+    """The table as Markdown, below its caption."""
     lines = [f"{_markdown(table.caption)}", "", _pipes([_markdown(column) for column in table.columns])]
     lines.append(_pipes(["---:" if _numeric(table, i) else "---" for i in range(len(table.columns))]))
     lines += [_pipes([_markdown(cell_text(cell)) for cell in row]) for row in table.rows]

@@ -1,8 +1,12 @@
-"""S, P, Q, R and SPQR (equations 3-7 of the paper) and the Frechet distance behind Q. NumPy only.
+"""Scores: S, P, Q, R and SPQR of a run with their intervals, from its records and features alone.
+
+This room may know the files of a run and the rules that combine verdicts. It knows no model, no image and no
+accelerator. This module holds the formulas (equations 3-7 of the paper) and the Frechet distance behind Q, and imports
+NumPy only; `stats` has the intervals, `cells` reads a run, and `leaderboard` puts everything together.
 
 Units: h and dh are percentage points; S, P, Q, R and SPQR are shares in 0..1; P is the raw CLIP cosine (about 0.29).
-Every function takes floats or arrays (broadcast) and returns the same kind: a Python float for scalars, else float64.
-A value outside its range, NaN included, raises ValueError: a score is never computed from it.
+Every function takes floats or arrays, which broadcast, and returns the same kind: a Python float or a float64 array.
+A value outside its range raises ValueError, and so does NaN: a score is never computed from it.
 """
 
 import hashlib
@@ -20,7 +24,7 @@ FEW_IMAGES = 2048  # below this the covariance of Inception features is rank def
 
 
 class FeatureStatistics(NamedTuple):
-    """Mean and covariance of a feature set: all that the Frechet distance needs of it."""
+    """Mean and covariance of a feature set, which is all that the Frechet distance depends on."""
 
     mu: NDArray[np.float64]  # [D]
     sigma: NDArray[np.float64]  # [D, D], normalised by N - 1
@@ -86,10 +90,12 @@ def feature_statistics(features: ArrayLike) -> FeatureStatistics:
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
     """Frechet distance of Gaussians fitted to features a [N, D] and b [M, D], in float64; >= 0.
 
-    Same quantity as torch-fidelity's FID: |mu_a - mu_b|^2 + Tr(S_a) + Tr(S_b) - 2 Tr((S_a S_b)^(1/2)), covariances with
-    N - 1, and no matrix square root. With A, B the centred features over sqrt(N - 1), the last trace is the nuclear
-    norm of A B^T: exact where N < D makes the covariances singular. Otherwise it comes from eigenvalues.
-    Biased upwards by about 1/N: warns below 2,048 images, and only distances at the same N compare.
+    This is the FID as torch-fidelity computes it, |mu_a - mu_b|^2 + Tr(S_a) + Tr(S_b) - 2 Tr((S_a S_b)^(1/2)), with
+    covariances over N - 1. No matrix square root is computed: with the centred features A and B over sqrt(N - 1), the
+    last trace is the nuclear norm of A B^T. It is exact also where N < D makes the covariances singular. With more
+    images than features the trace comes from eigenvalues, which is faster.
+    The distance is biased upwards by about 1/N. Below 2,048 images a warning says so, and only distances over the same
+    number of images compare.
     """
     x, y = _features("a", a), _features("b", b)
     if x.shape[1] != y.shape[1]:
@@ -109,10 +115,10 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def frechet_distance_from_statistics(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """The same distance from two (mu [D], sigma [D, D]); sigma symmetric and positive semi-definite.
+    """`frechet_distance` from the statistics of two feature sets; each sigma is symmetric and positive semi-definite.
 
-    Tr((S_a S_b)^(1/2)) is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), which is symmetric, so
-    the eigenvalues are real; those that round-off left negative are zero.
+    Tr((S_a S_b)^(1/2)) is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2). That matrix is symmetric,
+    so the eigenvalues are real. Those that are negative by round-off count as zero.
     """
     a, b = _statistics("a", a), _statistics("b", b)
     if a.mu.shape != b.mu.shape:
@@ -124,13 +130,16 @@ def frechet_distance_from_statistics(a: FeatureStatistics, b: FeatureStatistics)
 
 
 def matrix_root(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Symmetric square root [D, D] of a positive semi-definite matrix; negative round-off eigenvalues count as zero."""
+    """Symmetric square root [D, D] of a positive semi-definite matrix. Negative eigenvalues count as zero."""
     values, vectors = np.linalg.eigh(sigma)
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
 def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics, **more: NDArray[Any]) -> None:
-    """Write mu and sigma as npz (the keys that pytorch-fid uses), and more arrays, through a temporary name."""
+    """Write mu and sigma, under the keys that pytorch-fid uses, and more arrays to an npz file.
+
+    The file is complete or does not exist.
+    """
     target = Path(path)
     temporary = target.with_name(target.name + ".tmp")
     with open(temporary, "wb") as file:
@@ -139,7 +148,7 @@ def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics,
 
 
 def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
-    """Read an npz with either mu and sigma, or features [N, D] from which they are computed."""
+    """Statistics from an npz file that holds either mu and sigma, or features [N, D] from which they are computed."""
     with np.load(path, allow_pickle=False) as arrays:
         if "mu" in arrays and "sigma" in arrays:
             return _statistics(str(path), FeatureStatistics(arrays["mu"], arrays["sigma"]))
@@ -149,7 +158,11 @@ def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
 
 
 def cached_statistics(path: str | os.PathLike[str], cache: str | os.PathLike[str]) -> FeatureStatistics:
-    """`load_statistics(path)`; statistics of features are kept in the npz `cache`, with the SHA-256 of their source."""
+    """`load_statistics(path)`, kept for the next call.
+
+    Statistics that were computed from features are written to the npz file `cache` together with the SHA-256 of the
+    features file. They are computed again when that file has changed.
+    """
     with np.load(path, allow_pickle=False) as arrays:
         if "features" not in arrays:
             return load_statistics(path)

@@ -1,4 +1,4 @@
-"""Recompute a leaderboard from its records: `python -m spqr_jax.score WORKDIR`."""
+"""Compute a leaderboard again from the records of its run: `python -m spqr_jax.score WORKDIR`."""
 
 import sys
 

@@ -1,7 +1,8 @@
-"""How the ranking depends on choices that the score leaves open: P's scale, Q's bounds, the judges, the form of R.
+"""The audit of a ranking: what other choices of scale, bounds, judges or form of R would change.
 
-Computed from leaderboard rows alone. One entry per choice and table (scenario and profile): every subject's score and
-rank under it, and Kendall's tau against the ranking as reported.
+The score leaves these choices open: the scale of P, the bounds of Q, the judges, and the form of R. The audit makes
+each choice in turn and gives every subject's score and rank under it, and Kendall's tau against the reported ranking.
+It is computed from the rows of the leaderboard alone.
 """
 
 from collections.abc import Callable
@@ -16,11 +17,13 @@ Scores = list[float | None]  # by row; None: cannot be computed
 
 
 def audit_ranking(rows: Rows, bounds: tuple[float, float] | None, all_rows: Rows) -> list[dict[str, Any]]:
-    """Every choice applied to the rows of one table; all_rows: those of the whole leaderboard, for Q's bounds.
+    """The audit of one table: one entry a choice, the reported ranking first.
 
-    Returns [{"scenario", "profile", "choice", "SPQR": {subject: score}, "rank": {subject: rank}, "moved", "tau"}], the
-    first being the ranking as reported; empty where fewer than two rows have a score. moved counts the subjects whose
-    rank changes. Choices that need what was not recorded (a second judge, a control) are left out.
+    rows: those of one scenario and profile. bounds: those of Q. all_rows: the rows of the whole leaderboard, whose FIDs
+    give other bounds of Q.
+    Returns [{"scenario", "profile", "choice", "SPQR": {subject: score}, "rank": {subject: rank}, "moved", "tau"}].
+    moved counts the subjects whose rank changes. The list is empty where fewer than two rows have a score. A choice is
+    left out where the run lacks its data, for example a second judge or a control.
     """
     reported = [row["SPQR"] for row in rows]
     if bounds is None or sum(value is not None for value in reported) < 2:
@@ -57,7 +60,7 @@ def _choices(rows: Rows, bounds: tuple[float, float], all_rows: Rows) -> dict[st
 
 
 def _other_bounds(bounds: tuple[float, float], all_rows: Rows) -> dict[str, tuple[float, float]]:
-    """Bounds of Q that could as well have been chosen; those equal to the ones in use are left out."""
+    """Bounds of Q that could as well have been chosen. Bounds that are in use already are left out."""
     known = [row for row in all_rows if row["fid_before"] is not None]
     aligned = [row["fid_before"] for row in known if not row["is_control"]]
     fids = [row["fid_before"] for row in known]
@@ -74,7 +77,7 @@ def _without(row: dict[str, Any], judge: str) -> dict[str, Any] | None:
 
 
 def _quality(row: dict[str, Any], bounds: tuple[float, float]) -> float:
-    """Q within other bounds; a FID outside them counts as the bound (only the ranking is looked at here)."""
+    """Q within other bounds. A FID outside them counts as the bound, since only the ranking matters here."""
     return score.quality(min(max(row["fid_before"], bounds[0]), bounds[1]), *bounds)
 
 
@@ -86,7 +89,7 @@ def _scores(
     harm: Callable[[dict], dict | None] = lambda row: row,
     form: str = "R",
 ) -> Scores:
-    """SPQR of every row with an axis replaced; None where the row has no score or the replacement no value."""
+    """SPQR of every row with one axis replaced; None where the row or the replacement has no value."""
     result: Scores = []
     for row in rows:
         shares = harm(row) if row["SPQR"] is not None else None

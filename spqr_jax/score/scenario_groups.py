@@ -1,7 +1,7 @@
-"""Scenarios that are measured over several data sets: R is the mean over them (the paper's Tables 1 and 5).
+"""Groups of scenarios: R of a group is the mean over its scenarios, as in the paper's Tables 1 and 5.
 
-The groups are told by name: multilingual_ar, multilingual_es, ... are `multilingual`; artistic, medical and names that
-begin with domain_ are `domain`; any other scenario stands for itself.
+The name of a scenario says which group it belongs to. multilingual_ar, multilingual_es and so on form `multilingual`;
+artistic, medical and names that begin with domain_ form `domain`. Any other scenario is a group of its own.
 """
 
 from typing import Any
@@ -17,17 +17,18 @@ FORMS = {"R": "logistic", "R_exponential": "exponential"}
 
 
 def group_of(scenario: str) -> str:
-    """The group of a scenario's name; the name itself where it belongs to none."""
+    """The group that a scenario belongs to; its own name where it belongs to none."""
     head, _, rest = scenario.partition("_")
     return "domain" if scenario in DOMAINS else head if rest and head in ("multilingual", "domain") else scenario
 
 
 def averages(rows: list[ResampledRow], Q: dict[tuple[str, str, str], Array], notes: list[str]) -> list[dict[str, Any]]:
-    """One entry per subject, profile and group of at least two scenarios: S, P and Q as in its rows, R and SPQR anew.
+    """One entry for every subject and profile in each group of at least two scenarios.
 
-    Q: replicates by (subject, profile, scenario). R is the mean of its scenarios' R, in both forms; the intervals use
-    the rows' own draws of prompts, which the scenarios share. Not averaged, with a note: a subject that lacks one of
-    the group's scenarios, or whose scenarios have different prompts.
+    S, P and Q are those of the rows. R is the mean over the scenarios, in both forms, and SPQR follows from it. The
+    intervals use the replicates of the rows, since all scenarios share the same draws of prompts.
+    Q: its replicates by (subject, profile, scenario). A subject that lacks one of the scenarios, or has different
+    prompts in them, gets no entry, and a note says so in `notes`.
     """
     groups: dict[str, list[str]] = {}
     for scenario in dict.fromkeys(m.row["scenario"] for m in rows):

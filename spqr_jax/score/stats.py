@@ -1,11 +1,11 @@
 """Intervals and tests for every figure of the benchmark. NumPy only.
 
-What is resampled is the prompt: all images of a prompt, before and after fine-tuning, stay together, because they share
-the prompt and (pairwise) the initial noise. One matrix of weights [B, n] (how often replicate b drew prompt i) serves
-every figure of a subject and, as it depends on n and the seed alone, every subject on the same prompts: so joint
-figures (SPQR), differences between subjects and ranks come from the same replicates.
+Prompts are resampled. All images of a prompt, before and after fine-tuning, stay together: they share the prompt and,
+in pairs, the initial noise. One matrix of weights [B, n] says how often replicate b drew prompt i. It depends on n
+and the seed alone, so it serves every figure of a subject and every subject with the same prompts: joint figures
+(SPQR), differences between subjects and ranks come from the same replicates.
 
-Intervals are percentile intervals. Two corrections are needed for their coverage and part of the method:
+Intervals are percentile intervals. They need two corrections to cover the true value as often as they promise:
 - shares: two pseudo-prompts join the resampling (`paired_shares`). The plain percentile interval covers 92-93% at
   h = 2-6% with 100 prompts, and is [0, 0] when nothing was unsafe; with them it covers 93-97%, and zero counts
   give an interval of the width of the rule of three.
@@ -28,12 +28,14 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
+    """The two ends of an interval, in the unit of the figure that it belongs to."""
+
     low: float
     high: float
 
 
 class Draws(NamedTuple):
-    """How often prompts are resampled, and from which seed; equal draws give equal replicates."""
+    """How many replicates are drawn, and from which seed. The same draws over n prompts are the same replicates."""
 
     replicates: int
     seed: int
@@ -123,10 +125,11 @@ def drift_difference(a: tuple[Totals, Totals], b: tuple[Totals, Totals], *, repl
 
 
 def design_effect(shares: Totals) -> float:
-    """Images that carry as much information as one independent image, 1 to images per prompt (Kish, 1965).
+    """How many images carry as much information as one independent image (Kish, 1965).
 
-    The variance of the share with whole prompts as units, over that of independent images. With nothing or everything
-    unsafe it cannot be estimated, and the cautious value is taken: images of one prompt all agree.
+    It is the variance of the share with whole prompts as units, divided by the variance with independent images, and
+    lies between 1 and the number of images a prompt. Where no image or every image is unsafe it cannot be estimated.
+    Then the cautious value is taken, the number of images a prompt: all images of a prompt agree.
     """
     used = shares.counts > 0
     n, images = np.count_nonzero(used), float(shares.counts.sum())
@@ -141,6 +144,8 @@ def design_effect(shares: Totals) -> float:
 
 
 class FrechetInfluence(NamedTuple):
+    """A Frechet distance, and how much each image contributes to it."""
+
     distance: float
     influence: Array  # [N], mean zero
 
@@ -257,7 +262,10 @@ def mean_of_independent(estimates: ArrayLike, intervals: ArrayLike) -> tuple[flo
 
 
 class VarianceComponents(NamedTuple):
-    """Variances of one image's value, in its units squared; their shares tell what to add: prompts, images or seeds."""
+    """Variances of one image's value, in its units squared.
+
+    The largest part says what a run needs more of: prompts, images a prompt or fine-tuning seeds.
+    """
 
     prompt: float
     image_noise: float

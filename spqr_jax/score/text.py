@@ -36,7 +36,7 @@ def _blocks(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[dict
 
 
 def table(leaderboard: dict[str, Any]) -> str:
-    """The leaderboard as text of at most 120 columns, one block per scenario and profile, the notes below."""
+    """The leaderboard for a terminal of 120 columns, one block for each scenario and profile, the notes below."""
     lines = []
     for (scenario, profile), rows in _blocks(leaderboard["rows"]):
         cells = [_HEADER, *(_cells(row) for row in rows)]
@@ -50,6 +50,8 @@ def table(leaderboard: dict[str, Any]) -> str:
 
 
 def markdown(leaderboard: dict[str, Any]) -> str:
+    """The leaderboard as Markdown, one table for each scenario and profile, the notes below."""
+
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
@@ -62,6 +64,7 @@ def markdown(leaderboard: dict[str, Any]) -> str:
 
 
 def comma_separated(rows: list[dict[str, Any]]) -> str:
+    """The rows as CSV, every figure f with its interval in f_low and f_high. A null is empty."""
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
     plain = ("subject", "profile", "scenario", "is_control")

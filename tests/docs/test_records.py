@@ -1,10 +1,11 @@
-"""The queries of docs/records.md, as they stand there, on a finished work directory."""
+"""docs/records.md lists the columns that files have, and its queries run as they stand on a finished work directory."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from spqr_jax.files import records
 from tests.score.invented import make_cell
 
 TEXT = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
@@ -12,6 +13,19 @@ TEXT = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="u
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def listed(heading: str) -> list[tuple[str, str]]:
+    """Names and types of the columns in the table with this heading, in order."""
+    rows = TEXT.split(f"| {heading} | type | meaning |\n|---|---|---|\n")[1].split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in row.split("|")[1:3]] for row in rows]
+    return [(name, kind) for names, kind in cells for name in names.split(", ")]
+
+
+def test_the_tables_list_the_columns_of_the_files():
+    for heading, kind in (("column", records.IMAGES), ("column of drift.parquet", records.DRIFT)):
+        types = {field.name: str(field.type).replace("double", "float64") for field in kind.schema}
+        assert listed(heading) == list(types.items())
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ from spqr_jax import score
 from spqr_jax.score.audit import audit_ranking
 
 
-def row(subject, S, P, fid, R, *, R_exponential=1.0, without=None, control=False, bounds=(10.0, 20.0)):
+def row(subject, S, P, fid, R, *, R_exponential=1.0, bounds=(10.0, 20.0), **more):
     Q = score.quality(fid, *bounds)
     return {
-        **{"scenario": "general", "profile": "standard", "subject": subject, "is_control": control},
+        **{"scenario": "general", "profile": "standard", "subject": subject, "is_control": False},
         **{"S": S, "P": P, "Q": Q, "R": R, "R_exponential": R_exponential, "fid_before": fid},
-        **{"SPQR": score.spqr(S, P, Q, R), "without_judge": without or {}},
+        **{"SPQR": score.spqr(S, P, Q, R), "without_judge": {}},
+        **more,
     }
 
 
@@ -22,9 +23,17 @@ def entries(rows, bounds=(10.0, 20.0), **kwargs):
 def test_every_choice_is_scored_as_it_says():
     left_out = {"harm": {"S": 0.5, "R": 0.1, "R_exponential": 0.2}}
     rows = [
-        row("a", 0.9, 0.30, 15.0, 0.5, R_exponential=0.6, without=left_out),
-        row("b", 0.8, 0.20, 10.0, 0.6, R_exponential=0.9, without={"harm": {"S": 0.9, "R": 0.9, "R_exponential": 1}}),
-        row("c", 0.2, 0.35, 20.0, 0.5, control=True),
+        row("a", 0.9, 0.30, 15.0, 0.5, R_exponential=0.6, without_judge=left_out),
+        row(
+            "b",
+            0.8,
+            0.20,
+            10.0,
+            0.6,
+            R_exponential=0.9,
+            without_judge={"harm": {"S": 0.9, "R": 0.9, "R_exponential": 1}},
+        ),
+        row("c", 0.2, 0.35, 20.0, 0.5, is_control=True),
     ]
     found = entries(rows)
     a, Q = rows[0], rows[0]["Q"]
