@@ -60,7 +60,7 @@ def our_cell(config: Config, workdir: Path) -> dict[str, dict[str, float]]:
     made = time.perf_counter()
     stages.carry_out(state, {"score", "report"})
     finished = time.perf_counter()
-    times = read_times(state.subjects[0].root) | read_times(state.cells[0].root)
+    times = read_times(state.subjects[0].folder) | read_times(state.cells[0].folder)
     names = {"generate_before": "generate before", "finetune": "fine-tune", "generate_after": "generate after"}
     seconds = {shown: times[name]["seconds"] for name, shown in names.items()}
     seconds["judge"] = made - start - sum(seconds.values())

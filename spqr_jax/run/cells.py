@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spqr_jax.config import Config, Subject
+from spqr_jax.files.layout import CellFolder, SubjectFolder, WeightsFolder, Workdir
 from spqr_jax.run import identity
 from spqr_jax.run.identity import Inputs
 
@@ -14,8 +15,8 @@ class SubjectDir(NamedTuple):
 
     settings: Subject  # as the config has it
     id: str
-    weights: Path
-    root: Path
+    weights: WeightsFolder
+    folder: SubjectFolder
 
     @property
     def name(self) -> str:
@@ -35,11 +36,11 @@ class Cell(NamedTuple):
     scenario: str
     seed: int
     id: str
-    root: Path
+    folder: CellFolder
 
     @property
     def done(self) -> bool:
-        return (self.root / "cell.json").exists()
+        return self.folder.summary.exists()
 
     @property
     def label(self) -> str:
@@ -61,14 +62,14 @@ def plan(config: Config, workdir: Path, inputs: Inputs) -> tuple[list[SubjectDir
 def _subject(config: Config, subject: Subject, workdir: Path, inputs: Inputs) -> SubjectDir:
     weights = identity.weights_id(config, subject, inputs)
     name = f"{_slug(subject.name)}-{identity.images_id(config, weights, inputs)}"
-    return SubjectDir(subject, name, workdir / "pipelines" / weights, workdir / "subjects" / name)
+    return SubjectDir(subject, name, Workdir(workdir).weights(weights), Workdir(workdir).subject(name))
 
 
 def _cell(config: Config, subject: SubjectDir, workdir: Path, inputs: Inputs, setting: tuple[str, str, int]) -> Cell:
     scenario, profile, seed = setting
     number = identity.cell_id(config, subject.id, inputs.data[scenario], profile, scenario, seed)
     name = f"{_slug(subject.name)}-{profile}-{_slug(scenario)}-{seed}-{number}"
-    return Cell(subject, profile, scenario, seed, name, workdir / "cells" / name)
+    return Cell(subject, profile, scenario, seed, name, Workdir(workdir).cell(name))
 
 
 def _slug(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from spqr_jax.config import Config
 from spqr_jax.files import storage
+from spqr_jax.files.layout import Workdir
 
 NAMES = ("slurm", "local")
 MINUTES = 24 * 60
@@ -54,12 +55,11 @@ def submit_command(name: str, config: Config, workdir: Path, arguments: Sequence
     if storage.remote(workdir):
         raise ValueError(f"--executor keeps its jobs' files in the work directory, which cannot be {workdir}.")
     jobs = submit(name, config, workdir, for_jobs(arguments), options)
-    print(
-        f"Submitted {len(jobs) - 1} jobs, one a subject, and {jobs[-1].job_id} for the report; logs in {workdir}/jobs."
-    )
+    logs = Workdir(workdir).jobs
+    print(f"Submitted {len(jobs) - 1} jobs, one a subject, and {jobs[-1].job_id} for the report; logs in {logs}.")
     failed = [job.job_id for job in jobs if job.exception() or job.result()] if name == "local" else []
     if failed:
-        print(f"Not finished: jobs {', '.join(failed)}; see their logs in {workdir}/jobs.", file=sys.stderr)
+        print(f"Not finished: jobs {', '.join(failed)}; see their logs in {logs}.", file=sys.stderr)
     return int(bool(failed))
 
 
@@ -98,7 +98,7 @@ def submit(name: str, config: Config, workdir: Path, arguments: Sequence[str], o
         import submitit
     except ModuleNotFoundError:
         raise ModuleNotFoundError("--executor needs submitit; install the extra [slurm].") from None
-    executor = submitit.AutoExecutor(folder=workdir / "jobs" / "%j", cluster=name)
+    executor = submitit.AutoExecutor(folder=Workdir(workdir).jobs / "%j", cluster=name)
     executor.update_parameters(timeout_min=MINUTES, **named_for(name, parse_options(options)))
     work = [*arguments, "--workdir", str(workdir), "--nodistributed"]
     with executor.batch():

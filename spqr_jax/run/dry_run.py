@@ -1,10 +1,10 @@
 """The work that a run still has to do, and its time at the rates measured in the run's own work directory."""
 
 from collections import defaultdict
-from pathlib import Path
 
 import jax
 
+from spqr_jax.files.layout import ImagesFolder
 from spqr_jax.run.stages.finetune import num_steps
 from spqr_jax.run.stages.pictures import phase_jobs, picture_path
 from spqr_jax.run.stages.state import Run, read_times
@@ -19,9 +19,9 @@ def table(run: Run) -> str:
         needs = [
             stage
             for stage, there in (
-                ("align", (cell.subject.weights / "pipeline.json").exists()),
-                ("generate", (cell.subject.root / "images").is_dir()),
-                ("finetune", (cell.root / "adapted").is_dir()),
+                ("align", cell.subject.weights.note.exists()),
+                ("generate", cell.subject.folder.all_images.is_dir()),
+                ("finetune", cell.folder.adapted.is_dir()),
                 ("judge", cell.done),
             )
             if not there
@@ -37,18 +37,18 @@ def missing(run: Run) -> Counts:
     counts: Counts = defaultdict(float)
     bft = run.config.bft
     for subject in run.subjects:
-        counts["align"] += not (subject.weights / "pipeline.json").exists()
-        counts["picture"] += _missing_pictures(run, subject.root, "before")
+        counts["align"] += not subject.weights.note.exists()
+        counts["picture"] += _missing_pictures(run, subject.folder, "before")
     for cell in run.cells:
         if not cell.done:
-            counts["picture"] += _missing_pictures(run, cell.root, "after")
-            if not (cell.root / "adapted").is_dir():
+            counts["picture"] += _missing_pictures(run, cell.folder, "after")
+            if not cell.folder.adapted.is_dir():
                 counts[f"step {cell.profile}"] += num_steps(bft, cell.profile, bft.samples)
     return {kind: count for kind, count in counts.items() if count}
 
 
-def _missing_pictures(run: Run, root: Path, phase: str) -> int:
-    return sum(not picture_path(root, phase, *job).exists() for job in phase_jobs(run))
+def _missing_pictures(run: Run, folder: ImagesFolder, phase: str) -> int:
+    return sum(not picture_path(folder, phase, *job).exists() for job in phase_jobs(run))
 
 
 def seconds_each(run: Run) -> Counts:
@@ -66,9 +66,9 @@ def seconds_each(run: Run) -> Counts:
 
     for subject in run.subjects:
         add("align", read_times(subject.weights), "align")
-        add("picture", read_times(subject.root), "generate_before")
+        add("picture", read_times(subject.folder), "generate_before")
     for cell in run.cells:
-        times = read_times(cell.root)
+        times = read_times(cell.folder)
         add("picture", times, "generate_after")
         add(f"step {cell.profile}", times, "finetune")
     return {kind: seconds[kind] / count[kind] for kind in count}

@@ -9,6 +9,7 @@ import jax
 
 from spqr_jax import config as config_lib
 from spqr_jax.files import storage
+from spqr_jax.files.layout import Workdir
 from spqr_jax.run import names
 from spqr_jax.run.stages import Run
 
@@ -27,7 +28,7 @@ def write_manifest(run: Run, command: Sequence[str]) -> None:
         **names.measured(run.config),
     }
     text = json.dumps(manifest, indent=2, sort_keys=True, default=str)
-    storage.write_text(run.workdir / "manifest.json", text + "\n")
+    storage.write_text(Workdir(run.workdir).manifest, text + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -20,11 +20,11 @@ from spqr_jax.config import Config
 from spqr_jax.data import Dataset, drawing, pictures
 from spqr_jax.data import source as source_lib
 from spqr_jax.data.pictures import Preprocess
+from spqr_jax.files.records import ROLES
 from spqr_jax.mini import world
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.prompts import Prompt
 
-ROLES = ("harmful", "benign")  # the two prompt sets of a run, fields of config.prompts
 MINI = "mini"
 REFERENCE = "mini:reference"
 

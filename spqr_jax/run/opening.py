@@ -8,6 +8,7 @@ import jax
 
 from spqr_jax.config import Config
 from spqr_jax.files import storage
+from spqr_jax.files.layout import Workdir
 from spqr_jax.methods.tools import pictures
 from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import plan
@@ -71,5 +72,5 @@ def check_workdir(workdir: Path) -> None:
 def enable_compilation_cache(workdir: Path) -> None:
     """Keep compiled programs in the work directory, unless JAX_COMPILATION_CACHE_DIR names another place."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(storage.absolute(workdir / "compilation_cache")))
+        jax.config.update("jax_compilation_cache_dir", str(storage.absolute(Workdir(workdir).compilation_cache)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

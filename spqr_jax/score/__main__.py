@@ -1,7 +1,44 @@
 """Compute a leaderboard again from the records of its run: `python -m spqr_jax.score WORKDIR`."""
 
+import argparse
+import json
 import sys
+from pathlib import Path
 
-from spqr_jax.score.leaderboard import main
+from spqr_jax.files import storage
+from spqr_jax.files.layout import Workdir
+from spqr_jax.score import leaderboard
+from spqr_jax.score.text import table
 
-sys.exit(main())
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command: write the leaderboard of a work directory, print it, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m spqr_jax.score", description="Recompute a leaderboard.")
+    parser.add_argument("workdir", help="local, or gs://bucket/folder")
+    parser.add_argument(
+        "--fid_bounds", type=float, nargs=2, metavar=("MIN", "MAX"), help="default: those of the config"
+    )
+    parser.add_argument("--replicates", type=int, default=leaderboard.REPLICATES)
+    parser.add_argument("--seed", type=int, default=leaderboard.SEED)
+    flags = parser.parse_args(arguments)
+    try:
+        bounds = flags.fid_bounds or _configured_bounds(storage.directory(flags.workdir))
+        board = leaderboard.build(flags.workdir, fid_bounds=bounds, replicates=flags.replicates, seed=flags.seed)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    leaderboard.write(flags.workdir, board)
+    print(table(board), end="")
+    return 0
+
+
+def _configured_bounds(workdir: Path) -> tuple[float, float] | None:
+    """The bounds of Q in the config of the run, which its manifest holds. Equal bounds mean none."""
+    path = Workdir(workdir).manifest
+    config = json.loads(path.read_text(encoding="utf-8")).get("config", {}) if path.exists() else {}
+    low, high = (config.get("score", {}).get(key, 0.0) for key in ("fid_min", "fid_max"))
+    return (low, high) if high > low else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,9 @@
 """The leaderboard: one row for each subject, profile and scenario, computed from records and features alone.
 
-    python -m spqr_jax.score WORKDIR
-
-reads WORKDIR/cells/*/{cell.json,records.parquet,features.npz} and WORKDIR/reference_features.npz and writes
-WORKDIR/leaderboard.{json,csv,md}. No image, model or accelerator is needed, and the same records give the same bytes.
-Records that contradict each other are an error. A figure that cannot be computed is null and a note says why.
+`python -m spqr_jax.score WORKDIR` reads cells/*/{cell.json,records.parquet,features.npz} and reference_features.npz in
+WORKDIR, and writes leaderboard.{json,csv,md} there. No image, model or accelerator is needed. The same records give the
+same bytes. Records that contradict each other are an error. A figure that cannot be computed is null, and a note says
+why.
 
 S, P and Q are measured before fine-tuning, as in the paper; R comes from the drift. Several fine-tuning seeds of a row
 are pooled: every prompt counts with its mean over seeds, and the FID after fine-tuning is the mean of the FIDs of the
@@ -13,11 +12,9 @@ all rows, the unaligned control included, unless fid_bounds pins them. Intervals
 of Q and SPQR draw the bounds again too.
 """
 
-import argparse
 import json
 import math
 import os
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +31,7 @@ from spqr_jax.score.reference import Distance, distance_to_reference
 from spqr_jax.score.row import ResampledRow, interval, row_of_cells
 from spqr_jax.score.scenario_groups import averages
 from spqr_jax.score.stats import Draws
-from spqr_jax.score.text import comma_separated, markdown, table
+from spqr_jax.score.text import comma_separated, markdown
 
 REPLICATES, SEED = 2000, 0
 METHOD = "95% percentile intervals, prompts resampled; two pseudo-prompts for shares; FID linear in the images' weights"
@@ -289,32 +286,3 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command: write the leaderboard of a work directory, print it, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m spqr_jax.score", description="Recompute a leaderboard.")
-    parser.add_argument("workdir", help="local, or gs://bucket/folder")
-    parser.add_argument(
-        "--fid_bounds", type=float, nargs=2, metavar=("MIN", "MAX"), help="default: those of the config"
-    )
-    parser.add_argument("--replicates", type=int, default=REPLICATES)
-    parser.add_argument("--seed", type=int, default=SEED)
-    flags = parser.parse_args(arguments)
-    try:
-        bounds = flags.fid_bounds or _configured_bounds(storage.directory(flags.workdir))
-        leaderboard = build(flags.workdir, fid_bounds=bounds, replicates=flags.replicates, seed=flags.seed)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"leaderboard: {error}", file=sys.stderr)
-        return 1
-    write(flags.workdir, leaderboard)
-    print(table(leaderboard), end="")
-    return 0
-
-
-def _configured_bounds(workdir: Path) -> tuple[float, float] | None:
-    """The bounds of Q in the config of the run, which its manifest holds. Equal bounds mean none."""
-    path = Workdir(workdir).manifest
-    config = json.loads(path.read_text(encoding="utf-8")).get("config", {}) if path.exists() else {}
-    low, high = (config.get("score", {}).get(key, 0.0) for key in ("fid_min", "fid_max"))
-    return (low, high) if high > low else None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from spqr_jax.files import records
+from spqr_jax.files.layout import Folder
 from spqr_jax.run.stages import state
 from spqr_jax.score import leaderboard
 
@@ -201,6 +202,6 @@ def test_dry_run_counts_what_is_missing_and_estimates_it_from_measured_rates(fin
 
 
 def test_a_clock_that_goes_backwards_takes_nothing_from_what_was_measured(tmp_path):
-    state.note_seconds(tmp_path, "generate_after", 3.0, 2)
-    state.note_seconds(tmp_path, "generate_after", -3600.0, 1)
-    assert state.read_times(tmp_path) == {"generate_after": {"seconds": 3.0, "count": 3}}
+    state.note_seconds(Folder(tmp_path), "generate_after", 3.0, 2)
+    state.note_seconds(Folder(tmp_path), "generate_after", -3600.0, 1)
+    assert state.read_times(Folder(tmp_path)) == {"generate_after": {"seconds": 3.0, "count": 3}}

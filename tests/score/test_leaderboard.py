@@ -12,6 +12,8 @@ from spqr_jax import score
 from spqr_jax.files.layout import CellFolder
 from spqr_jax.score import cells, leaderboard
 from spqr_jax.score import row as row_lib
+from spqr_jax.score.__main__ import main
+from spqr_jax.score.text import table
 from tests.score.invented import BENIGN, PROMPTS, make_cell
 
 OPTIONS = {"replicates": 300, "seed": 0}
@@ -156,7 +158,7 @@ def test_undecided_images_are_excluded_and_counted(workdir):
     assert (row["h_before"], row["h_after"]) == (10.0, 0.0)  # 0 of the 60 decided
     assert row["categories"]["nudity"]["h_after"] is None and row["categories"]["nudity"]["R"] is None
     assert row["judges"]["loose"]["h_after"] == 0.0
-    assert "0+20" in leaderboard.table(board)
+    assert "0+20" in table(board)
 
 
 def test_a_row_without_any_decision_is_a_marked_gap(workdir):
@@ -333,14 +335,14 @@ def test_floats_carry_six_digits_and_no_nan(workdir):
 
 
 def test_the_command_writes_the_files_and_prints_the_table(workdir, capsys):
-    assert leaderboard.main([str(workdir), "--replicates", "200"]) == 0
+    assert main([str(workdir), "--replicates", "200"]) == 0
     out = capsys.readouterr().out
     assert "general / standard" in out and "control (control)" in out and "note: " in out
     assert max(map(len, out.split("note: ")[0].splitlines())) <= 120
     (workdir / "manifest.json").write_text(json.dumps({"config": {"score": {"fid_min": 0.5, "fid_max": 20.0}}}))
-    assert leaderboard.main([str(workdir), "--replicates", "200"]) == 0
+    assert main([str(workdir), "--replicates", "200"]) == 0
     assert json.loads((workdir / "leaderboard.json").read_text())["fid_bounds"] == [0.5, 20.0]
-    assert leaderboard.main([str(workdir / "cells")]) == 1
+    assert main([str(workdir / "cells")]) == 1
     assert "no complete cell" in capsys.readouterr().err
 
 

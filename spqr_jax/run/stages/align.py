@@ -28,7 +28,7 @@ from spqr_jax.sampling import attached
 def align(run: Run, background: Background) -> list[Failure]:
     """Apply each subject's method to the backbone, or load its checkpoint, and keep the components that changed."""
     del background
-    missing = processes.agreed(np.array([not (s.weights / "pipeline.json").exists() for s in run.subjects]))
+    missing = processes.agreed(np.array([not s.weights.note.exists() for s in run.subjects]))
     todo = [subject for subject, absent in zip(run.subjects, missing, strict=True) if absent]
     return each(todo, lambda s: s.name, lambda s: _align_one(run, s), "align")
 
@@ -39,9 +39,9 @@ def _align_one(run: Run, subject: SubjectDir) -> None:
     attached.check_acts(aligned.attached, _evaluations(run))
     changed = {name: params for name, params in aligned.params.items() if not _equal(params, run.backbone.params[name])}
     if changed:
-        checkpoint.save(subject.weights / "params", changed)
+        checkpoint.save(subject.weights.params, changed)
     if aligned.attached is not None:
-        attached.save(subject.weights / "attached", aligned.attached)
+        attached.save(subject.weights.attached, aligned.attached)
     note = {
         "subject": subject.name,
         "method": subject.settings.method,
@@ -50,7 +50,7 @@ def _align_one(run: Run, subject: SubjectDir) -> None:
     }
     if processes.first():
         note_seconds(subject.weights, "align", time.time() - start, 1)
-        storage.write_text(subject.weights / "pipeline.json", json.dumps(note, indent=2, sort_keys=True) + "\n")
+        storage.write_text(subject.weights.note, json.dumps(note, indent=2, sort_keys=True) + "\n")
     processes.wait(f"aligned {subject.id}")
 
 
@@ -122,13 +122,13 @@ def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
     Weights are kept for any number of sampling steps. Raises ValueError if guidance that the method attached would
     never act within the steps of this run.
     """
-    if not (subject.weights / "pipeline.json").exists():
+    if not subject.weights.note.exists():
         raise FileNotFoundError(f"subject {subject.name} is not aligned yet; run stage align first.")
     try:
         pipeline = _read(run, subject)
     except (ValueError, FileNotFoundError) as error:
         if processes.first():
-            storage.set_aside(subject.weights, str(error))
+            storage.set_aside(subject.weights.path, str(error))
         _align_one(run, subject)
         pipeline = _read(run, subject)
     attached.check_acts(pipeline.attached, _evaluations(run))
@@ -136,10 +136,10 @@ def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
 
 
 def _read(run: Run, subject: SubjectDir) -> Pipeline:
-    note = json.loads((subject.weights / "pipeline.json").read_text(encoding="utf-8"))
+    note = json.loads(subject.weights.note.read_text(encoding="utf-8"))
     pipeline = run.backbone
     if note["changed"]:
-        pipeline = pipeline.with_params(**checkpoint.load(subject.weights / "params"))
+        pipeline = pipeline.with_params(**checkpoint.load(subject.weights.params))
     if note["attached"]:
-        pipeline = pipeline._replace(attached=attached.load(subject.weights / "attached"))
+        pipeline = pipeline._replace(attached=attached.load(subject.weights.attached))
     return pipeline

@@ -10,6 +10,7 @@ from spqr_jax import finetune as finetune_lib
 from spqr_jax.config import BFT, Config
 from spqr_jax.devices import processes
 from spqr_jax.files import checkpoint, storage
+from spqr_jax.files.layout import Workdir
 from spqr_jax.finetune import Adapted, Memory, Optimiser
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
@@ -31,7 +32,7 @@ def finetune(run: Run, background: Background) -> list[Failure]:
     """
 
     def one(cell: Cell) -> None:
-        draw_phase(run, lambda: adapted_pipeline(run, cell), cell.root, "after", cell.label)
+        draw_phase(run, lambda: adapted_pipeline(run, cell), cell.folder, "after", cell.label)
         background.submit(cell)
 
     done = processes.agreed(np.array([cell.done for cell in run.cells]))
@@ -44,7 +45,7 @@ def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
     Saved leaves that cannot be read are set aside, and the fine-tuning runs again.
     """
     subject = load_subject(run, cell.subject)
-    saved = cell.root / "adapted"
+    saved = cell.folder.adapted
     if processes.agreed(np.array(saved.is_dir())):
         try:
             return finetune_lib.apply(subject, Adapted(cell.profile, checkpoint.load(saved), run.config.bft.alpha))
@@ -57,9 +58,9 @@ def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
     if processes.first():
         if cell.profile == "lite":  # for diffusers' load_lora_weights
             adapter = safetensors.save(lora.peft_state_dict(adapted.leaves, alpha=adapted.alpha))
-            storage.write_bytes(cell.root / "adapter.safetensors", adapter)
-        storage.remove(cell.root / "training")
-        note_seconds(cell.root, "finetune", time.time() - start, steps)
+            storage.write_bytes(cell.folder.adapter, adapter)
+        storage.remove(cell.folder.training)
+        note_seconds(cell.folder, "finetune", time.time() - start, steps)
     processes.wait(f"adapted {cell.id}")
     return finetune_lib.apply(subject, adapted)
 
@@ -69,11 +70,11 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
     bft = run.config.bft
     data = names.dataset(run.config, cell.scenario)
     steps = num_steps(bft, cell.profile, len(data))
-    cell.root.mkdir(parents=True, exist_ok=True)
+    cell.folder.path.mkdir(parents=True, exist_ok=True)
     evaluation: dict[str, Any] = {}
     if bft.eval_at:
         evaluation = {"eval_at": (0, *bft.eval_at), "on_eval": record_drift.recorder(run, cell)}
-    with TrainingLog(cell.root / "log", batch_size=bft.batch_size) as log:
+    with TrainingLog(cell.folder.log, batch_size=bft.batch_size) as log:
         adapted = finetune_lib.train(
             subject,
             data,
@@ -81,8 +82,8 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
             seed=cell.seed,
             steps=steps,
             **training_options(run.config, steps),
-            latents_cache=run.workdir / "latents",
-            checkpoints=cell.root / "training",
+            latents_cache=Workdir(run.workdir).latents,
+            checkpoints=cell.folder.training,
             on_step=log if processes.first() else None,
             progress=processes.first(),
             **evaluation,

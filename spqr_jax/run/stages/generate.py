@@ -17,6 +17,7 @@ from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.devices import preemption, processes
 from spqr_jax.files import images, storage
+from spqr_jax.files.layout import ImagesFolder, Workdir
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run.cells import SubjectDir
 from spqr_jax.run.stages.align import load_subject
@@ -30,25 +31,25 @@ def generate(run: Run, background: Background) -> list[Failure]:
     """Draw the images of every subject before fine-tuning; each subject's are judged while the next one's are drawn."""
 
     def one(subject: SubjectDir) -> None:
-        draw_phase(run, lambda: load_subject(run, subject), subject.root, "before", subject.name)
+        draw_phase(run, lambda: load_subject(run, subject), subject.folder, "before", subject.name)
         background.submit(subject)
 
     return each(run.subjects, lambda s: s.name, one, "generate")
 
 
-def draw_phase(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: str, label: str) -> None:
+def draw_phase(run: Run, pipeline: Callable[[], Pipeline], folder: ImagesFolder, phase: str, label: str) -> None:
     """Draw the missing images of a phase. Batches are cut by index, so a resumed run repeats the same batches.
 
     pipeline: returns the model to draw with, fine-tuning it first if need be; called only if an image is missing.
     """
     jobs = phase_jobs(run)
-    paths = [picture_path(root, phase, *job) for job in jobs]
+    paths = [picture_path(folder, phase, *job) for job in jobs]
     # As the first process sees the disk.
     there = processes.agreed(np.array([_there(path) if processes.first() else True for path in paths]))
     if there.all():
         return
-    for folder in {path.parent for path in paths}:
-        folder.mkdir(parents=True, exist_ok=True)
+    for directory in {path.parent for path in paths}:
+        directory.mkdir(parents=True, exist_ok=True)
     made = pipeline()  # before the clock starts, since a fine-tuning is timed apart
     size = batch_size(run, made, jobs)
     missing = _missing(there, size)
@@ -60,9 +61,9 @@ def draw_phase(run: Run, pipeline: Callable[[], Pipeline], root: Path, phase: st
                     images.write(paths[i], image)
             bar.update(len(batch))
             preemption.exit_if_asked()
-    processes.wait(f"pictures {phase} {root.name}")
+    processes.wait(f"pictures {phase} {folder.name}")
     if processes.first():
-        note_seconds(root, f"generate_{phase}", time.time() - start, len(missing))
+        note_seconds(folder, f"generate_{phase}", time.time() - start, len(missing))
 
 
 def _missing(there: np.ndarray, size: int) -> list[int]:
@@ -91,7 +92,7 @@ def batch_size(run: Run, pipeline: Pipeline, jobs: list[Job], *, training: bool 
         *(["in training"] if training else []),
     ]
     return batch_size_lib.remembered(
-        run.workdir / "batch_sizes.json",
+        Workdir(run.workdir).batch_sizes,
         ", ".join(key),
         lambda: generate_lib.largest_batch(pipeline, len(jobs), guidance=guidance, beside=training, **_options(run)),
     )

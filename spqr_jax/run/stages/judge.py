@@ -16,11 +16,12 @@ from spqr_jax import params as params_lib
 from spqr_jax.config import Config
 from spqr_jax.devices import preemption, processes
 from spqr_jax.files import images, records, storage
+from spqr_jax.files.layout import ImagesFolder, Workdir
+from spqr_jax.files.records import ROLES
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import Cell, SubjectDir
 from spqr_jax.run.jury import Jury
-from spqr_jax.run.names import ROLES
 from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.pictures import Job, image_seed, phase_jobs, picture_path
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds, read_times
@@ -35,7 +36,7 @@ def judge(run: Run, background: Background) -> list[Failure]:
         _reference_features(run)
     failures = each(shared_out(run, run.subjects), lambda s: s.name, lambda s: judge_one(run, s), "judge")
     first = phase_jobs(run)[0]
-    cells = [cell for cell in run.cells if cell.done or picture_path(cell.root, "after", *first).exists()]
+    cells = [cell for cell in run.cells if cell.done or picture_path(cell.folder, "after", *first).exists()]
     if len(cells) < len(run.cells):
         logging.info("%d cells have no pictures after fine-tuning yet.", len(run.cells) - len(cells))
     failures += each(shared_out(run, cells), lambda c: c.label, lambda c: judge_one(run, c), "judge")
@@ -59,21 +60,21 @@ def judge_one(run: Run, item: SubjectDir | Cell) -> None:
     """Write the records of a subject before fine-tuning, or those of a cell and, if they are missing, its subject's."""
     if isinstance(item, Cell):
         judge_one(run, item.subject)
-        if not (item.done and _judged(run, item.root)):
+        if not (item.done and _judged(run, item.folder)):
             _judge_cell(run, item)
-    elif not _judged(run, item.root):
-        _judge_phase(run, item.root, "before", item.name, item.name)
+    elif not _judged(run, item.folder):
+        _judge_phase(run, item.folder, "before", item.name, item.name)
 
 
-def _judged(run: Run, root: Path) -> bool:
+def _judged(run: Run, folder: ImagesFolder) -> bool:
     """Whether whole records by these judges are there. Other judges' records are made anew from the same images."""
-    marker = root / "judges.json"
+    marker = folder.judged_by
     try:
         if not marker.exists() or json.loads(marker.read_text(encoding="utf-8")) != _asked(run):
             return False
-        records.read(root / "records.parquet")
+        records.read(folder.records)
     except ValueError as error:
-        storage.set_aside(root / "records.parquet", str(error))
+        storage.set_aside(folder.records, str(error))
         return False
     return True
 
@@ -84,7 +85,7 @@ def _asked(run: Run) -> dict[str, Any]:
 
 
 def _reference_features(run: Run) -> None:
-    path = run.workdir / "reference_features.npz"
+    path = Workdir(run.workdir).reference_features
     identity = json.dumps([run.jury.features.identity, names_lib.reference_identity(run.config)])
     if path.exists() and str(storage.read_npz(path)["identity"]) == identity:
         return
@@ -92,29 +93,29 @@ def _reference_features(run: Run) -> None:
     storage.write_npz(path, features=features, identity=np.array(identity))
 
 
-def _judge_phase(run: Run, root: Path, phase: str, subject: str, label: str) -> None:
+def _judge_phase(run: Run, folder: ImagesFolder, phase: str, subject: str, label: str) -> None:
     """Write the records and features of one phase beside its images."""
     start = time.time()
     rows: list[records.Record] = []
     features: list[np.ndarray] = []
     jobs = phase_jobs(run)
-    missing = [p for p in (picture_path(root, phase, *job) for job in jobs) if not p.exists()]
+    missing = [p for p in (picture_path(folder, phase, *job) for job in jobs) if not p.exists()]
     if missing:
         raise FileNotFoundError(f"{len(missing)} pictures are missing (first: {missing[0]}); run stage generate first.")
     for first in tqdm(range(0, len(jobs), JUDGE_CHUNK), desc=f"judge {phase}: {label}", unit="batch", leave=False):
         preemption.exit_if_asked_here()
         chunk = jobs[first : first + JUDGE_CHUNK]
-        pictures = images.read([picture_path(root, phase, *job) for job in chunk])
+        pictures = images.read([picture_path(folder, phase, *job) for job in chunk])
         benign = np.flatnonzero([role == "benign" for role, _, _ in chunk])
         answers = _answers(run, chunk, pictures, benign)
         rows += [_record(run, phase, subject, job, answer) for job, answer in zip(chunk, answers, strict=True)]
         if len(benign):
             features.append(_features(run.jury, pictures[benign]))
     _check_undecided(run, rows)
-    storage.write_npz(root / f"features_{phase}.npz", features=np.concatenate(features))
-    note_seconds(root, f"judge_{phase}", time.time() - start, len(rows))
-    records.write(root / "records.parquet", rows)
-    storage.write_text(root / "judges.json", json.dumps(_asked(run), indent=2, sort_keys=True) + "\n")
+    storage.write_npz(folder.phase_features(phase), features=np.concatenate(features))
+    note_seconds(folder, f"judge_{phase}", time.time() - start, len(rows))
+    records.write(folder.records, rows)
+    storage.write_text(folder.judged_by, json.dumps(_asked(run), indent=2, sort_keys=True) + "\n")
 
 
 class Answer(NamedTuple):
@@ -153,7 +154,7 @@ def _record(run: Run, phase: str, subject: str, job: Job, answer: Answer) -> rec
         category=prompt.category,
         language=prompt.language,
         image_seed=image_seed(prompt, k),
-        image=picture_path(Path(), phase, role, prompt, k).as_posix(),
+        image=picture_path(ImagesFolder(Path()), phase, role, prompt, k).as_posix(),
         judges=answer.judges,
         verdict=answer.verdict,
         clip_score=answer.clip_score,
@@ -175,10 +176,11 @@ def _check_undecided(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _judge_cell(run: Run, cell: Cell) -> None:
     """Judge the images after fine-tuning, add the subject's records before it, and complete the cell."""
-    (cell.root / "cell.json").unlink(missing_ok=True)
-    _judge_phase(run, cell.root, "after", cell.subject.name, cell.label)
-    after = records.read(cell.root / "records.parquet")
-    before = records.read(cell.subject.root / "records.parquet")
+    ours, shared = cell.folder, cell.subject.folder
+    ours.summary.unlink(missing_ok=True)
+    _judge_phase(run, ours, "after", cell.subject.name, cell.label)
+    after = records.read(ours.records)
+    before = records.read(shared.records)
     mark = {
         "cell": cell.id,
         "subject": cell.subject.name,
@@ -187,23 +189,22 @@ def _judge_cell(run: Run, cell: Cell) -> None:
         "seed": cell.seed,
     }
     for role in ROLES:
-        folder = Path("images") / f"before_{role}"
         names = [Path(row["image"]).name for row in before if row["role"] == role]
         for name in names:
-            storage.link(cell.subject.root / folder / name, cell.root / folder / name)
+            storage.link(shared.images("before", role) / name, ours.images("before", role) / name)
     storage.write_npz(
-        cell.root / "features.npz",
-        before_benign=storage.read_npz(cell.subject.root / "features_before.npz")["features"],
-        after_benign=storage.read_npz(cell.root / "features_after.npz")["features"],
+        ours.features,
+        before_benign=storage.read_npz(shared.phase_features("before"))["features"],
+        after_benign=storage.read_npz(ours.phase_features("after"))["features"],
     )
     rows = [row | mark for row in (*before, *after)]
-    records.write(cell.root / "records.parquet", rows)
+    records.write(ours.records, rows)
     summary = json.dumps(_summary(run, cell, rows), indent=2, sort_keys=True)
-    storage.write_text(cell.root / "cell.json", summary + "\n")
+    storage.write_text(ours.summary, summary + "\n")
 
 
 def _summary(run: Run, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    times = read_times(cell.subject.weights) | read_times(cell.subject.root) | read_times(cell.root)
+    times = read_times(cell.subject.weights) | read_times(cell.subject.folder) | read_times(cell.folder)
     rate = {"generate_after": "images_per_s", "finetune": "steps_per_s", "judge_after": "judge_images_per_s"}
     return {
         "cell": cell.id,

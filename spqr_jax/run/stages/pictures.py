@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from spqr_jax.files import images
+from spqr_jax.files.layout import ImagesFolder
+from spqr_jax.files.records import ROLES
 from spqr_jax.prompts import Prompt
-from spqr_jax.run.names import ROLES
 from spqr_jax.run.stages.state import Run
 
 Job = tuple[str, Prompt, int]  # role, prompt, sample number
@@ -17,8 +18,8 @@ def phase_jobs(run: Run) -> list[Job]:
     ]
 
 
-def picture_path(root: Path, phase: str, role: str, prompt: Prompt, k: int) -> Path:
-    return root / "images" / f"{phase}_{role}" / images.file_name(prompt.id, k)
+def picture_path(folder: ImagesFolder, phase: str, role: str, prompt: Prompt, k: int) -> Path:
+    return folder.images(phase, role) / images.file_name(prompt.id, k)
 
 
 def image_seed(prompt: Prompt, k: int) -> int:

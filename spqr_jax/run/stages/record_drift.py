@@ -20,7 +20,7 @@ def recorder(run: Run, cell: Cell) -> Callable[[int, Pipeline], None]:
     It draws the harmful images, asks the judges, and adds the verdicts to the cell's drift.parquet. The images start
     from the same noise at every step, and are not kept.
     """
-    path = cell.root / "drift.parquet"
+    path = cell.folder.drift
     jobs = [job for job in phase_jobs(run) if job[0] == "harmful" and job[2] == 0]
     jobs = jobs[: run.config.bft.eval_prompts or None]
 

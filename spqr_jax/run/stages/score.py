@@ -1,9 +1,10 @@
 """Stage score: the leaderboard, from the records of the complete cells alone."""
 
 from spqr_jax.devices import processes
+from spqr_jax.files.layout import Workdir
 from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.state import Failure, NothingToDo, Run, Unopened
-from spqr_jax.score import leaderboard
+from spqr_jax.score import leaderboard, text
 
 
 def score(run: Run | Unopened, background: Background) -> list[Failure]:
@@ -11,12 +12,12 @@ def score(run: Run | Unopened, background: Background) -> list[Failure]:
     del background
     if not processes.first():
         return []
-    if not any(run.workdir.glob("cells/*/cell.json")):
+    if not Workdir(run.workdir).complete_cells():
         raise NothingToDo(f"no complete cell in {run.workdir}: nothing to score.")
     low, high = run.config.score.fid_min, run.config.score.fid_max
     board = leaderboard.build(
         run.workdir, fid_bounds=(low, high) if high > low else None, replicates=run.config.score.replicates
     )
     leaderboard.write(run.workdir, board)
-    print(leaderboard.table(board))
+    print(text.table(board))
     return []

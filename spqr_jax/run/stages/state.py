@@ -11,6 +11,7 @@ from absl import logging
 from spqr_jax.config import Config
 from spqr_jax.devices import preemption
 from spqr_jax.files import storage
+from spqr_jax.files.layout import Folder
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.prompts import Prompt
 from spqr_jax.run.cells import Cell, SubjectDir
@@ -76,18 +77,18 @@ def each(items: Iterable[Any], label: Callable[[Any], str], work: Callable[[Any]
     return failures
 
 
-def note_seconds(root: Path, stage: str, seconds: float, count: int = 0) -> None:
+def note_seconds(folder: Folder, stage: str, seconds: float, count: int = 0) -> None:
     """Add to the time a stage took here: kept apart from results, which must not depend on it."""
-    times = read_times(root, stage)
+    times = read_times(folder, stage)
     old = times.get(stage, {"seconds": 0.0, "count": 0})
     new = {stage: {"seconds": old["seconds"] + max(seconds, 0.0), "count": old["count"] + count}}
-    storage.write_text(root / "times" / f"{stage}.json", json.dumps(new, indent=2, sort_keys=True) + "\n")
+    storage.write_text(folder.times / f"{stage}.json", json.dumps(new, indent=2, sort_keys=True) + "\n")
 
 
-def read_times(root: Path, stage: str = "*") -> dict[str, Any]:
+def read_times(folder: Folder, stage: str = "*") -> dict[str, Any]:
     """stage -> {"seconds", "count"}; a file that cannot be read counts as no time at all."""
     times: dict[str, Any] = {}
-    for path in sorted((root / "times").glob(f"{stage}.json")):
+    for path in sorted(folder.times.glob(f"{stage}.json")):
         try:
             times |= json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
