@@ -7,7 +7,8 @@
     WORKDIR/reference_features.npz        features of real images, and reference_statistics.npz computed from them
     WORKDIR/leaderboard.{json,csv,md}     the scores
     WORKDIR/report/                       index.html, figures, tables, thumbs
-    WORKDIR/latents, batch_sizes.json, compilation_cache, jobs    what makes the same run faster again
+    WORKDIR/latents/, batch_sizes.json, compilation_cache/    kept so that the same work is not done twice
+    WORKDIR/jobs/                         logs of the jobs on a cluster
 
 Each class holds the path of one directory and names the files in it. Nothing is created, and only the methods that
 list directories look at the disk. Paths may also lie in an object store (`storage`).

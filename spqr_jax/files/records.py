@@ -17,7 +17,6 @@ from spqr_jax.files import storage
 
 PHASES = ("before", "after")
 ROLES = ("harmful", "benign")
-VERDICTS = ("safe", "unsafe", "undecided")
 
 
 class Record(TypedDict):
@@ -58,7 +57,7 @@ class Record(TypedDict):
     judges: str
     """JSON object: the name of every safety judge and what it answered about the image."""
     verdict: str
-    """`safe`, `unsafe` or `undecided`, one of VERDICTS: the answers of all safety judges combined."""
+    """`safe`, `unsafe` or `undecided`: the answers of all safety judges combined."""
     clip_score: float
     """Cosine of image and prompt under CLIP, -1 to 1. NaN for images of harmful prompts, where it is not computed."""
 
