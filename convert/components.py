@@ -8,8 +8,8 @@ from typing import Any
 from convert import kinds, ldm, rename
 from convert.families import COMPONENTS
 from convert.rename import ConversionError
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
@@ -19,13 +19,13 @@ NEARLY_ALL = 0.9
 
 
 def define(component: str, config: dict[str, Any]) -> tuple[Definition, Params]:
-    """As `pipeline.define`, but traced once per config, since a run loads many checkpoints of one architecture."""
+    """As `backbones.define`, but traced once per config, since a run loads many checkpoints of one architecture."""
     return _define(component, json.dumps(config, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=16)
 def _define(component: str, config: str) -> tuple[Definition, Params]:
-    return pipeline_lib.define(component, json.loads(config))
+    return backbones.define(component, json.loads(config))
 
 
 def replace(

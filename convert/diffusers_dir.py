@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from convert import components, families, rename
 from convert.families import COMPONENTS
 from convert.tensors import find_weights, open_tensors, read_json, write_json
-from spqr_jax import pipeline as pipeline_lib
+from spqr_jax import backbones
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.pipeline import Pipeline
 
 # Fields of model_index.json that change images, kept as configs["model_index"].
@@ -61,10 +62,10 @@ def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
     It is completed in a temporary folder first, so that a run that breaks off leaves no part of it. Files and folders
     of the same names are replaced. Raises ValueError for a pipeline with an attachment.
     """
-    if pipeline.attached is not None:
+    if pipeline.attached:
         raise ValueError(
             f"{pipeline.name}: a diffusers directory has no place for an attachment; add its delta "
-            "to the UNet (spqr_jax.sampling.attached.add), and leave its guidance to the sampler."
+            "to the UNet (spqr_jax.sampling.attached.delta.add), and leave its guidance to the sampler."
         )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -79,11 +80,11 @@ def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
 def _write(pipeline: Pipeline, directory: Path) -> list[Path]:
     """Writes the files and folders of a diffusers directory; returns their paths, model_index.json last."""
     index: dict[str, Any] = {
-        "_class_name": "StableDiffusionXLPipeline" if pipeline_lib.is_sdxl(pipeline) else "StableDiffusionPipeline",
+        "_class_name": backbones.of(pipeline).pipeline_class,
         "_diffusers_version": "0.40.0",
         "scheduler": ["diffusers", pipeline.configs["scheduler"].get("_class_name", "PNDMScheduler")],
     }
-    if not pipeline_lib.is_sdxl(pipeline):
+    if backbones.of(pipeline) == STABLE_DIFFUSION:  # diffusers expects these entries of SD1 and SD2 alone
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     index |= pipeline.configs.get("model_index", {})
     for component, params in pipeline.params.items():

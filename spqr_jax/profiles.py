@@ -1,39 +1,37 @@
 """The paper's benign fine-tuning profiles as boolean masks over parameters (section 4.1, Table C)."""
 
-import re
-
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.params import Params
+from spqr_jax.training.lora import LORA_LEAF
 
-# lite: adapters on these projections of every attention layer of the UNet.
-LORA_TARGETS = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)\.kernel$")
-CROSS_ATTENTION = re.compile(r"\.attn2\.(to_k|to_v|to_out\.0)\.(kernel|bias)$")
-LORA_LEAF = re.compile(r"\.lora_[AB]\.kernel$")
 PROFILES = ("lite", "moderate", "standard")
 
 
 def mask(params: Params, profile: str) -> Params:
-    """Which leaves a profile trains: a pytree of bool shaped like `params` (a UNet's, or a pipeline's components).
+    """Which leaves a profile trains: a pytree of bool shaped like `params` (a denoiser's, or a pipeline's components).
 
     lite: the LoRA leaves once adapters are attached (`spqr_jax.training.lora.attach`), before that the kernels that
-    receive one.
-    moderate: attn2.to_k, attn2.to_v, attn2.to_out. standard: every UNet parameter. The text encoder and the VAE are
-    never trained. Raises ValueError for an unknown profile or one that matches no parameter.
+    receive one. moderate: the key, value and output projections of cross-attention. standard: every parameter of the
+    denoiser. The text encoders and the autoencoder are never trained. Raises ValueError for an unknown profile or one
+    that matches no parameter.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is unknown; expected one of {', '.join(PROFILES)}.")
-    paths = list(params_lib.flatten(params))
+    denoisers = tuple(f"{backbone.denoiser}." for backbone in backbones.BACKBONES if backbone.denoiser in params)
+    regions, paths = backbones.regions(params), list(params_lib.flatten(params))
     adapted = any(LORA_LEAF.search(path) for path in paths)
+    region = regions.lora if profile == "lite" else regions.cross_attention_projections
 
     def trained(path: str) -> bool:
-        if "unet" in params and not path.startswith("unet."):
+        if denoisers and not path.startswith(denoisers):
             return False
-        if profile == "lite":
-            return bool((LORA_LEAF if adapted else LORA_TARGETS).search(path))
-        is_base = not LORA_LEAF.search(path)
-        return is_base and (profile == "standard" or bool(CROSS_ATTENTION.search(path)))
+        if profile == "lite" and adapted:
+            return bool(LORA_LEAF.search(path))
+        in_region = profile == "standard" or bool(region and region.search(path))
+        return in_region and not LORA_LEAF.search(path)
 
     flags = {path: trained(path) for path in paths}
     if not any(flags.values()):
-        raise ValueError(f"profile {profile!r} matches no parameter; is this a UNet with cross-attention?")
+        raise ValueError(f"profile {profile!r} matches no parameter; is this a denoiser with cross-attention?")
     return params_lib.unflatten(flags)

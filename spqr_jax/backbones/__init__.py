@@ -1,1 +1,91 @@
-"""Room."""
+"""Backbones: one file an architecture, each a `Backbone` that owns what only this architecture knows.
+
+A backbone says what its denoiser is called, which weights play which part, how texts become conditioning, and how a
+time is drawn and a target formed. It may know parameters, pipelines, schedulers and its own models. It knows nothing of
+methods, profiles or runs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+
+from spqr_jax import params as params_lib
+from spqr_jax.backbones import models
+from spqr_jax.backbones.base import Backbone, Condition, Denoiser, Regions
+from spqr_jax.backbones.noising import Drawn, Noising
+from spqr_jax.backbones.sdxl import SDXL
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
+from spqr_jax.params import Definition, Params
+from spqr_jax.pipeline import Pipeline
+
+# A new architecture adds its row here.
+BACKBONES = (STABLE_DIFFUSION, SDXL)
+
+# Components of a diffusers model_index.json that there is a model for.
+MODEL_CLASSES = {
+    "unet": models.UNet2DConditionModel,
+    "vae": models.AutoencoderKL,
+    "text_encoder": models.CLIPTextModel,
+    "text_encoder_2": models.CLIPTextModelWithProjection,
+}
+
+__all__ = ["BACKBONES", "Backbone", "Condition", "Denoiser", "Drawn", "Noising", "Regions"]
+
+
+def define(component: str, config: dict[str, Any]) -> tuple[Definition, Params]:
+    """(definition, shapes) of one component from its config; nothing is allocated."""
+    return params_lib.skeleton(lambda: MODEL_CLASSES[component](config, rngs=nnx.Rngs(0)))
+
+
+def of(pipeline: Pipeline) -> Backbone:
+    """The backbone of a pipeline, found by its components. Raises ValueError listing them if there is none."""
+    for backbone in BACKBONES:
+        if set(backbone.components) == set(pipeline.params):
+            return backbone
+    raise ValueError(
+        f"{pipeline.name or 'the pipeline'} has the components {', '.join(sorted(pipeline.params))}; expected those of "
+        f"one of {', '.join(backbone.name for backbone in BACKBONES)}."
+    )
+
+
+def regions(params: Params) -> Regions:
+    """The regions of a denoiser's weights, given as a tree of them or of a pipeline's components.
+
+    They are those of the first backbone that has an attention layer among these paths. There are none without one.
+    """
+    paths = list(params_lib.flatten(params))
+    for backbone in BACKBONES:
+        if backbone.regions.lora and any(backbone.regions.lora.search(path) for path in paths):
+            return backbone.regions
+    return Regions()
+
+
+def denoiser(pipeline: Pipeline) -> Denoiser:
+    """The denoiser of a pipeline without its weights."""
+    backbone = of(pipeline)
+    return Denoiser(backbone, pipeline.definitions[backbone.denoiser], prediction(pipeline))
+
+
+def prediction(pipeline: Pipeline) -> str:
+    """What the denoiser predicts: "epsilon" or "v_prediction"."""
+    return pipeline.configs["scheduler"].get("prediction_type", "epsilon")
+
+
+def schedule(pipeline: Pipeline) -> jax.Array:
+    """The noise schedule that the denoiser was trained with (`Noising.schedule`)."""
+    return of(pipeline).noising.schedule(pipeline.configs["scheduler"])
+
+
+def condition(
+    pipeline: Pipeline,
+    texts: Sequence[str],
+    *,
+    size: tuple[int, int] | None = None,
+    unconditional: Sequence[int] = (),
+) -> Condition:
+    """`Backbone.condition` for images of `size` pixels, default the size that the denoiser was trained at."""
+    backbone = of(pipeline)
+    side = backbone.side(pipeline)
+    return backbone.condition(pipeline, texts, size or (side, side), unconditional)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import data
+from spqr_jax import backbones, data
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.backbones import Condition
 from spqr_jax.concepts import Concept, completed
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import word_vectors as attacks
@@ -17,8 +18,8 @@ from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.word_vectors import Slots, Static
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.sampling import trajectories
-from spqr_jax.sampling.trajectories import Sampler
+from spqr_jax.sampling import partial
+from spqr_jax.sampling.partial import Sampler
 
 TRAINED = re.compile(r"^text_model\.(encoder|final_layer_norm)\.")
 
@@ -88,8 +89,8 @@ def align(
         text = rng.integers(len(full.erase), size=batch_size)
         draws = Draws(world, text, rng, walks)
         latents, t = draws(0)
-        z_retain = trajectories.walk(
-            world.sampler, world.unet, world.retain[retained[i]], world.empty, draws.done(0), rng
+        z_retain = partial.walk(
+            world.sampler, world.weights, world.retain.rows(retained[i]), world.empty, draws.done(0), rng
         )
         ids, places = world.plain.ids[text], world.plain.places[text]
         vectors = world.words[ids[np.arange(batch_size)[:, None], places]]
@@ -97,29 +98,32 @@ def align(
             encoder = params_lib.merge(rest, params)
             ids, places = world.slots.ids[text], world.slots.places[text]
             vectors = _attacked(world, encoder, text, draws, prefix, rng, attack_lr, attack_steps)
-        negative = np.repeat(world.empty[None], batch_size, axis=0)
-        erase = (latents, t, ids, places, vectors, world.concept[text], negative)
+        negative = world.empty.rows(np.zeros(batch_size, int))
+        erase = (latents, t, ids, places, vectors, world.concept.rows(text), negative)
         t_retain = np.repeat(t[:1], retain_batch_size)
-        retain = (z_retain, t_retain, world.retain_ids[retained[i]], world.retain[retained[i]])
-        return rest, world.unet, erase, retain, Weights(jnp.float32(eta), jnp.float32(gamma))
+        retain = (z_retain, t_retain, world.retain_ids[retained[i]], world.retain.rows(retained[i]))
+        return rest, world.weights, erase, retain, Weights(jnp.float32(eta), jnp.float32(gamma))
 
     tuned = loop.fit("AdvUnlearn", _OUTER, world.static, Adam(lr), train, inputs, steps, progress=progress)
     return pipeline.with_params(text_encoder=loop.on_host(params_lib.merge(original, tuned)))
 
 
-def outer_loss(static: Static, params: Params, rest, unet, erase, retain, weights: Weights) -> jax.Array:
-    """The outer loss above. erase: latents, t, ids, places, word vectors [B, k, C], states of c and of "" [B, L, E];
-    retain: latents, t, ids, original states [R, L, E]."""
-    model, encoder = static.unet.bind(unet), params_lib.merge(rest, params)
+def outer_loss(static: Static, params: Params, rest, denoiser, erase, retain, weights: Weights) -> jax.Array:
+    """The outer loss above, `denoiser` being the frozen denoiser's weights.
+
+    erase: latents, t, ids, places, word vectors [B, k, C], and c and "" as the original encoder reads them, B rows
+    each; retain: latents, t, ids, and the retained prompts as the original encoder reads them, R rows.
+    """
+    predict, encoder = static.denoiser.bind(denoiser), params_lib.merge(rest, params)
     latents, t, ids, places, vectors, concept, empty = erase
-    with_text, without = model(latents, t, concept), model(latents, t, empty)
+    with_text, without = predict(latents, t, concept), predict(latents, t, empty)
     target = jax.lax.stop_gradient(without - weights.eta * (with_text - without))
     context = attacks.encode(static.text_encoder, encoder, ids, places, vectors)
-    erasing = jnp.square(model(latents, t, context) - target).mean()
-    latents, t, ids, states = retain
-    kept = jax.lax.stop_gradient(model(latents, t, states))
+    erasing = jnp.square(predict(latents, t, Condition(context)) - target).mean()
+    latents, t, ids, original = retain
+    kept = jax.lax.stop_gradient(predict(latents, t, original))
     context = static.text_encoder.bind(encoder)(ids).last_hidden_state
-    return erasing + weights.gamma * jnp.square(model(latents, t, context) - kept).mean()
+    return erasing + weights.gamma * jnp.square(predict(latents, t, Condition(context)) - kept).mean()
 
 
 _OUTER = loop.descent(outer_loss)
@@ -130,31 +134,30 @@ class World(NamedTuple):
 
     static: Static
     sampler: Sampler
-    unet: Params
+    weights: Params  # the denoiser's
     words: np.ndarray  # [V, C]
     plain: Slots  # [J, L]: the texts; the slots hold their own words
     slots: Slots  # [J, L]: the texts behind a prefix
-    concept: np.ndarray  # [J, L, E], the original encoder's
-    empty: np.ndarray  # [L, E]
-    retain: np.ndarray  # [R, L, E]
+    concept: Condition  # J rows, by the original encoder
+    empty: Condition  # one row
+    retain: Condition  # R rows
     retain_ids: np.ndarray  # [R, L]
 
 
 def _world(pipeline: Pipeline, full: Concept, prefix: int, steps: int, guidance: float, sign: bool) -> World:
-    definitions = pipeline.definitions["unet"], pipeline.definitions["text_encoder"]
-    states = np.asarray(pipeline_lib.encode_prompts(pipeline, [*full.erase, "", *full.retain]).context)
+    said = jax.tree.map(np.asarray, backbones.condition(pipeline, [*full.erase, "", *full.retain]))
     count = len(full.erase)
     slots = attacks.prefixed(pipeline, full.erase, prefix)
     return World(
-        Static(*definitions, loop.prediction_type(pipeline), sign),
-        trajectories.sampler(pipeline, steps, guidance),
-        loop.on_device(pipeline.params["unet"]),
+        attacks.static_of(pipeline, sign=sign),
+        partial.sampler(pipeline, steps, guidance),
+        loop.on_device(backbones.of(pipeline).weights(pipeline)),
         np.asarray(attacks.word_table(pipeline.params["text_encoder"])),
         Slots(pipeline_lib.tokenize(pipeline, list(full.erase)), slots.places),
         slots,
-        states[:count],
-        states[count],
-        states[count + 1 :],
+        said.rows(slice(0, count)),
+        said.rows(slice(count, count + 1)),
+        said.rows(slice(count + 1, None)),
         pipeline_lib.tokenize(pipeline, list(full.retain)),
     )
 
@@ -178,11 +181,11 @@ class Draws:
         if number not in self._made:
             sampler, done = self._world.sampler, self.done(number)
             rng = np.random.default_rng((self._seed, number, 1))
-            context = self._world.concept[self._text]
-            latents = trajectories.walk(sampler, self._world.unet, context, self._world.empty, done, rng)
+            text = self._world.concept.rows(self._text)
+            latents = partial.walk(sampler, self._world.weights, text, self._world.empty, done, rng)
             k = sampler.steps - 1 - done
             t = rng.integers(k * sampler.span, (k + 1) * sampler.span)
-            self._made[number] = latents, np.full(len(context), t, np.int32)
+            self._made[number] = latents, np.full(len(self._text), t, np.int32)
         return self._made[number]
 
 
@@ -203,5 +206,5 @@ def _attacked(
     def samples(i: int) -> tuple[jax.Array, np.ndarray]:
         return draws(i + 1)
 
-    context = world.concept[text]
-    return attacks.find_prefix(world.static, world.unet, encoder, slots, context, samples, start, lr=lr, steps=steps)
+    context = np.asarray(world.concept.context)[text]
+    return attacks.find_prefix(world.static, world.weights, encoder, slots, context, samples, start, lr=lr, steps=steps)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from spqr_jax import backbones
 from spqr_jax.concepts import Concept
 from spqr_jax.methods import esd
 from spqr_jax.methods.tools import relabelling
@@ -82,12 +83,13 @@ def align(
         sampling_steps=sampling_steps,
         sampling_guidance=sampling_guidance,
     )
-    unet = pipeline.params["unet"]
+    backbone = backbones.of(pipeline)
+    weights = backbone.weights(pipeline)
     return relabelling.fit(
         "EraseDiff",
         pipeline,
-        unet,
-        esd.trained(unet, "esd-u"),
+        weights,
+        esd.trained(backbone, weights, "esd-u"),
         data,
         Barrier(eta) if multiplier is None else Weighted(multiplier, 1.0),
         lr=lr,

@@ -1,13 +1,12 @@
 """FMN, Forget-Me-Not (Zhang et al., 2023): shrink cross-attention to the concept's tokens on pictures of it."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax import schedulers
+from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept, completed
 from spqr_jax.methods import esd
 from spqr_jax.methods.tools import attention_maps, loop, word_vectors
@@ -16,7 +15,6 @@ from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.training import objective
 
 TEMPLATE = "a photo of {}"
 # Standard deviation of an inverted word's first values, that of CLIP's word vectors.
@@ -77,7 +75,7 @@ def align(
         adam = Adam(inversion_lr, weight_decay=0.01)
         shown, watched = _inverted(pipeline, shown, full.templates[0], adam, inversion_steps, seed, pooler, progress)
     tuned = _resteer(f"FMN {full.name}", pipeline, shown, watched, train, lr, steps, seed, progress)
-    return pipeline.with_params(unet=tuned)
+    return backbones.of(pipeline).with_weights(pipeline, tuned)
 
 
 def resteering_loss(maps: list[jax.Array], watched: jax.Array) -> jax.Array:
@@ -85,33 +83,34 @@ def resteering_loss(maps: list[jax.Array], watched: jax.Array) -> jax.Array:
     return jnp.sqrt(sum(jnp.square(jnp.where(watched[:, None, None], layer, 0)).sum() for layer in maps))
 
 
-def loss(definition: Any, trained: Params, rest: Params, alphas, batch, watched, key) -> jax.Array:
-    """The resteering loss at a picture noised to a random timestep."""
-    latents, noise, t = objective.draw(key, batch["mean"], batch["std"], len(alphas))
-    noisy = schedulers.ddpm.add_noise(alphas, latents, noise, t)
-    unet = definition.bind(params_lib.merge(rest, trained))
-    return resteering_loss(attention_maps.cross_attention(unet, noisy, t, batch["context"]), watched)
+def loss(denoiser: Denoiser, trained: Params, rest: Params, schedule, batch, watched, key) -> jax.Array:
+    """The resteering loss at an image noised to a random timestep."""
+    drawn = denoiser.draw(key, batch["mean"], batch["std"], schedule)
+    weights, noisy = params_lib.merge(rest, trained), denoiser.mix(schedule, drawn)
+    maps = attention_maps.cross_attention(denoiser, weights, noisy, drawn.times, batch["condition"])
+    return resteering_loss(maps, watched)
 
 
 _GRADIENT = loop.descent(loss)
 
 
 def _resteer(name, pipeline, pictures: Pictures, watched, train: str, lr: float, steps: int, seed: int, progress: bool):
-    unet = loop.on_device(pipeline.params["unet"])
-    mask = jax.tree.map(lambda _: True, unet) if train == "full" else esd.trained(unet, "esd-x")
-    chosen, rest = params_lib.partition(unet, mask)
-    alphas, base = loop.signal_powers(pipeline), jax.random.key(seed)
+    backbone = backbones.of(pipeline)
+    weights = loop.on_device(backbone.weights(pipeline))
+    mask = jax.tree.map(lambda _: True, weights) if train == "full" else esd.trained(backbone, weights, "esd-x")
+    chosen, rest = params_lib.partition(weights, mask)
+    schedule, base = backbones.schedule(pipeline), jax.random.key(seed)
     order = list(pictures_lib.rows(pictures, 1, steps, seed))
 
     def inputs(i: int, params: Params):
         del params
         key = jax.random.fold_in(base, i)
-        return rest, alphas, pictures.batch(order[i]), watched[pictures.prompt[order[i]]], key
+        return rest, schedule, pictures.batch(order[i]), watched[pictures.prompt[order[i]]], key
 
     adam = Adam(lr, weight_decay=0.01, clip=1.0)
-    definition = pipeline.definitions["unet"]
-    tuned = loop.fit(name, _GRADIENT, definition, adam, chosen, inputs, steps, progress=progress)
-    return loop.on_host(params_lib.merge(unet, tuned))
+    denoiser = backbones.denoiser(pipeline)
+    tuned = loop.fit(name, _GRADIENT, denoiser, adam, chosen, inputs, steps, progress=progress)
+    return loop.on_host(params_lib.merge(weights, tuned))
 
 
 def _inverted(
@@ -125,14 +124,15 @@ def _inverted(
     progress: bool,
 ) -> tuple[Pictures, np.ndarray]:
     """The pictures captioned with a learned word each, and which tokens to watch in those captions, bool [P, L]."""
-    unet, owners = loop.on_device(pipeline.params["unet"]), len(pictures.context)
+    weights = loop.on_device(backbones.of(pipeline).weights(pipeline))
+    owners = len(pictures.condition.context)
     width = word_vectors.word_table(pipeline.params["text_encoder"]).shape[1]
     start = np.random.default_rng(seed).normal(0, WORD_STDDEV, width).astype(np.float32)
     rows = pictures_lib.rows(pictures, 1, steps, seed)
     vectors = word_vectors.invert(
         "FMN inversion",
         pipeline,
-        unet,
+        weights,
         pictures,
         rows,
         owners,
@@ -149,4 +149,4 @@ def _inverted(
     watched = np.arange(slots.ids.shape[1]) == slots.places
     if pooler:
         watched |= slots.ids == pipeline.tokenizers["tokenizer"].eos_token_id
-    return Pictures(pictures.mean, pictures.std, pictures.prompt, context), watched
+    return Pictures(pictures.mean, pictures.std, pictures.prompt, Condition(context)), watched

@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import data, schedulers
+from spqr_jax import backbones, data
 from spqr_jax import generate as generate_lib
-from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.backbones import Condition, Denoiser, Drawn
 from spqr_jax.concepts import NUDITY, Concept, completed
 from spqr_jax.methods.tools import attention_maps, closed_form, loop, low_rank
 from spqr_jax.methods.tools import pictures as pictures_lib
-from spqr_jax.methods.tools.closed_form import KEY_VALUE, Edit
+from spqr_jax.methods.tools.closed_form import Edit
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.low_rank import Adapter
-from spqr_jax.params import Definition, Params
+from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.training import latents
 
@@ -109,21 +109,20 @@ def align(
     own = _given(pipeline, full, pictures, images, seed)
     prior = prior_gram(pipeline, full.retain)
     smooth = ridge * np.eye(len(prior))
-    original = closed_form.key_value_matrices(pipeline.params["unet"])
+    original = closed_form.key_value_matrices(pipeline, "MACE")
     refinement = [refining_edit(pipeline, text, mapping, full.templates) for text in full.erase]
     refined = {
         path: closed_form.solve(k, refinement, [e.sources @ k for e in refinement], prior_scale * prior + smooth)
         for path, k in original.items()
     }
-    started = closed_form.with_kernels(pipeline, refined)
+    backbone, started = backbones.of(pipeline), closed_form.with_kernels(pipeline, refined)
     adapters, sampling = [], (sampling_steps, sampling_guidance)
     for number, text in enumerate(full.erase):
         prompt = full.templates[0].format(text)  # the authors' "a photo of the {}", or near enough
         shown = own[number] if own else _made(pipeline, prompt, images, (seed, number), *sampling)
         example = _example(pipeline, text, full.templates, watched[number], shown, masks)
-        adapter = low_rank.create(
-            started.params["unet"], KEY_VALUE, rank=rank, seed=seed + number, normal=True, name="MACE"
-        )
+        weights, region = backbone.weights(started), backbone.require("key_value", "MACE")
+        adapter = low_rank.create(weights, region, rank=rank, seed=seed + number, normal=True, name="MACE")
         options: dict[str, Any] = {"importance": importance, "steps": steps, "seed": seed + number}
         adapters.append(_suppress(f"MACE {text}", started, adapter, example, lr, progress=progress, **options))
     states = [example_states(pipeline, text, full.templates) for text in full.erase]
@@ -222,13 +221,14 @@ def suppression_loss(maps: list[jax.Array], masks: jax.Array, watched: jax.Array
     return total
 
 
-def loss(definition: Definition, adapter: Adapter, unet: Params, alphas, mean, std, masks, context, watched, t, key):
-    """The suppression loss at pictures noised to timesteps t [B]."""
+def loss(denoiser: Denoiser, adapter: Adapter, weights: Params, schedule, mean, std, masks, context, watched, t, key):
+    """The suppression loss at images noised to timesteps t [B]."""
     for_latents, for_noise = jax.random.split(key)
     clean = mean + std * jax.random.normal(for_latents, mean.shape)
-    noisy = schedulers.ddpm.add_noise(alphas, clean, jax.random.normal(for_noise, mean.shape), t)
-    model = definition.bind(low_rank.Added()(unet, adapter))
-    return suppression_loss(attention_maps.cross_attention(model, noisy, t, context), masks, watched)
+    noisy = denoiser.mix(schedule, Drawn(clean, jax.random.normal(for_noise, mean.shape), t))
+    changed = low_rank.Added()(weights, adapter)
+    maps = attention_maps.cross_attention(denoiser, changed, noisy, t, Condition(context))
+    return suppression_loss(maps, masks, watched)
 
 
 _GRADIENT = loop.descent(loss)
@@ -247,21 +247,29 @@ def _suppress(
     progress: bool,
 ) -> Adapter:
     """The adapter after `steps` pictures, each under one of the prompts at random."""
-    unet, alphas = loop.on_device(started.params["unet"]), loop.signal_powers(started)
+    weights, schedule = loop.on_device(backbones.of(started).weights(started)), backbones.schedule(started)
     base = jax.random.key(seed)
-    odds = timestep_odds(len(alphas)) if importance else None
+    odds = timestep_odds(len(schedule)) if importance else None
 
     def inputs(i: int, params: Adapter):
         del params
         rng = np.random.default_rng((seed, i))
         picture, prompt = [rng.integers(len(example.mean))], [rng.integers(len(example.context))]
-        t = rng.choice(len(alphas), size=1, p=odds).astype(np.int32)
+        t = rng.choice(len(schedule), size=1, p=odds).astype(np.int32)
         shown = (example.mean[picture], example.std[picture], example.masks[picture])
-        return unet, alphas, *shown, example.context[prompt], example.watched[prompt], t, jax.random.fold_in(base, i)
+        return (
+            weights,
+            schedule,
+            *shown,
+            example.context[prompt],
+            example.watched[prompt],
+            t,
+            jax.random.fold_in(base, i),
+        )
 
     adam = Adam(lr, weight_decay=0.01, clip=1.0)
-    definition = started.definitions["unet"]
-    tuned = loop.fit(name, _GRADIENT, definition, adam, adapter, inputs, steps, progress=progress)
+    denoiser = backbones.denoiser(started)
+    tuned = loop.fit(name, _GRADIENT, denoiser, adam, adapter, inputs, steps, progress=progress)
     return loop.on_host(tuned)
 
 
@@ -306,7 +314,7 @@ def _example(
     """Pictures of a text, images_u8 [N, H, W, 3], with where they show it, under every frame with the text."""
     prompts, images = [template.format(text) for template in templates], len(pictures)
     encoded = latents.encode(pipeline, data.from_arrays(pictures, [text] * images, "MACE"))
-    mean, std = encoded.scaled(pipeline_lib.scaling_factor(pipeline))
+    mean, std = encoded.scaled(pipeline)
     context = closed_form.text_states(pipeline, prompts).astype(np.float32)
     if masks == "attention":
         named = attention_maps.positions(pipeline, prompts[0], text, end=False)
@@ -326,10 +334,11 @@ def masks_from_attention(pipeline: Pipeline, mean: np.ndarray, context: np.ndarr
     the middle of its range in the picture.
     """
     noise = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
-    alphas = loop.signal_powers(pipeline)
-    t = np.full(len(mean), len(alphas) // 4, np.int32)
-    noisy = schedulers.ddpm.add_noise(alphas, jnp.asarray(mean), jnp.asarray(noise), jnp.asarray(t))
-    maps = _maps(pipeline.definitions["unet"], pipeline.params["unet"], noisy, t, np.repeat(context, len(mean), 0))
+    denoiser, schedule = backbones.denoiser(pipeline), backbones.schedule(pipeline)
+    t = np.full(len(mean), len(schedule) // 4, np.int32)
+    noisy = denoiser.mix(schedule, Drawn(jnp.asarray(mean), jnp.asarray(noise), jnp.asarray(t)))
+    text = Condition(np.repeat(context, len(mean), 0))
+    maps = _maps(denoiser, denoiser.backbone.weights(pipeline), noisy, t, text)
     seen, size = 0.0, mean.shape[1]
     for layer in maps:
         side = round(layer.shape[2] ** 0.5)
@@ -341,5 +350,5 @@ def masks_from_attention(pipeline: Pipeline, mean: np.ndarray, context: np.ndarr
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _maps(definition: Definition, unet: Params, noisy: jax.Array, t: jax.Array, context: jax.Array) -> list[jax.Array]:
-    return attention_maps.cross_attention(definition.bind(unet), noisy, t, context)
+def _maps(denoiser: Denoiser, weights: Params, noisy: jax.Array, t: jax.Array, text: Condition) -> list[jax.Array]:
+    return attention_maps.cross_attention(denoiser, weights, noisy, t, text)

@@ -1,14 +1,14 @@
 """Modular LoRA (Safety Alignment Backfires, arXiv 2412.00357): a safety adapter kept apart from benign fine-tuning."""
 
+from spqr_jax import backbones
 from spqr_jax.concepts import Concept, checked
-from spqr_jax.methods import esd
-from spqr_jax.methods.tools import loop, low_rank
+from spqr_jax.methods.tools import loop, low_rank, negative_guidance
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.low_rank import Added
+from spqr_jax.methods.tools.negative_guidance import Course
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.profiles import LORA_TARGETS
 from spqr_jax.sampling import attached
-from spqr_jax.sampling.attached import Attached
+from spqr_jax.sampling.attached.delta import Delta, add
 
 
 def align(
@@ -38,26 +38,20 @@ def align(
     """
     loop.check_at_least("Modular LoRA", batch_size=(batch_size, 1), rank=(rank, 1))
     checked(concept, pipeline)
-    unet = pipeline.params["unet"]
-    build = Added(alpha / rank)
-    adapter = esd.fit(
+    backbone, build = backbones.of(pipeline), Added(alpha / rank)
+    weights, region = backbone.weights(pipeline), backbone.require("lora", "Modular LoRA")
+    adapter = negative_guidance.fit(
         "Modular LoRA",
         pipeline,
         concept,
         build,
-        loop.on_device(unet),
-        low_rank.create(unet, LORA_TARGETS, rank=rank, seed=seed, name="Modular LoRA"),
+        loop.on_device(weights),
+        low_rank.create(weights, region, rank=rank, seed=seed, name="Modular LoRA"),
         Adam(lr, weight_decay=0.01),
-        seed=seed,
-        steps=steps,
-        eta=eta,
-        batch_size=batch_size,
-        sampling_steps=sampling_steps,
-        sampling_guidance=sampling_guidance,
-        progress=progress,
+        Course(seed, steps, eta, batch_size, sampling_steps, sampling_guidance, progress),
     )
-    delta = loop.on_host(low_rank.delta(adapter, build.scale))
+    kernels = loop.on_host(low_rank.delta(adapter, build.scale))
     if merged:
-        return pipeline.with_params(unet=loop.on_host(attached.add(unet, delta)))
-    before = pipeline.attached or Attached()
-    return pipeline._replace(attached=before._replace(delta=low_rank.together(before.delta, delta)))
+        return backbone.with_weights(pipeline, loop.on_host(add(weights, kernels)))
+    before = attached.find(pipeline, Delta)
+    return attached.attach(pipeline, Delta(low_rank.together(before.kernels if before else None, kernels)))

@@ -31,9 +31,9 @@ def align(
     """
     del progress
     concept = checked(concept, pipeline)
-    original = key_value_matrices(pipeline.params["unet"])
+    original = key_value_matrices(pipeline, "RECE")
     started = uce.align(pipeline, concept, seed=seed, variant=start, **(start_options or {}))
-    kernels = key_value_matrices(started.params["unet"])
+    kernels = key_value_matrices(started, "RECE")
     states = text_states(pipeline, [*concept.erase, concept.target, *concept.preserve])
     concepts, target = states[: len(concept.erase)], states[len(concept.erase)]
     kept = np.concatenate([target, *states[len(concept.erase) + 1 :]])

@@ -11,15 +11,17 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax import profiles, schedulers
+from spqr_jax.backbones import Denoiser
 from spqr_jax.concepts import Concept, completed
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.loop import Adam
-from spqr_jax.params import Definition, Params
+from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.training import lora, objective
+from spqr_jax.training import lora
+from spqr_jax.training.objective import denoising_loss
 
 OPTIMISERS = ("gd", "adam", "whole")
 
@@ -44,11 +46,10 @@ TUNINGS = (
 
 
 class Static(NamedTuple):
-    """The UNet with adapters, without, and what it predicts."""
+    """The denoiser with adapters, and without."""
 
-    definition: Definition
-    base: Definition
-    prediction_type: str
+    adapted: Denoiser
+    base: Denoiser
 
 
 def align(
@@ -102,7 +103,7 @@ def align(
     harmful = pictures_lib.make(pipeline, full.prompts, images, seed=2 * seed, given=pictures, **options)
     options |= {"given": retain_pictures, "option": "retain_pictures"}
     benign = pictures_lib.make(pipeline, full.retain, images, seed=2 * seed + 1, **options)
-    alphas = loop.signal_powers(pipeline)
+    schedule = backbones.schedule(pipeline)
     optimiser = loop.transform(Adam(lr, weight_decay))
     state = optimiser.init(params)
     for i in tqdm(range(steps), desc="ResAlign", unit="step", disable=not progress):
@@ -110,21 +111,25 @@ def align(
         beta = _ramp(*retain_weights, i / max(steps - 1, 1))
         total = None
         for c in rng.choice(len(tunings), sampled, replace=False):
-            draw = Batches(alphas, harmful, benign, batch_size, retain_batch_size, rng, jax.random.fold_in(key, int(c)))
+            draw = Batches(
+                schedule, harmful, benign, batch_size, retain_batch_size, rng, jax.random.fold_in(key, int(c))
+            )
             loss, grads = _one(static, params, rest, tunings[c], draw, resilience, beta, neumann, gamma)
             loop.check_finite("ResAlign", i + 1, loss, optax.global_norm(grads), lr)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
         grads = jax.tree.map(lambda g: meta_rate * g / sampled, total)
         updates, state = optimiser.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-    unet = lora.merge(loop.on_host(params_lib.merge(rest, params)), alpha=rank)
-    return pipeline.with_params(unet=params_lib.merge(pipeline.params["unet"], unet))
+    backbone, merged = static.base.backbone, lora.merge(loop.on_host(params_lib.merge(rest, params)), alpha=rank)
+    return backbone.with_weights(pipeline, params_lib.merge(backbone.weights(pipeline), merged))
 
 
 def adapted(pipeline: Pipeline, rank: int, seed: int) -> tuple[Static, Params, Params]:
     """(static, adapters, frozen weights): A ~ N(0, 0.008^2), B ~ N(0, 0.002^2), so that no gradient starts at zero."""
-    base = pipeline.definitions["unet"]
-    definition, unet = lora.attach(base, pipeline.params["unet"], rank=rank, alpha=rank, dropout=0.0, seed=seed)
+    base = backbones.denoiser(pipeline)
+    definition, weights = lora.attach(
+        base.definition, base.backbone.weights(pipeline), rank=rank, alpha=rank, dropout=0.0, seed=seed
+    )
     rng = np.random.default_rng(seed)
 
     def leaf(path: str, value):
@@ -132,16 +137,16 @@ def adapted(pipeline: Pipeline, rank: int, seed: int) -> tuple[Static, Params, P
             return value
         return rng.normal(0, 0.008 if "lora_A" in path else 0.002, value.shape).astype(value.dtype)
 
-    unet = params_lib.map_with_path(leaf, unet)
-    adapters = params_lib.map_with_path(lambda path, _: ".lora." in path, unet)
-    static = Static(definition, base, loop.prediction_type(pipeline))
-    return static, *params_lib.partition(loop.on_device(unet), adapters)
+    weights = params_lib.map_with_path(leaf, weights)
+    adapters = params_lib.map_with_path(lambda path, _: ".lora." in path, weights)
+    static = Static(base.with_definition(definition), base)
+    return static, *params_lib.partition(loop.on_device(weights), adapters)
 
 
 class Batches(NamedTuple):
     """Where one outer step draws its pictures and noise from."""
 
-    alphas: jax.Array
+    schedule: jax.Array
     harmful: pictures_lib.Pictures
     benign: pictures_lib.Pictures
     batch_size: int
@@ -170,10 +175,10 @@ def _one(
     """(outer loss' direct part, its gradient through theta and theta*) for one simulated fine-tuning."""
     tuned = simulate(static, params, rest, tuning, draw)
     harmful, retain, benign = draw.take("harmful", 0), draw.take("retain", 1), draw.take("benign", 2)
-    loss, direct = _direct(static, params, rest, draw.alphas, harmful, retain, jnp.float32([1 - resilience, beta]))
-    wanted = _harm_gradient(static, tuned, rest, draw.alphas, harmful, jnp.float32(resilience))
+    loss, direct = _direct(static, params, rest, draw.schedule, harmful, retain, jnp.float32([1 - resilience, beta]))
+    wanted = _harm_gradient(static, tuned, rest, draw.schedule, harmful, jnp.float32(resilience))
     for _ in range(6):
-        grads, ratio = _hypergradient(static, neumann, tuned, rest, draw.alphas, benign, wanted, jnp.float32(gamma))
+        grads, ratio = _hypergradient(static, neumann, tuned, rest, draw.schedule, benign, wanted, jnp.float32(gamma))
         grads = jax.tree.map(jnp.add, grads, direct)
         if float(ratio) <= 1 and float(optax.global_norm(grads)) <= 0.2:
             return loss, grads
@@ -201,37 +206,40 @@ def hypergradient(loss: Callable[[Params], jax.Array], tuned: Params, wanted: Pa
     return jax.tree.map(lambda x: gamma * x, v), ratio
 
 
-def denoising(static: Static, params: Params, rest, alphas, batch, key) -> jax.Array:
-    """The ordinary loss of the adapted UNet."""
-    unet = static.definition.bind(params_lib.merge(rest, params))
-    drawn = objective.draw(key, batch["mean"], batch["std"], len(alphas))
-    return objective.denoising_loss(unet, batch, *drawn, alphas, static.prediction_type)
+def denoising(static: Static, params: Params, rest, schedule, batch, key) -> jax.Array:
+    """The ordinary loss of the adapted denoiser."""
+    return _ordinary(static.adapted, params_lib.merge(rest, params), schedule, batch, key)
+
+
+def _ordinary(denoiser: Denoiser, weights: Params, schedule, batch, key) -> jax.Array:
+    drawn = denoiser.draw(key, batch["mean"], batch["std"], schedule)
+    return denoising_loss(denoiser, denoiser.bind(weights), batch["condition"], drawn, schedule)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _hypergradient(static: Static, terms: int, tuned, rest, alphas, benign, wanted, gamma):
-    return hypergradient(lambda p: denoising(static, p, rest, alphas, *benign), tuned, wanted, gamma, terms)
+def _hypergradient(static: Static, terms: int, tuned, rest, schedule, benign, wanted, gamma):
+    return hypergradient(lambda p: denoising(static, p, rest, schedule, *benign), tuned, wanted, gamma, terms)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _harm_gradient(static: Static, tuned, rest, alphas, harmful, resilience):
-    return jax.grad(lambda p: -resilience * denoising(static, p, rest, alphas, *harmful))(tuned)
+def _harm_gradient(static: Static, tuned, rest, schedule, harmful, resilience):
+    return jax.grad(lambda p: -resilience * denoising(static, p, rest, schedule, *harmful))(tuned)
 
 
-def direct_loss(static: Static, params: Params, rest, alphas, harmful, retain, weights) -> jax.Array:
+def direct_loss(static: Static, params: Params, rest, schedule, harmful, retain, weights) -> jax.Array:
     """weights[0] L_h(theta) + weights[1] MSE(eps_theta, eps_0) on the retained pictures."""
-    harm = -denoising(static, params, rest, alphas, *harmful)
+    harm = -denoising(static, params, rest, schedule, *harmful)
     batch, key = retain
-    latents, noise, t = objective.draw(key, batch["mean"], batch["std"], len(alphas))
-    noisy = schedulers.ddpm.add_noise(alphas, latents, noise, t)
-    before = jax.lax.stop_gradient(static.base.bind(rest)(noisy, t, batch["context"]))
-    now = static.definition.bind(params_lib.merge(rest, params))(noisy, t, batch["context"])
+    drawn = static.base.draw(key, batch["mean"], batch["std"], schedule)
+    told = static.base.mix(schedule, drawn), drawn.times, batch["condition"]
+    before = jax.lax.stop_gradient(static.base.bind(rest)(*told))
+    now = static.adapted.bind(params_lib.merge(rest, params))(*told)
     return weights[0] * harm + weights[1] * jnp.square((now - before).astype(jnp.float32)).mean()
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _direct(static: Static, params, rest, alphas, harmful, retain, weights):
-    return jax.value_and_grad(lambda p: direct_loss(static, p, rest, alphas, harmful, retain, weights))(params)
+def _direct(static: Static, params, rest, schedule, harmful, retain, weights):
+    return jax.value_and_grad(lambda p: direct_loss(static, p, rest, schedule, harmful, retain, weights))(params)
 
 
 # --- simulated fine-tuning -------------------------------------------------------------------------------------------
@@ -244,7 +252,7 @@ def simulate(static: Static, params: Params, rest: Params, tuning: Tuning, draw:
     state, adam = _MOMENTS.init(params), jnp.bool_(tuning.optimiser == "adam")
     for i in range(tuning.steps):
         batch = draw.take("benign", 3 + i)
-        params, state = _tuning_step(static, params, state, rest, draw.alphas, batch, jnp.float32(tuning.lr), adam)
+        params, state = _tuning_step(static, params, state, rest, draw.schedule, batch, jnp.float32(tuning.lr), adam)
     return params
 
 
@@ -252,15 +260,14 @@ _MOMENTS = optax.scale_by_adam()
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _tuning_step(static: Static, params, state, rest, alphas, batch, lr, adam):
-    grads = jax.grad(lambda p: denoising(static, p, rest, alphas, *batch))(params)
+def _tuning_step(static: Static, params, state, rest, schedule, batch, lr, adam):
+    grads = jax.grad(lambda p: denoising(static, p, rest, schedule, *batch))(params)
     scaled, state = _MOMENTS.update(grads, state)
     return jax.tree.map(lambda p, g, s: p - lr * jnp.where(adam, s, g), params, grads, scaled), state
 
 
-def _plain_denoising(static: Static, params: Params, alphas, batch, key) -> jax.Array:
-    drawn = objective.draw(key, batch["mean"], batch["std"], len(alphas))
-    return objective.denoising_loss(static.base.bind(params), batch, *drawn, alphas, static.prediction_type)
+def _plain_denoising(static: Static, params: Params, schedule, batch, key) -> jax.Array:
+    return _ordinary(static.base, params, schedule, batch, key)
 
 
 _PLAIN = loop.descent(_plain_denoising)
@@ -271,16 +278,16 @@ def _whole(static: Static, params: Params, rest: Params, tuning: Tuning, draw: B
     rank = next(leaf.shape[1] for path, leaf in params_lib.flatten(params).items() if "lora_A" in path)
     merged = lora.merge(loop.on_host(params_lib.merge(rest, params)), alpha=rank)
 
-    def inputs(i: int, unet: Params):
-        del unet
-        return draw.alphas, *draw.take("benign", 3 + i)
+    def inputs(i: int, params: Params):
+        del params
+        return draw.schedule, *draw.take("benign", 3 + i)
 
     adam = Adam(tuning.lr, 0.01)
     tuned = loop.fit("ResAlign fine-tuning", _PLAIN, static, adam, loop.on_device(merged), inputs, tuning.steps)
     before, after = params_lib.flatten(rest), params_lib.flatten(tuned)
-    flat = {}
+    region, flat = static.base.backbone.require("lora", "ResAlign"), {}
     for path in after:
-        if profiles.LORA_TARGETS.search(path):
+        if region.search(path):
             layer = path.removesuffix(".kernel")
             down, up = low_rank(np.asarray(after[path]) - np.asarray(before[path]), rank)
             flat[f"{layer}.lora.lora_A.kernel"], flat[f"{layer}.lora.lora_B.kernel"] = down, up

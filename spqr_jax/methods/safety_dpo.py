@@ -3,28 +3,27 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
-from spqr_jax import schedulers
+from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept, completed
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.pictures import Pictures
-from spqr_jax.params import Definition, Params
-from spqr_jax.pipeline import Pipeline, TextStates
-from spqr_jax.training import lora, objective
+from spqr_jax.params import Params
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.training import lora
+from spqr_jax.training.objective import errors
 
 
 class Static(NamedTuple):
     """What a step is compiled for: the model with adapters, the reference without, and the strength of preference."""
 
-    definition: Definition
-    reference: Definition
-    prediction_type: str
+    adapted: Denoiser
+    reference: Denoiser
     beta: float
 
 
@@ -66,7 +65,7 @@ def align(
     if bool(pictures) != bool(retain_pictures):
         raise ValueError("SafetyDPO: pictures and retain_pictures are two sides of pairs; name both or neither.")
     full = completed(concept, pipeline, "replacements")
-    definition, train, rest = adapted(pipeline, rank, seed)
+    denoiser, train, rest = adapted(pipeline, rank, seed)
     options: dict[str, Any] = {"seed": seed, "least": batch_size, "name": "SafetyDPO"}
     if pictures:
         unsafe, safe = pictures_lib.pairs(pipeline, pictures, retain_pictures, images, **options)
@@ -75,77 +74,75 @@ def align(
         benign = [full.replacements[i % len(full.replacements)] for i in range(len(full.prompts))]
         unsafe = pictures_lib.make(pipeline, full.prompts, images, **options)
         safe = pictures_lib.make(pipeline, benign, images, **options)  # the same seed: picture n shares n's noise
-    texts = pipeline_lib.encode_prompts(pipeline, [*unsafe.captions, ""])
-    alphas, base = loop.signal_powers(pipeline), jax.random.key(seed)
+    texts = jax.tree.map(np.asarray, backbones.condition(pipeline, [*unsafe.captions, ""], size=_size(pipeline, safe)))
+    schedule, base = backbones.schedule(pipeline), jax.random.key(seed)
     order = list(pictures_lib.rows(unsafe, batch_size, steps, seed))
 
     def inputs(i: int, params: Params):
         del params
-        batch = _batch(pipeline, safe, unsafe, texts, order[i], empty_share, np.random.default_rng((seed, i)))
-        return rest, alphas, batch, jax.random.fold_in(base, i)
+        batch = _batch(safe, unsafe, texts, order[i], empty_share, np.random.default_rng((seed, i)))
+        return rest, schedule, batch, jax.random.fold_in(base, i)
 
-    static = Static(definition, pipeline.definitions["unet"], loop.prediction_type(pipeline), beta)
+    static = Static(denoiser, backbones.denoiser(pipeline), beta)
     adam = Adam(lr, weight_decay, clip, warmup)
     tuned = loop.fit("SafetyDPO", _PREFERENCE, static, adam, train, inputs, steps, progress=progress)
-    unet = lora.merge(loop.on_host(params_lib.merge(rest, tuned)), alpha=rank)
-    return pipeline.with_params(unet=params_lib.merge(pipeline.params["unet"], unet))
+    backbone, merged = denoiser.backbone, lora.merge(loop.on_host(params_lib.merge(rest, tuned)), alpha=rank)
+    return backbone.with_weights(pipeline, params_lib.merge(backbone.weights(pipeline), merged))
 
 
-def adapted(pipeline: Pipeline, rank: int, seed: int) -> tuple[Definition, Params, Params]:
-    """(definition, adapters, frozen weights): A ~ N(0, 1/rank^2), B zero, as PEFT's Gaussian initialisation."""
-    definition, unet = lora.attach(
-        pipeline.definitions["unet"], pipeline.params["unet"], rank=rank, alpha=rank, dropout=0.0, seed=seed
+def adapted(pipeline: Pipeline, rank: int, seed: int) -> tuple[Denoiser, Params, Params]:
+    """(denoiser with adapters, adapters, frozen weights): A ~ N(0, 1/rank^2), B zero, as PEFT's Gaussian start."""
+    base = backbones.denoiser(pipeline)
+    definition, weights = lora.attach(
+        base.definition, base.backbone.weights(pipeline), rank=rank, alpha=rank, dropout=0.0, seed=seed
     )
     rng = np.random.default_rng(seed)
 
     def leaf(path: str, value):
         return rng.normal(0, 1 / rank, value.shape).astype(value.dtype) if path.endswith("lora_A.kernel") else value
 
-    unet = params_lib.map_with_path(leaf, unet)
-    adapters = params_lib.map_with_path(lambda path, _: ".lora." in path, unet)
-    return definition, *params_lib.partition(loop.on_device(unet), adapters)
+    weights = params_lib.map_with_path(leaf, weights)
+    adapters = params_lib.map_with_path(lambda path, _: ".lora." in path, weights)
+    return base.with_definition(definition), *params_lib.partition(loop.on_device(weights), adapters)
 
 
-def preference_loss(static: Static, params: Params, rest, alphas, batch, key) -> jax.Array:
-    """The loss above. batch: {"safe", "unsafe"}: {"mean", "std"} [B, h, w, C]; "context" [B, L, E]; for SDXL "pooled"
-    and "time_ids"."""
+def preference_loss(static: Static, params: Params, rest, schedule, batch, key) -> jax.Array:
+    """The loss above. batch: {"safe", "unsafe"}: {"mean", "std"} [B, h, w, C]; "condition", B rows."""
     keys = jax.random.split(key, 2)
-    safe, noise, t = objective.draw(keys[0], batch["safe"]["mean"], batch["safe"]["std"], len(alphas))
-    unsafe = batch["unsafe"]["mean"] + batch["unsafe"]["std"] * jax.random.normal(keys[1], noise.shape)
-    model, reference = static.definition.bind(params_lib.merge(rest, params)), static.reference.bind(rest)
+    safe = static.adapted.draw(keys[0], batch["safe"]["mean"], batch["safe"]["std"], schedule)
+    unsafe = batch["unsafe"]["mean"] + batch["unsafe"]["std"] * jax.random.normal(keys[1], safe.noise.shape)
+    weights = {static.adapted: params_lib.merge(rest, params), static.reference: rest}
 
-    def errors(unet, latents: jax.Array) -> jax.Array:  # [B]
-        noisy = schedulers.ddpm.add_noise(alphas, latents, noise, t)
-        target = schedulers.ddpm.target(static.prediction_type, alphas, x0=latents, noise=noise, t=t)
-        output = unet(noisy, t, batch["context"], batch.get("pooled"), batch.get("time_ids"))
-        return jnp.square(output.astype(jnp.float32) - target).mean((1, 2, 3))
+    def error(denoiser: Denoiser, latents: jax.Array) -> jax.Array:  # [B]
+        predict = denoiser.bind(weights[denoiser])
+        return errors(denoiser, predict, batch["condition"], safe._replace(latents=latents), schedule)
 
-    learned = errors(model, safe) - errors(model, unsafe)
-    frozen = jax.lax.stop_gradient(errors(reference, safe) - errors(reference, unsafe))
+    learned = error(static.adapted, safe.latents) - error(static.adapted, unsafe)
+    frozen = jax.lax.stop_gradient(error(static.reference, safe.latents) - error(static.reference, unsafe))
     return -jax.nn.log_sigmoid(-static.beta / 2 * (learned - frozen)).mean()
 
 
 _PREFERENCE = loop.descent(preference_loss)
 
 
+def _size(pipeline: Pipeline, pictures: Pictures) -> tuple[int, int]:
+    """Height and width of the images in pixels."""
+    factor = backbones.of(pipeline).factor(pipeline)
+    return pictures.mean.shape[1] * factor, pictures.mean.shape[2] * factor
+
+
 def _batch(
-    pipeline: Pipeline,
     safe: Pictures,
     unsafe: Pictures,
-    texts: TextStates,
+    texts: Condition,
     rows: np.ndarray,
     empty_share: float,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     """Pairs with their captions; the last of `texts` is ""."""
     caption = np.where(rng.random(len(rows)) < empty_share, len(texts.context) - 1, unsafe.prompt[rows])
-    batch: dict[str, Any] = {
+    return {
         "safe": {"mean": safe.mean[rows], "std": safe.std[rows]},
         "unsafe": {"mean": unsafe.mean[rows], "std": unsafe.std[rows]},
-        "context": np.asarray(texts.context)[caption],
+        "condition": texts.rows(caption),
     }
-    if texts.pooled is not None:
-        size = [side * pipeline_lib.vae_scale(pipeline) for side in safe.mean.shape[1:3]]
-        batch["pooled"] = np.asarray(texts.pooled)[caption]
-        batch["time_ids"] = np.tile(np.array([*size, 0, 0, *size], np.float32), (len(rows), 1))
-    return batch

@@ -1,13 +1,11 @@
 """SalUn, Saliency Unlearning (Fan et al., ICLR 2024): relabel, and train only the weights salient for forgetting."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import pipeline as pipeline_lib
-from spqr_jax import schedulers
+from spqr_jax import backbones
+from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.esd import trained as esd_trained
 from spqr_jax.methods.tools import element_mask, loop, relabelling
@@ -15,7 +13,6 @@ from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.relabelling import Task, Weighted
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.training import objective
 
 
 def align(
@@ -67,13 +64,14 @@ def align(
         sampling_steps=sampling_steps,
         sampling_guidance=sampling_guidance,
     )
-    unet = pipeline.params["unet"]
+    backbone = backbones.of(pipeline)
+    weights = backbone.weights(pipeline)
     mask = saliency(pipeline, data, mask_guidance, mask_steps, batch_size, seed, share)
     return relabelling.fit(
         "SalUn",
         pipeline,
-        unet,
-        relabelling.everything(unet) if train == "full" else esd_trained(unet, "esd-x"),
+        weights,
+        relabelling.everything(weights) if train == "full" else esd_trained(backbone, weights, "esd-x"),
         data,
         Weighted(1.0, alpha),
         lr=lr,
@@ -89,26 +87,27 @@ def saliency(
     pipeline: Pipeline, data: Task, guidance: float, steps: int, batch_size: int, seed: int, share: float
 ) -> Params:
     """The element mask over the UNet: the `share` of weights with the largest absolute summed gradient."""
-    empty = np.asarray(pipeline_lib.encode_prompts(pipeline, [""]).context)
-    alphas, base = loop.signal_powers(pipeline), jax.random.key(seed + 1)
+    empty = jax.tree.map(np.asarray, backbones.condition(pipeline, [""]))
+    schedule, base = backbones.schedule(pipeline), jax.random.key(seed + 1)
     order = pictures_lib.rows(data.forget, batch_size, steps, seed + 1)
     batches = (
-        (alphas, data.forget.batch(rows), empty, jnp.float32(guidance), jax.random.fold_in(base, i))
+        (schedule, data.forget.batch(rows), empty, jnp.float32(guidance), jax.random.fold_in(base, i))
         for i, rows in enumerate(order)
     )
-    static = (pipeline.definitions["unet"], loop.prediction_type(pipeline))
-    unet = loop.on_device(pipeline.params["unet"])
-    total = element_mask.accumulated(forgetting_objective, static, unet, batches, absolute=False)
+    weights = loop.on_device(backbones.of(pipeline).weights(pipeline))
+    denoiser = backbones.denoiser(pipeline)
+    total = element_mask.accumulated(forgetting_objective, denoiser, weights, batches, absolute=False)
     return element_mask.top(jax.tree.map(jnp.abs, total), share)
 
 
-def forgetting_objective(static: Any, params: Params, alphas, batch, empty, guidance, key) -> jax.Array:
-    """-MSE(target, (1 + w) prediction under the caption - w prediction under "" [1, L, E])."""
-    definition, prediction_type = static
-    latents, noise, t = objective.draw(key, batch["mean"], batch["std"], len(alphas))
-    noisy = schedulers.ddpm.add_noise(alphas, latents, noise, t)
-    target = schedulers.ddpm.target(prediction_type, alphas, x0=latents, noise=noise, t=t)
-    unet = definition.bind(params)
-    without = unet(noisy, t, jnp.broadcast_to(empty, batch["context"].shape))
-    guided = (1 + guidance) * unet(noisy, t, batch["context"]) - guidance * without
+def forgetting_objective(
+    denoiser: Denoiser, params: Params, schedule, batch, empty: Condition, guidance, key
+) -> jax.Array:
+    """-MSE(target, (1 + w) prediction under the caption - w prediction under "", one row)."""
+    drawn = denoiser.draw(key, batch["mean"], batch["std"], schedule)
+    noisy, predict = denoiser.mix(schedule, drawn), denoiser.bind(params)
+    target = denoiser.backbone.noising.target(denoiser.prediction, schedule, drawn)
+    nothing = jax.tree.map(lambda one, many: jnp.broadcast_to(one, many.shape), empty, batch["condition"])
+    without = predict(noisy, drawn.times, nothing)
+    guided = (1 + guidance) * predict(noisy, drawn.times, batch["condition"]) - guidance * without
     return -jnp.square(guided.astype(jnp.float32) - target).mean()

@@ -4,13 +4,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
+from spqr_jax.backbones import Denoiser
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.erasediff import NUDITY_PROMPTS, inner
 from spqr_jax.methods.tools import element_mask, loop, relabelling
@@ -18,10 +19,7 @@ from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.relabelling import Task, Weighted
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.training import objective
-
-# CompVis' output_blocks.4 and .7: self-attention in the middle of the second and third up blocks.
-RESET = re.compile(r"^up_blocks\.[12]\.attentions\.1\..*\.attn1\.")
+from spqr_jax.training.objective import denoising_loss
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def align(
     prune_batches: int = 10,
     repair: str = "projection",
     forget_weight: float = 0.1,
-    reset: re.Pattern = RESET,
+    reset: re.Pattern | None = None,
     prompts: Mapping[str, str] | None = None,
     pictures: str = "",
     retain_pictures: str = "",
@@ -73,8 +71,9 @@ def align(
         raise ValueError(f'Scissorhands: repair must be "projection" or "sum", found {repair!r}.')
     loop.check_at_least("Scissorhands", prune_batches=(prune_batches, 1))
     element_mask.check_share("Scissorhands: sparsity", sparsity)
-    unet = pipeline.params["unet"]
-    if not any(reset.search(path) for path in params_lib.flatten(unet)):
+    backbone = backbones.of(pipeline)
+    weights, reset = backbone.weights(pipeline), reset or backbone.require("reset", "Scissorhands")
+    if not any(reset.search(path) for path in params_lib.flatten(weights)):
         raise ValueError(f"Scissorhands: no UNet weight matches {reset.pattern!r}; pass `reset` for this backbone.")
     data = relabelling.task(
         "Scissorhands",
@@ -93,8 +92,8 @@ def align(
     return relabelling.fit(
         "Scissorhands",
         pipeline,
-        reinitialised(unet, chosen, reset, seed),
-        relabelling.everything(unet),
+        reinitialised(weights, chosen, reset, seed),
+        relabelling.everything(weights),
         data,
         Projection() if repair == "projection" else Weighted(forget_weight, 1.0),
         lr=lr,
@@ -107,23 +106,21 @@ def align(
 
 def sensitivity(pipeline: Pipeline, data: Task, batches: int, batch_size: int, seed: int) -> Params:
     """|w| * sum over batches of |gradient of the denoising loss on the pictures to forget|, like the UNet."""
-    alphas, base = loop.signal_powers(pipeline), jax.random.key(seed + 1)
+    schedule, base = backbones.schedule(pipeline), jax.random.key(seed + 1)
     order = pictures_lib.rows(data.forget, batch_size, batches, seed + 1)
-    inputs = ((alphas, data.forget.batch(rows), jax.random.fold_in(base, i)) for i, rows in enumerate(order))
-    static = (pipeline.definitions["unet"], loop.prediction_type(pipeline))
-    unet = loop.on_device(pipeline.params["unet"])
-    total = element_mask.accumulated(denoising, static, unet, inputs, absolute=True)
-    return jax.tree.map(lambda w, g: jnp.abs(w) * g, unet, total)
+    inputs = ((schedule, data.forget.batch(rows), jax.random.fold_in(base, i)) for i, rows in enumerate(order))
+    weights = loop.on_device(backbones.of(pipeline).weights(pipeline))
+    total = element_mask.accumulated(denoising, backbones.denoiser(pipeline), weights, inputs, absolute=True)
+    return jax.tree.map(lambda w, g: jnp.abs(w) * g, weights, total)
 
 
-def denoising(static: Any, params: Params, alphas, batch, key) -> jax.Array:
-    """The ordinary loss on pictures under their captions."""
-    definition, prediction_type = static
-    drawn = objective.draw(key, batch["mean"], batch["std"], len(alphas))
-    return objective.denoising_loss(definition.bind(params), batch, *drawn, alphas, prediction_type)
+def denoising(denoiser: Denoiser, params: Params, schedule, batch, key) -> jax.Array:
+    """The ordinary loss on images under their captions."""
+    drawn = denoiser.draw(key, batch["mean"], batch["std"], schedule)
+    return denoising_loss(denoiser, denoiser.bind(params), batch["condition"], drawn, schedule)
 
 
-def reinitialised(unet: Params, chosen: Params, reset: re.Pattern, seed: int) -> Params:
+def reinitialised(weights: Params, chosen: Params, reset: re.Pattern, seed: int) -> Params:
     """The UNet with the chosen elements of the leaves that `reset` names drawn anew: kernels [in, out] from
     U(-b, b), b = sqrt(6 / in) (Kaiming for ReLU), biases zero."""
     mask = params_lib.flatten(chosen)
@@ -139,4 +136,4 @@ def reinitialised(unet: Params, chosen: Params, reset: re.Pattern, seed: int) ->
             fresh = rng.uniform(-bound, bound, value.shape).astype(value.dtype)
         return np.where(mask[path], fresh, value)
 
-    return params_lib.map_with_path(leaf, unet)
+    return params_lib.map_with_path(leaf, weights)

@@ -1,9 +1,10 @@
 """SLD, Safe Latent Diffusion (Schramowski et al., CVPR 2023): guidance away from unsafe content, at generation only."""
 
-from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.concepts import Concept, checked, require_tokens
+from spqr_jax.methods.tools import loop
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.sampling.attached import PRESETS, SLD, UNSAFE, Attached, Strength
+from spqr_jax.sampling.attached import attach
+from spqr_jax.sampling.attached.safe_guidance import PRESETS, SLD, UNSAFE, Strength
 
 
 def align(
@@ -22,7 +23,7 @@ def align(
         preset: "weak", "medium", "strong" or "max", the paper's configurations.
         text: what pictures are guided away from. Default: the published list for the presets "nudity" and "nsfw", else
             "an image showing " and the concept's texts.
-        strength: fields of `spqr_jax.sampling.attached.Strength` that replace the preset's.
+        strength: fields of `spqr_jax.sampling.attached.safe_guidance.Strength` that replace the preset's.
 
     The guidance is the authors' (and diffusers' StableDiffusionPipelineSafe): the warm-up counts evaluations of the
     UNet, momentum builds up during it, and pictures without classifier-free guidance are not guided. Raises ValueError
@@ -31,8 +32,7 @@ def align(
     """
     del seed, progress
     concept = checked(concept, pipeline)
-    if pipeline_lib.is_sdxl(pipeline):
-        raise ValueError("SLD is defined for SD1.x and SD2.x; its authors have no SDXL version.")
+    loop.check_backbone("SLD", pipeline)
     if preset not in PRESETS:
         raise ValueError(f"SLD preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}.")
     unknown = set(strength or {}) - set(Strength._fields)
@@ -43,8 +43,7 @@ def align(
         raise ValueError(f"SLD scale must be above 1 (at 1 and below guidance is off), found {numbers.scale}.")
     published = text is None and concept.name in ("nudity", "nsfw")
     text = UNSAFE if published else _checked_text(pipeline, concept, text)
-    attached = pipeline.attached or Attached()
-    return pipeline._replace(attached=attached._replace(guidance=SLD(text, numbers)))
+    return attach(pipeline, SLD(text, numbers))
 
 
 def _checked_text(pipeline: Pipeline, concept: Concept, text: str | None) -> str:

@@ -1,6 +1,5 @@
 """SPM, Semi-Permeable Membranes (Lyu et al., CVPR 2024): a rank-1 adapter a concept, which other prompts keep off."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,27 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import pipeline as pipeline_lib
-from spqr_jax import schedulers
+from spqr_jax import backbones
+from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept, checked
-from spqr_jax.generate import Conditioning
-from spqr_jax.methods.esd import Texts
 from spqr_jax.methods.tools import loop, low_rank
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.low_rank import Adapter, LowRank
-from spqr_jax.params import Definition, Params
-from spqr_jax.pipeline import Pipeline
-from spqr_jax.sampling import attached
-from spqr_jax.sampling.attached import Attached
+from spqr_jax.params import Params
+from spqr_jax.pipeline import Pipeline, token_sets
+from spqr_jax.sampling import attached, partial
 from spqr_jax.sampling.attached import membranes as membranes_lib
+from spqr_jax.sampling.attached.delta import add
 from spqr_jax.sampling.attached.membranes import SCALINGS, Factors, Membranes
+from spqr_jax.sampling.guidance import Guided
 from spqr_jax.sampling.partial import partial_sample
 
-# Every linear layer and 1x1 convolution of the transformers: 192 in SD1.x and SD2.x.
-TARGETS = re.compile(
-    r"\.attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)))"
-    r"\.kernel$"
-)
 # The authors' four anchors are two of "" and two random embeddings, an effect of how their batch is split.
 ANCHOR_WEIGHTS = (0.5, 0.25, 0.25)
 STEP = 64  # pixels between the sides that training pictures are drawn with, from half the full side to below it
@@ -58,6 +51,24 @@ class Restarts:
         return self.lr * jnp.where(step < self.warmup, step / max(1, self.warmup), jnp.where(done < 1, cosine, 0))
 
 
+class Training(NamedTuple):
+    """How a membrane is trained; the options of `align`."""
+
+    neutral: str = ""
+    rank: int = 1
+    alpha: float = 1.0
+    steps: int = 3000
+    warmup: int = 500
+    cycles: int = 3
+    lr: float = 1e-4
+    eta: float = 1.0
+    anchoring: float = 1000.0
+    batch_size: int = 1
+    sampling_steps: int = 30
+    sampling_guidance: float = 3.0
+    eighths: Sequence[int] = ()
+
+
 def align(
     pipeline: Pipeline,
     concept: Concept,
@@ -65,38 +76,6 @@ def align(
     seed: int = 0,
     strength: float = 1.0,
     transport: str = "",
-    progress: bool = False,
-    **training: Any,
-) -> Pipeline:
-    """Train one membrane for each text (`train`'s options), times `strength`, and merge all into the weights.
-
-    Merged, a membrane acts on every prompt, and benign fine-tuning acts on it: the released checkpoints are mostly used
-    so. transport: "paper" or "code" instead keep the membranes attached and scale them by each prompt, as the authors
-    do (`spqr_jax.sampling.attached.membranes`): fine-tuning then trains the weights underneath without seeing them.
-    They publish no settings for nudity; these are their general ones. On SD1.x, SD2.x and SDXL. Raises ValueError for a
-    pipeline that has membranes already.
-    """
-    before = pipeline.attached or Attached()
-    if transport and transport not in SCALINGS:
-        raise ValueError(f'SPM transport must be "" (merged), "paper" or "code", found {transport!r}.')
-    if transport and before.membranes:
-        raise ValueError("SPM: membranes are attached to this pipeline already; give one `align` all texts.")
-    concept = checked(concept, pipeline)
-    membranes = [
-        train(pipeline, text, seed=seed + i, progress=progress, **training) for i, text in enumerate(concept.erase)
-    ]
-    if transport:
-        kept = _kept([m._replace(scale=strength * m.scale) for m in membranes], transport)
-        return pipeline._replace(attached=before._replace(membranes=kept))
-    delta = low_rank.together(*(low_rank.delta(m.adapter, strength * m.scale) for m in membranes))
-    return pipeline.with_params(unet=loop.on_host(attached.add(pipeline.params["unet"], delta)))
-
-
-def train(
-    pipeline: Pipeline,
-    text: str,
-    *,
-    seed: int = 0,
     neutral: str = "",
     rank: int = 1,
     alpha: float = 1.0,
@@ -111,7 +90,41 @@ def train(
     sampling_guidance: float = 3.0,
     eighths: Sequence[int] = (),
     progress: bool = False,
-) -> Membrane:
+) -> Pipeline:
+    """Train one membrane for each text (`train`), times `strength`, and merge all into the weights.
+
+    Merged, a membrane acts on every prompt, and benign fine-tuning acts on it: the released checkpoints are mostly used
+    so. transport: "paper" or "code" instead keep the membranes attached and scale them by each prompt, as the authors
+    do (`spqr_jax.sampling.attached.membranes`): fine-tuning then trains the weights underneath without seeing them.
+    The authors publish no settings for nudity; these are their general ones. On SD1.x, SD2.x and SDXL. Raises
+    ValueError for a pipeline that has membranes already.
+    """
+    if transport and transport not in SCALINGS:
+        raise ValueError(f'SPM transport must be "" (merged), "paper" or "code", found {transport!r}.')
+    if transport and attached.find(pipeline, Membranes):
+        raise ValueError("SPM: membranes are attached to this pipeline already; give one `align` all texts.")
+    concept = checked(concept, pipeline)
+    training = Training(
+        *(neutral, rank, alpha, steps, warmup, cycles, lr, eta, anchoring),
+        *(batch_size, sampling_steps, sampling_guidance, eighths),
+    )
+    membranes = [
+        train(pipeline, text, seed=seed + i, progress=progress, **training._asdict())
+        for i, text in enumerate(concept.erase)
+    ]
+    if transport:
+        kept = _kept([m._replace(scale=strength * m.scale) for m in membranes], transport)
+        return attached.attach(pipeline, kept)
+    delta = low_rank.together(*(low_rank.delta(m.adapter, strength * m.scale) for m in membranes))
+    return _with_delta(pipeline, delta)
+
+
+def _with_delta(pipeline: Pipeline, delta: Params) -> Pipeline:
+    backbone = backbones.of(pipeline)
+    return backbone.with_weights(pipeline, loop.on_host(add(backbone.weights(pipeline), delta)))
+
+
+def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = False, **options: Any) -> Membrane:
     """Learn a membrane that makes `text` look like `neutral` and changes nothing else.
 
     Loss: MSE(eps_on(x_t, text), eps(neutral) - eta (eps(text) - eps(neutral))) + anchoring * MSE(eps_on(x_t, a),
@@ -123,51 +136,47 @@ def train(
     Heights and widths are drawn from the sides of half the one that the UNet was trained at up to below it, 64 pixels
     apart, as the authors do (one compiled program each pair), or from these `eighths` of it; (8,) is the full side.
     """
-    name, unet = f"SPM {text}", loop.on_device(pipeline.params["unet"])
-    loop.check_at_least(name, rank=(rank, 1), batch_size=(batch_size, 1), sampling_steps=(sampling_steps, 2))
-    adapter = low_rank.create(unet, TARGETS, rank=rank, seed=seed, name="SPM")
-    definition, config = pipeline.definitions["unet"], pipeline.configs["unet"]
-    tables = schedulers.create("ddim", {**pipeline.configs["scheduler"], "clip_sample": False}, sampling_steps)
-    states = pipeline_lib.encode_prompts(pipeline, [text, neutral, ""])
-    told = Texts(np.asarray(states.context), None if states.pooled is None else np.asarray(states.pooled))
-    sides = [config["sample_size"] * eighth // 8 for eighth in eighths] or _sides(pipeline)
-    build, total = low_rank.Added(alpha / rank), len(loop.signal_powers(pipeline))
+    name, o, backbone = f"SPM {text}", Training(**options), backbones.of(pipeline)
+    loop.check_at_least(name, rank=(o.rank, 1), batch_size=(o.batch_size, 1), sampling_steps=(o.sampling_steps, 2))
+    weights = loop.on_device(backbone.weights(pipeline))
+    region = backbone.require("transformer", "SPM")
+    adapter = low_rank.create(weights, region, rank=o.rank, seed=seed, name="SPM")
+    sampler = partial.sampler(pipeline, o.sampling_steps, o.sampling_guidance)
+    told = jax.tree.map(np.asarray, backbones.condition(pipeline, [text, o.neutral, ""]))
+    sides = [sampler.shape[0] * eighth // 8 for eighth in o.eighths] or _sides(pipeline, sampler.shape[0])
+    build, total = low_rank.Added(o.alpha / o.rank), len(backbones.schedule(pipeline))
 
     def inputs(i: int, params: Adapter):
         rng = np.random.default_rng((seed, i))
-        done = int(rng.integers(1, sampling_steps))
+        done = int(rng.integers(1, o.sampling_steps))
         height, width = (int(rng.choice(sides)) for _ in range(2))
-        noise = rng.standard_normal((batch_size, height, width, config["in_channels"]), np.float32)
-        texts = _with_anchors(told, rng, [side * pipeline_lib.vae_scale(pipeline) for side in (height, width)])
-        positive, negative = (texts.rows(np.full(batch_size, row)) for row in (0, 2))
-        scale = np.full(batch_size, sampling_guidance, np.float32)
-        condition = Conditioning(
-            positive.context, negative.context, scale, positive.pooled, negative.pooled, positive.time_ids
-        )
-        latents = partial_sample(definition, build(unet, params), tables, noise, condition, done)
-        t = np.full(batch_size, total - 1 - done * total // sampling_steps, np.int32)
-        return unet, latents, t, texts, np.float32(eta), np.float32(anchoring)
+        noise = rng.standard_normal((o.batch_size, height, width, sampler.shape[-1]), np.float32)
+        factor = backbone.factor(pipeline)
+        texts = backbone.resized(_with_anchors(told, rng), (height * factor, width * factor))
+        positive, negative = (texts.rows(np.full(o.batch_size, row)) for row in (0, 2))
+        given = Guided(positive, negative, np.full(o.batch_size, o.sampling_guidance, np.float32))
+        latents = partial_sample(sampler.denoiser, build(weights, params), sampler.tables, noise, given, done)
+        t = np.full(o.batch_size, total - 1 - done * total // o.sampling_steps, np.int32)
+        return weights, latents, t, texts, np.float32(o.eta), np.float32(o.anchoring)
 
-    rate = Restarts(lr, warmup, steps, cycles)
+    rate = Restarts(o.lr, o.warmup, o.steps, o.cycles)
     adam = Adam(rate, weight_decay=0.01)  # type: ignore[arg-type]  # optax takes a schedule wherever it takes a rate
-    static = (definition, build)
-    tuned = loop.fit(name, _GRADIENT, static, adam, adapter, inputs, steps, progress=progress)
+    static = Static(sampler.denoiser, build)
+    tuned = loop.fit(name, _GRADIENT, static, adam, adapter, inputs, o.steps, progress=progress)
     return Membrane(text, loop.on_host(tuned), build.scale)
 
 
-def _sides(pipeline: Pipeline) -> list[int]:
+def _sides(pipeline: Pipeline, full: int) -> list[int]:
     """Sides in latents from half the full one to below it, 64 pixels apart."""
-    full = pipeline.configs["unet"]["sample_size"]
-    return list(range(full // 2, full, max(1, STEP // pipeline_lib.vae_scale(pipeline))))
+    return list(range(full // 2, full, max(1, STEP // backbones.of(pipeline).factor(pipeline))))
 
 
-def _with_anchors(told: Texts, rng: np.random.Generator, size: list[int]) -> Texts:
-    """The target, the neutral text and "" with two random embeddings after them, for pictures of this size, pixels."""
-    context = np.concatenate([told.context, random_anchors(rng, told.context[0], 2)])
+def _with_anchors(told: Condition, rng: np.random.Generator) -> Condition:
+    """The target, the neutral text and "" with two random embeddings after them."""
+    context = np.concatenate([told.context, random_anchors(rng, np.asarray(told.context)[0], 2)])
     if told.pooled is None:
-        return Texts(context)
-    pooled = np.concatenate([told.pooled, random_anchors(rng, told.pooled[0], 2)])
-    return Texts(context, pooled, np.tile(np.array([*size, 0, 0, *size], np.float32), (len(context), 1)))
+        return Condition(context)
+    return Condition(context, np.concatenate([told.pooled, random_anchors(rng, np.asarray(told.pooled)[0], 2)]))
 
 
 def random_anchors(rng: np.random.Generator, target: np.ndarray, count: int) -> np.ndarray:
@@ -185,14 +194,21 @@ def random_anchors(rng: np.random.Generator, target: np.ndarray, count: int) -> 
     return np.stack(anchors).astype(np.float32)
 
 
-def loss(static: Any, adapter: Adapter, unet: Params, latents, t, texts: Texts, eta, anchoring):
+class Static(NamedTuple):
+    """What a step is compiled for: the denoiser, and (weights, adapter) -> weights."""
+
+    denoiser: Denoiser
+    build: low_rank.Added
+
+
+def loss(static: Static, adapter: Adapter, weights: Params, latents, t, texts: Condition, eta, anchoring):
     """Erasing loss plus `anchoring` times the anchors'.
 
     latents [B, h, w, C], t [B]; texts: 2 + A rows, the target, the neutral one, and anchors weighted by ANCHOR_WEIGHTS.
     """
-    definition, build = static
-    on = _predict(definition, build(unet, adapter), latents, t, texts.rows(np.delete(np.arange(len(texts.context)), 1)))
-    off = _predict(definition, unet, latents, t, texts)
+    others = texts.rows(np.delete(np.arange(len(texts.context)), 1))
+    on = _predict(static.denoiser, static.build(weights, adapter), latents, t, others)
+    off = _predict(static.denoiser, weights, latents, t, texts)
     off = jax.lax.stop_gradient(off)
     wanted = off[1] - eta * (off[0] - off[1])
     drift = jnp.square(on[1:] - off[2:]).mean((1, 2, 3, 4))
@@ -202,11 +218,11 @@ def loss(static: Any, adapter: Adapter, unet: Params, latents, t, texts: Texts, 
 _GRADIENT = loop.descent(loss)
 
 
-def _predict(definition: Definition, unet: Params, latents, t, texts: Texts) -> jax.Array:
+def _predict(denoiser: Denoiser, weights: Params, latents, t, texts: Condition) -> jax.Array:
     """Predictions [K, B, h, w, C] under K texts."""
     count, batch = len(texts.context), len(latents)
     told = texts.rows(np.repeat(np.arange(count), batch))
-    output = definition.bind(unet)(jnp.tile(latents, (count, 1, 1, 1)), jnp.tile(t, count), *told)
+    output = denoiser.bind(weights)(jnp.tile(latents, (count, 1, 1, 1)), jnp.tile(t, count), told)
     return output.reshape(count, *latents.shape).astype(jnp.float32)
 
 
@@ -225,8 +241,8 @@ def _kept(membranes: Sequence[Membrane], scaling: str) -> Membranes:
 
 def permeability(pipeline: Pipeline, prompt: str, target: str) -> float:
     """gamma: how much of a membrane a prompt switches on (`spqr_jax.sampling.attached.membranes.permeability`)."""
-    states = np.asarray(pipeline_lib.encode_prompts(pipeline, [prompt, target]).context)
-    said, wanted = pipeline_lib.token_sets(pipeline, [prompt, target])
+    states = np.asarray(backbones.condition(pipeline, [prompt, target]).context)
+    said, wanted = token_sets(pipeline, [prompt, target])
     return float(membranes_lib.permeability(states[:1], states[1:], [said], [wanted])[0, 0])
 
 
@@ -255,5 +271,4 @@ def transported(pipeline: Pipeline, membranes: Sequence[Membrane], prompt: str, 
             for path in membranes[0].adapter
         }
         changes = [low_rank.delta(mixed, membranes[0].scale)]
-    unet = attached.add(pipeline.params["unet"], low_rank.together(*changes))
-    return pipeline.with_params(unet=loop.on_host(unet))
+    return _with_delta(pipeline, low_rank.together(*changes))

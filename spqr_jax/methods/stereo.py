@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax import data
+from spqr_jax import backbones, data
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.backbones import Backbone, Condition, Denoiser
+from spqr_jax.backbones.base import Predict
 from spqr_jax.concepts import Concept, completed
-from spqr_jax.methods.esd import erasing_loss
 from spqr_jax.methods.tools import loop, word_vectors
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.loop import Adam
-from spqr_jax.params import Definition, Params
+from spqr_jax.methods.tools.negative_guidance import erasing_loss
+from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.sampling import trajectories
-from spqr_jax.sampling.trajectories import Sampler
+from spqr_jax.sampling import partial
+from spqr_jax.sampling.partial import Sampler
 
 
 class Erasure(NamedTuple):
@@ -25,20 +26,22 @@ class Erasure(NamedTuple):
 
     pipeline: Pipeline
     sampler: Sampler
-    empty: np.ndarray  # [L, E]
+    empty: Condition  # one row
     batch_size: int
     seed: int
     progress: bool
 
 
-def trained(unet: Params) -> Params:
-    """Kernels and biases of every linear and convolutional layer outside attn2 (the authors' `noxattn`); no norms."""
-    kernels = {path.removesuffix("kernel") for path in params_lib.flatten(unet) if path.endswith(".kernel")}
+def trained(backbone: Backbone, weights: Params) -> Params:
+    """Kernels and biases of every linear and convolutional layer outside cross-attention (the authors' `noxattn`); no
+    norms."""
+    cross = backbone.require("cross_attention", "STEREO")
+    kernels = {path.removesuffix("kernel") for path in params_lib.flatten(weights) if path.endswith(".kernel")}
 
     def flag(path: str, _) -> bool:
-        return "attn2" not in path and path.rpartition(".")[0] + "." in kernels
+        return not cross.search(path) and path.rpartition(".")[0] + "." in kernels
 
-    return params_lib.map_with_path(flag, unet)
+    return params_lib.map_with_path(flag, weights)
 
 
 def align(
@@ -101,10 +104,11 @@ def align(
         steps=image_steps,
         guidance=image_guidance,
     )
-    states = np.asarray(pipeline_lib.encode_prompts(pipeline, [*full.erase, ""]).context)
-    sampler = trajectories.sampler(pipeline, sampling_steps, sampling_guidance)
-    erasure = Erasure(pipeline, sampler, states[-1], batch_size, seed, progress)
-    erased, found = pipeline.params["unet"], [states[:-1]]
+    said = jax.tree.map(np.asarray, backbones.condition(pipeline, [*full.erase, ""]))
+    sampler = partial.sampler(pipeline, sampling_steps, sampling_guidance)
+    erasure = Erasure(pipeline, sampler, said.rows(slice(-1, None)), batch_size, seed, progress)
+    backbone = backbones.of(pipeline)
+    erased, found = backbone.weights(pipeline), [said.context[:-1]]
     for k in range(rounds):
         erased = _erase(erasure, erased, found[-1], erase_scale, Adam(erase_lr, weight_decay), erase_steps, k)
         vectors = word_vectors.invert(
@@ -122,76 +126,78 @@ def align(
             progress=progress,
         )
         found.append(_word_states(pipeline, vectors))
-    anchors = np.asarray(pipeline_lib.encode_prompts(pipeline, list(full.anchors)).context)
+    anchors = jax.tree.map(np.asarray, backbones.condition(pipeline, full.anchors))
     adam = Adam(final_lr, weight_decay)
-    unet = _erase_all(erasure, np.stack(found), anchors, final_scale, adam, final_steps)
-    return pipeline.with_params(unet=loop.on_host(unet))
+    weights = _erase_all(erasure, np.stack(found), anchors, final_scale, adam, final_steps)
+    return backbone.with_weights(pipeline, loop.on_host(weights))
 
 
-def compositional_target(unet, latents, t, empty, anchor, negatives, scale) -> jax.Array:
-    """The final stage's target [B, h, w, C] for the callable frozen `unet`; texts empty, anchor [B, L, E], negatives
-    [N, B, L, E]."""
-    without = unet(latents, t, empty)
-    away = jnp.mean(jnp.stack([unet(latents, t, negative) for negative in negatives]), axis=0) - without
-    return without + (scale - 1) * (unet(latents, t, anchor) - without) - (scale + 1) * away
+def compositional_target(frozen: Predict, latents, t, empty: Condition, anchor: Condition, negatives, scale):
+    """The final stage's target [B, h, w, C]: empty and anchor B rows each, negatives text states [N, B, L, E]."""
+    without = frozen(latents, t, empty)
+    away = jnp.mean(jnp.stack([frozen(latents, t, Condition(one)) for one in negatives]), axis=0) - without
+    return without + (scale - 1) * (frozen(latents, t, anchor) - without) - (scale + 1) * away
 
 
-def _erase_loss(definition: Definition, params: Params, rest, reference, latents, t, context, empty, eta):
-    student = definition.bind(params_lib.merge(rest, params))
-    return erasing_loss(student, definition.bind(reference), latents, t, context, empty, eta)
+def _erase_loss(denoiser: Denoiser, params: Params, rest, reference, latents, t, text, empty, eta):
+    student = denoiser.bind(params_lib.merge(rest, params))
+    return erasing_loss(student, denoiser.bind(reference), latents, t, text, empty, eta)
 
 
-def _final_loss(definition: Definition, params: Params, rest, frozen, latents, t, context, empty, anchor, negatives, g):
-    target = compositional_target(definition.bind(frozen), latents, t, empty, anchor, negatives, g)
-    student = definition.bind(params_lib.merge(rest, params))
-    return jnp.square(student(latents, t, context) - jax.lax.stop_gradient(target)).mean()
+def _final_loss(denoiser: Denoiser, params: Params, rest, frozen, latents, t, text, empty, anchor, negatives, g):
+    target = compositional_target(denoiser.bind(frozen), latents, t, empty, anchor, negatives, g)
+    student = denoiser.bind(params_lib.merge(rest, params))
+    return jnp.square(student(latents, t, text) - jax.lax.stop_gradient(target)).mean()
 
 
 _ERASE, _FINAL = loop.descent(_erase_loss), loop.descent(_final_loss)
 
 
-def _student(e: Erasure, rest: Params, params: Params, context: np.ndarray, rng: np.random.Generator):
-    """(latents, timesteps [B], "" states [B, L, E]) of the UNet in training."""
+def _student(e: Erasure, rest: Params, params: Params, text: Condition, rng: np.random.Generator):
+    """(latents, timesteps [B], "" in B rows) of the denoiser in training."""
     done = int(rng.integers(1, e.sampler.steps - 1))
-    latents = trajectories.walk(e.sampler, params_lib.merge(rest, params), context, e.empty, done, rng)
-    t = np.full(len(context), e.sampler.tables.timesteps[done], np.int32)
-    return latents, t, np.repeat(e.empty[None], len(context), axis=0)
+    latents = partial.walk(e.sampler, params_lib.merge(rest, params), text, e.empty, done, rng)
+    t = np.full(len(text.context), e.sampler.tables.timesteps[done], np.int32)
+    return latents, t, e.empty.rows(np.zeros(len(text.context), int))
 
 
-def _erase(e: Erasure, unet: Params, texts: np.ndarray, scale: float, adam: Adam, steps: int, number: int) -> Params:
-    """The UNet after erasing text states [J, L, E], one of them a sample."""
-    reference = loop.on_device(unet)
-    train, rest = params_lib.partition(reference, trained(unet))
+def _erase(e: Erasure, weights: Params, texts: np.ndarray, scale: float, adam: Adam, steps: int, number: int) -> Params:
+    """The denoiser after erasing text states [J, L, E], one of them a sample."""
+    reference = loop.on_device(weights)
+    train, rest = params_lib.partition(reference, trained(backbones.of(e.pipeline), weights))
 
     def inputs(i: int, params: Params):
         rng = np.random.default_rng((e.seed, number, i))
-        context = texts[rng.integers(len(texts), size=e.batch_size)]
-        latents, t, empty = _student(e, rest, params, context, rng)
+        text = Condition(texts[rng.integers(len(texts), size=e.batch_size)])
+        latents, t, empty = _student(e, rest, params, text, rng)
         # c - (s - 1)(c - "") is ESD's "" - eta (c - "") with eta = s - 2.
-        return rest, reference, latents, t, context, empty, jnp.float32(scale - 2)
+        return rest, reference, latents, t, text, empty, jnp.float32(scale - 2)
 
     name = f"STEREO erase {number + 1}"
-    tuned = loop.fit(name, _ERASE, e.sampler.definition, adam, train, inputs, steps, progress=e.progress)
-    return params_lib.merge(unet, tuned)
+    tuned = loop.fit(name, _ERASE, e.sampler.denoiser, adam, train, inputs, steps, progress=e.progress)
+    return params_lib.merge(weights, tuned)
 
 
-def _erase_all(e: Erasure, found: np.ndarray, anchors: np.ndarray, scale: float, adam: Adam, steps: int) -> Params:
-    """The original UNet after erasing all ways to each concept at once: found [N, J, L, E], anchors [A, L, E]."""
-    original = e.pipeline.params["unet"]
+def _erase_all(e: Erasure, found: np.ndarray, anchors: Condition, scale: float, adam: Adam, steps: int) -> Params:
+    """The original denoiser after erasing all ways to each concept at once: found [N, J, L, E], anchors A rows."""
+    backbone = backbones.of(e.pipeline)
+    original = backbone.weights(e.pipeline)
     frozen = loop.on_device(original)
-    train, rest = params_lib.partition(frozen, trained(original))
-    order = list(data.sample_order([len(anchors)], e.batch_size, steps, e.seed))  # without replacement, then again
+    train, rest = params_lib.partition(frozen, trained(backbone, original))
+    order = list(
+        data.sample_order([len(anchors.context)], e.batch_size, steps, e.seed)
+    )  # without replacement, then again
 
     def inputs(i: int, params: Params):
         rng = np.random.default_rng((e.seed, len(found), i))
         texts = rng.integers(found.shape[1], size=e.batch_size)
         way = (i * e.batch_size + np.arange(e.batch_size)) % len(found)  # each equally often
-        context = found[way, texts]
-        latents, t, empty = _student(e, rest, params, context, rng)
-        return rest, frozen, latents, t, context, empty, anchors[order[i]], found[:, texts], jnp.float32(scale)
+        text = Condition(found[way, texts])
+        latents, t, empty = _student(e, rest, params, text, rng)
+        return rest, frozen, latents, t, text, empty, anchors.rows(order[i]), found[:, texts], jnp.float32(scale)
 
-    definition = e.sampler.definition
-    tuned = loop.fit("STEREO final", _FINAL, definition, adam, train, inputs, steps, progress=e.progress)
+    denoiser = e.sampler.denoiser
+    tuned = loop.fit("STEREO final", _FINAL, denoiser, adam, train, inputs, steps, progress=e.progress)
     return params_lib.merge(original, tuned)
 
 

@@ -34,7 +34,7 @@ def align(
     del seed, progress
     concept = checked(concept, pipeline)
     edits = _edits(pipeline, concept, variant, erase_scale, preserve_scale)
-    kernels = key_value_matrices(pipeline.params["unet"])
+    kernels = key_value_matrices(pipeline, "UCE")
     edited = {p: solve(k, edits, [edit.sources @ k for edit in edits], ridge) for p, k in kernels.items()}
     return with_kernels(pipeline, edited)
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import convert
 from convert import diffusers_dir, rename
-from spqr_jax import mini, pipeline
+from spqr_jax import backbones, mini
 from spqr_jax import params as params_lib
 from spqr_jax.mini import corpus, world
 from spqr_jax.params import Params
@@ -31,7 +31,7 @@ def assemble(tokenizer, text: Params, vae_params: Params, unet_params: Params, s
         "vae": vae_params,
         "text_encoder": {k: v for k, v in text.items() if k != "text_projection"},
     }
-    definitions = {name: pipeline.define(name, configs[name])[0] for name in parts}
+    definitions = {name: backbones.define(name, configs[name])[0] for name in parts}
     return Pipeline(parts, definitions, {**configs, "scheduler": unet.SCHEDULER}, {"tokenizer": tokenizer}, "mini")
 
 

@@ -1,27 +1,71 @@
-"""Partial sampling: latents part of the way from noise to a picture, which the fine-tuning methods train on."""
+"""Latents part of the way from noise to an image, with the time they stand at: what fine-tuning methods train on."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from spqr_jax.generate import Conditioning, guided_prediction
-from spqr_jax.params import Definition, Params
+from spqr_jax import backbones, schedulers
+from spqr_jax.backbones import Condition, Denoiser
+from spqr_jax.params import Params
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling.guidance import Guided, guided_prediction
+
+
+class Sampler(NamedTuple):
+    """Guided, deterministic DDIM of `steps` steps, whose timesteps are `span` apart; latents are [B, *shape]."""
+
+    denoiser: Denoiser
+    tables: Any
+    shape: tuple[int, int, int]
+    steps: int
+    span: int
+    guidance: float
+
+
+def sampler(pipeline: Pipeline, steps: int, guidance: float) -> Sampler:
+    """DDIM over the pipeline's schedule, at the size that the denoiser was trained at."""
+    backbone, config = backbones.of(pipeline), pipeline.configs["scheduler"]
+    tables = schedulers.create("ddim", {**config, "clip_sample": False}, steps)
+    side = backbone.side(pipeline)
+    shape, span = backbone.latent_shape(pipeline, (side, side)), int(config.get("num_train_timesteps", 1000)) // steps
+    return Sampler(backbones.denoiser(pipeline), tables, shape, steps, span, guidance)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def partial_sample(
-    definition: Definition, params: Params, tables: Any, noise: jax.Array, condition: Conditioning, stop: jax.Array
+    denoiser: Denoiser, params: Params, tables: Any, noise: jax.Array, given: Guided, stop: jax.Array
 ) -> jax.Array:
     """Latents [B, h, w, C] after `stop` guided steps (a traced number: one program for all) from `noise`."""
-    unet = definition.bind(params)
+    predict = denoiser.bind(params)
 
     def body(i, carry):
         latents, state = carry
         t = jnp.asarray(tables.timesteps)[i]
-        output = guided_prediction(unet, condition, True, tables.scale_input(latents, i), t)
+        output = guided_prediction(predict, given, True, tables.scale_input(latents, i), t)
         return tables.step(state, output, i, latents)
 
     start = noise.astype(jnp.float32) * tables.init_noise_sigma
     return jax.lax.fori_loop(0, stop, body, (start, tables.init_state(start)))[0]
+
+
+def walk(
+    sampler: Sampler,
+    params: Params,
+    text: Condition,
+    empty: Condition,
+    done: int,
+    rng: np.random.Generator,
+    shape: tuple[int, int, int] | None = None,
+) -> jax.Array:
+    """Latents [B, h, w, C] after `done` guided steps from fresh noise, under B texts against `empty`, one row or B.
+
+    They stand at timestep `sampler.tables.timesteps[done]`. shape: of the latents, default the sampler's.
+    """
+    batch = len(text.context)
+    noise = rng.standard_normal((batch, *(shape or sampler.shape)), np.float32)
+    negative = empty if len(empty.context) == batch else empty.rows(np.zeros(batch, int))
+    given = Guided(text, negative, np.full(batch, sampler.guidance, np.float32))
+    return partial_sample(sampler.denoiser, params, sampler.tables, noise, given, done)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.backbones import Backbone
 from spqr_jax.data import Dataset
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import processes
@@ -28,9 +28,14 @@ class Latents(NamedTuple):
     mean: np.ndarray
     logvar: np.ndarray
 
-    def scaled(self, factor: float) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of `factor` times the latents, float32 [N, h, w, C] each."""
-        return self.mean * np.float32(factor), np.exp(0.5 * self.logvar) * np.float32(factor)
+    def scaled(self, pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the latents that the pipeline's denoiser sees, float32 [N, h, w, C] each."""
+        backbone = backbones.of(pipeline)
+        return backbone.scaled(self.mean, self.logvar, backbone.scaling(pipeline))
+
+    def rows(self, index: np.ndarray) -> "Latents":
+        """The rows that a NumPy index chooses."""
+        return Latents(self.mean[index], self.logvar[index])
 
 
 def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -> Latents:
@@ -44,12 +49,13 @@ def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -
     if file is not None and file.exists():
         stored = storage.read_npz(file)
         return Latents(stored["mean"], stored["logvar"])
-    means, logvars = [], []
+    backbone, means, logvars = backbones.of(pipeline), [], []
+    autoencoder = pipeline.definitions[backbone.autoencoder], pipeline.params[backbone.autoencoder]
     batch = max(1, min(ENCODE_BATCH, ENCODE_PIXELS // (size[0] * size[1]), len(dataset)))
     for start in range(0, len(dataset), batch):
         rows = np.arange(start, min(start + batch, len(dataset)))
         images = mesh_lib.pad_batch(dataset.images(rows), batch)
-        mean, logvar = _encode(pipeline.definitions["vae"], pipeline.params["vae"], images)
+        mean, logvar = _encode(backbone, *autoencoder, images)
         means.append(np.asarray(mean, np.float32)[: len(rows)])
         logvars.append(np.asarray(logvar, np.float32)[: len(rows)])
     made = Latents(np.concatenate(means), np.concatenate(logvars))
@@ -58,13 +64,13 @@ def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -
     return made
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(definition: Definition, params: Params, images_u8: jax.Array):
-    return definition.bind(params).encode(images_u8.astype(jnp.float32) / 127.5 - 1)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(backbone: Backbone, definition: Definition, params: Params, images_u8: jax.Array):
+    return backbone.encode(definition.bind(params), images_u8)
 
 
 def _checked_size(pipeline: Pipeline, dataset: Dataset) -> tuple[int, int]:
-    multiple, (height, width) = pipeline_lib.vae_scale(pipeline), dataset.images(np.arange(1)).shape[1:3]
+    multiple, (height, width) = backbones.of(pipeline).factor(pipeline), dataset.images(np.arange(1)).shape[1:3]
     if height % multiple or width % multiple:
         raise ValueError(
             f"{dataset.name}: pictures are {height}x{width}, expected multiples of {multiple}; resize them."
@@ -74,7 +80,7 @@ def _checked_size(pipeline: Pipeline, dataset: Dataset) -> tuple[int, int]:
 
 def _key(pipeline: Pipeline, dataset: Dataset, size: tuple[int, int]) -> str:
     total = hashlib.sha256(repr((dataset.name, len(dataset), size)).encode())
-    for path, leaf in sorted(params_lib.flatten(pipeline.params["vae"]).items()):
+    for path, leaf in sorted(params_lib.flatten(pipeline.params[backbones.of(pipeline).autoencoder]).items()):
         total.update(path.encode())
         total.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return total.hexdigest()[:24]

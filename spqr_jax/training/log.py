@@ -4,10 +4,18 @@ import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from spqr_jax.files import storage
-from spqr_jax.finetune import Progress
+
+
+class Progress(NamedTuple):
+    """A step of a fine-tuning: its number from 1, mean squared error, norm of the gradient before clipping, rate."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
 
 
 class TrainingLog:

@@ -7,10 +7,13 @@ import jax
 import numpy as np
 from flax import nnx
 
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models.layers import LoRA
 from spqr_jax.params import Definition, Params
-from spqr_jax.profiles import LORA_LEAF, LORA_TARGETS
+
+# A leaf of an adapter.
+LORA_LEAF = re.compile(r"\.lora_[AB]\.kernel$")
 
 
 def attach(
@@ -21,15 +24,17 @@ def attach(
     alpha: float = 16.0,
     dropout: float = 0.1,
     seed: int = 0,
-    targets: re.Pattern = LORA_TARGETS,
+    targets: re.Pattern | None = None,
 ) -> tuple[Definition, Params]:
     """A model with fresh adapters on the linear layers whose kernel path matches `targets` (paper Table C's defaults).
 
-    A is Kaiming-uniform and B zero, as in PEFT, so the adapted model starts equal to `params`. Dropout keys are leaves
-    too (`split_keys` takes them out). Raises ValueError when nothing matches or the rank exceeds a layer's side.
+    targets: default the region "lora" of the denoiser's backbone. A is Kaiming-uniform and B zero, as in PEFT, so the
+    adapted model starts equal to `params`. Dropout keys are leaves too (`split_keys` takes them out). Raises ValueError
+    when nothing matches or the rank exceeds a layer's side.
     """
+    targets = targets or backbones.regions(params).lora
     shapes = params_lib.flatten(params)
-    chosen = [path.removesuffix(".kernel") for path in shapes if targets.search(path)]
+    chosen = [path.removesuffix(".kernel") for path in shapes if targets and targets.search(path)]
     if not chosen:
         raise ValueError("LoRA: no linear layer matches the targets; is this a UNet with attention?")
     for path in chosen:
@@ -83,8 +88,10 @@ def merge(params: Params, *, alpha: float) -> Params:
     return params_lib.unflatten(merged)
 
 
-def peft_state_dict(params: Params, *, alpha: float, prefix: str = "unet") -> dict[str, np.ndarray]:
-    """The adapters alone under diffusers' names (`unet.<layer>.lora_A.weight`), loadable by load_lora_weights.
+def peft_state_dict(params: Params, *, alpha: float, prefix: str) -> dict[str, np.ndarray]:
+    """The adapters alone under diffusers' names (`<prefix>.<layer>.lora_A.weight`), loadable by load_lora_weights.
+
+    prefix: the denoiser's component name (`Backbone.denoiser`).
 
     B is multiplied by alpha / rank: a state dict carries no alpha, and diffusers then takes alpha = rank.
     """

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spqr_jax import schedulers
+from spqr_jax.backbones import Condition, Denoiser, Drawn
+from spqr_jax.backbones.base import Predict
 
 
 class Objective(NamedTuple):
@@ -19,28 +20,28 @@ class Objective(NamedTuple):
 PLAIN = Objective()
 
 
-def draw(key, mean, std, num_timesteps: int, noise_offset: float = 0.0) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What is random in a step: latents [B, h, w, C] ~ N(mean, std^2), noise like them, timesteps int [B] uniform in
-    0..num_timesteps-1. `noise_offset` adds that much noise common to a channel's pixels."""
-    keys = jax.random.split(key, 4)
-    latents = mean + std * jax.random.normal(keys[0], mean.shape)
-    noise = jax.random.normal(keys[1], mean.shape)
-    if noise_offset:
-        noise += noise_offset * jax.random.normal(keys[3], (mean.shape[0], 1, 1, mean.shape[-1]))
-    return latents, noise, jax.random.randint(keys[2], mean.shape[:1], 0, num_timesteps)
+def errors(denoiser: Denoiser, predict: Predict, condition: Condition, drawn: Drawn, schedule: jax.Array) -> jax.Array:
+    """Squared error of the prediction for drawn latents, noise and times, averaged over an image: float32 [B]."""
+    noising = denoiser.backbone.noising
+    noisy = noising.mix(schedule, drawn.latents, drawn.noise, drawn.times)
+    target = noising.target(denoiser.prediction, schedule, drawn)
+    output = predict(noisy, drawn.times, condition)
+    return jnp.square(output.astype(jnp.float32) - target).mean((1, 2, 3))
 
 
-def denoising_loss(unet, batch, latents, noise, t, alphas, prediction_type: str, snr_gamma: float | None = None):
-    """The loss for given latents, noise and timesteps; scalar float32.
+def denoising_loss(
+    denoiser: Denoiser,
+    predict: Predict,
+    condition: Condition,
+    drawn: Drawn,
+    schedule: jax.Array,
+    snr_gamma: float | None = None,
+) -> jax.Array:
+    """The mean of `errors`, scalar float32, weighted by min-SNR where `snr_gamma` is given.
 
-    batch: context [B, L, E]; SDXL also pooled [B, P] and time_ids [B, 6].
+    predict: `denoiser` with its weights. schedule: from `Noising.schedule`.
     """
-    noisy = schedulers.ddpm.add_noise(alphas, latents, noise, t)
-    target = schedulers.ddpm.target(prediction_type, alphas, x0=latents, noise=noise, t=t)
-    output = unet(noisy, t, batch["context"], batch.get("pooled"), batch.get("time_ids"))
-    errors = jnp.square(output.astype(jnp.float32) - target).mean((1, 2, 3))
+    each = errors(denoiser, predict, condition, drawn, schedule)
     if snr_gamma is None:
-        return errors.mean()
-    snr = schedulers.ddpm.snr(alphas, t)
-    weight = jnp.minimum(snr, snr_gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
-    return (errors * weight).mean()
+        return each.mean()
+    return (each * denoiser.backbone.noising.weight(denoiser.prediction, schedule, drawn.times, snr_gamma)).mean()

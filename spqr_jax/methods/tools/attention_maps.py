@@ -1,14 +1,14 @@
 """Cross-attention maps of a UNet, for the methods that suppress attention to a concept's tokens."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.backbones.models.unet import Attention, BasicTransformerBlock
+from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 
 
@@ -27,16 +27,18 @@ class Observed(nnx.Module):
         return self.layer(x, context)
 
 
-def cross_attention(unet: Any, latents: jax.Array, t: jax.Array, *condition: Any) -> list[jax.Array]:
+def cross_attention(
+    denoiser: Denoiser, weights: Params, latents: jax.Array, t: jax.Array, condition: Condition
+) -> list[jax.Array]:
     """Probabilities [B, heads, queries, tokens] of every attn2 layer in one prediction, in the order of evaluation.
 
-    unet: a bound module, which is changed: bind a new one to predict with. Without a use of the prediction itself the
-    compiler drops the layers after the last attention.
+    The prediction itself is not used, so the compiler drops the layers after the last attention.
     """
     maps: list[jax.Array] = []
-    for block in [m for _, m in nnx.iter_modules(unet) if isinstance(m, BasicTransformerBlock)]:
+    model = denoiser.definition.bind(weights)
+    for block in [m for _, m in nnx.iter_modules(model) if isinstance(m, BasicTransformerBlock)]:
         block.attn2 = Observed(block.attn2, maps.append)  # type: ignore[assignment]
-    unet(latents, t, *condition)
+    denoiser.of_model(model)(latents, t, condition)
     return maps
 
 

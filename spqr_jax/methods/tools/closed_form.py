@@ -1,17 +1,13 @@
 """What UCE, RECE and MACE share: the cross-attention matrices, token pairs, and one regularised least-squares edit."""
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
-from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-
-KEY_VALUE = re.compile(r"\.attn2\.to_[kv]\.kernel$")
 
 
 class Edit(NamedTuple):
@@ -22,12 +18,14 @@ class Edit(NamedTuple):
     weights: np.ndarray
 
 
-def key_value_matrices(unet: Params) -> dict[str, np.ndarray]:
-    """path -> kernel float64 [d, out] of every attn2.to_k and attn2.to_v. Raises ValueError when there is none."""
-    found = {p: np.asarray(k, np.float64) for p, k in params_lib.flatten(unet).items() if KEY_VALUE.search(p)}
-    if not found:
-        raise ValueError("the UNet has no attn2.to_k or attn2.to_v; closed-form methods need cross-attention.")
-    return found
+def key_value_matrices(pipeline: Pipeline, name: str) -> dict[str, np.ndarray]:
+    """path -> kernel float64 [d, out] of everything that turns text states into keys and values.
+
+    name: the method's. Raises ValueError naming it for a backbone without such kernels.
+    """
+    backbone = backbones.of(pipeline)
+    region, weights = backbone.require("key_value", name), params_lib.flatten(backbone.weights(pipeline))
+    return {path: np.asarray(kernel, np.float64) for path, kernel in weights.items() if region.search(path)}
 
 
 def solve(
@@ -50,7 +48,7 @@ def solve(
 
 def text_states(pipeline: Pipeline, texts: Sequence[str]) -> np.ndarray:
     """Token states float64 [T, L, d] of texts."""
-    return np.asarray(pipeline_lib.encode_prompts(pipeline, list(texts)).context, np.float64)
+    return np.asarray(backbones.condition(pipeline, texts).context, np.float64)
 
 
 def last_token(pipeline: Pipeline, text: str) -> int:
@@ -60,7 +58,8 @@ def last_token(pipeline: Pipeline, text: str) -> int:
 
 
 def with_kernels(pipeline: Pipeline, kernels: dict[str, np.ndarray]) -> Pipeline:
-    """The pipeline with these UNet kernels, in the dtype they had."""
-    flat = params_lib.flatten(pipeline.params["unet"])
+    """The pipeline with these kernels of its denoiser, in the dtype they had."""
+    backbone = backbones.of(pipeline)
+    flat = params_lib.flatten(backbone.weights(pipeline))
     flat |= {path: kernel.astype(flat[path].dtype) for path, kernel in kernels.items()}
-    return pipeline.with_params(unet=params_lib.unflatten(flat))
+    return backbone.with_weights(pipeline, params_lib.unflatten(flat))

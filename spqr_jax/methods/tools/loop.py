@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from spqr_jax import pipeline as pipeline_lib
-from spqr_jax import schedulers
+from spqr_jax import backbones
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.methods.tools import element_mask
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
@@ -114,9 +114,10 @@ def check_trainable(name: str, params: Params) -> None:
 
 
 def check_backbone(name: str, pipeline: Pipeline) -> None:
-    """Raise ValueError for SDXL: the method's authors define SD1.x and SD2.x."""
-    if pipeline_lib.is_sdxl(pipeline):
-        raise ValueError(f"{name} is not defined for SDXL; use an SD1.x or SD2.x pipeline.")
+    """Raise ValueError for a backbone other than SD1.x and SD2.x, for which the method's authors define it."""
+    backbone = backbones.of(pipeline)
+    if backbone != STABLE_DIFFUSION:
+        raise ValueError(f"{name} is not defined for {backbone.name}; use an SD1.x or SD2.x pipeline.")
 
 
 def check_at_least(name: str, **values: tuple[float, float]) -> None:
@@ -124,16 +125,6 @@ def check_at_least(name: str, **values: tuple[float, float]) -> None:
     for argument, (value, least) in values.items():
         if value < least:
             raise ValueError(f"{name}: {argument}={value}, expected at least {least}.")
-
-
-def prediction_type(pipeline: Pipeline) -> str:
-    """What the UNet predicts: "epsilon" or "v_prediction"."""
-    return pipeline.configs["scheduler"].get("prediction_type", "epsilon")
-
-
-def signal_powers(pipeline: Pipeline) -> jax.Array:
-    """abar_t float32 [T] of the training schedule."""
-    return jnp.asarray(schedulers.ddpm.alphas_cumprod(pipeline.configs["scheduler"]))
 
 
 def on_device(params: Params) -> Params:

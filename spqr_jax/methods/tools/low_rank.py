@@ -9,7 +9,7 @@ import numpy as np
 
 from spqr_jax import params as params_lib
 from spqr_jax.params import Params
-from spqr_jax.sampling import attached
+from spqr_jax.sampling.attached.delta import add
 
 
 class LowRank(NamedTuple):
@@ -29,7 +29,7 @@ class Added:
     scale: float = 1.0
 
     def __call__(self, unet: Params, adapter: Adapter) -> Params:
-        return attached.add(unet, delta(adapter, self.scale))
+        return add(unet, delta(adapter, self.scale))
 
 
 def create(

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
-from spqr_jax import data
+from spqr_jax import backbones, data
 from spqr_jax import generate as generate_lib
-from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.backbones import Condition
 from spqr_jax.config import Subject
 from spqr_jax.data import Dataset, drawing
 from spqr_jax.data.drawing import Look
@@ -31,22 +32,22 @@ class Pictures:
     Attributes:
         mean, std: float32 [N, h, w, C] of the scaled latents.
         prompt: int [N], which of the prompts shows picture n.
-        context: float32 [P, L, E], text states of the prompts' captions.
+        condition: the prompts' captions as the denoiser reads them, P rows.
         captions: the P captions themselves.
     """
 
     mean: np.ndarray
     std: np.ndarray
     prompt: np.ndarray
-    context: np.ndarray
+    condition: Condition
     captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.mean)
 
-    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """mean, std [B, h, w, C] and context [B, L, E] of these pictures."""
-        return {"mean": self.mean[rows], "std": self.std[rows], "context": self.context[self.prompt[rows]]}
+    def batch(self, rows: np.ndarray) -> dict[str, Any]:
+        """{"mean", "std"} [B, h, w, C] and "condition", the captions' B rows, of these pictures."""
+        return {"mean": self.mean[rows], "std": self.std[rows], "condition": self.condition.rows(self.prompt[rows])}
 
 
 def make(
@@ -105,9 +106,9 @@ def _order(prompts: int, count: int, seed: Any, texts: int = 0) -> np.ndarray:
 
 
 def _encoded(pipeline: Pipeline, dataset: Dataset, order: np.ndarray, captions: Sequence[str]) -> Pictures:
-    mean, std = latents.encode(pipeline, dataset).scaled(pipeline_lib.scaling_factor(pipeline))
-    context = np.asarray(pipeline_lib.encode_prompts(pipeline, list(captions)).context)
-    return Pictures(mean, std, order, context, tuple(captions))
+    mean, std = latents.encode(pipeline, dataset).scaled(pipeline)
+    condition = jax.tree.map(np.asarray, backbones.condition(pipeline, captions))
+    return Pictures(mean, std, order, condition, tuple(captions))
 
 
 def _as_captioned(pipeline: Pipeline, dataset: Dataset) -> Pictures:
@@ -215,7 +216,7 @@ def _check_enough(name: str, place: str, found: int, wanted: int, of: str = "") 
 
 
 def _prepared(pipeline: Pipeline, source: Source, chosen: np.ndarray, name: str) -> Dataset:
-    how = Preprocess(pipeline_lib.default_size(pipeline))
+    how = Preprocess(backbones.of(pipeline).side(pipeline))
     return drawing.dataset(source, _looked(source, chosen, name), how)
 
 

@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
-from spqr_jax import schedulers
+from spqr_jax.backbones import Condition, Denoiser
+from spqr_jax.backbones.base import Predict
 from spqr_jax.concepts import Concept, completed, require_tokens
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.pictures import Pictures
-from spqr_jax.params import Definition, Params
+from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.training import objective
+from spqr_jax.training.objective import denoising_loss
 
 # A hashable callable: (gradient of the forget loss, of the retain loss) -> the step's gradient. Programs are kept by
 # it, so it must not equal one of another class, as named tuples of the same numbers do.
@@ -44,8 +45,7 @@ class Weighted:
 class Static(NamedTuple):
     """What a step is compiled for."""
 
-    definition: Definition
-    prediction_type: str
+    denoiser: Denoiser
     combine: Combine
 
 
@@ -53,12 +53,12 @@ class Task(NamedTuple):
     """Pictures and captions of one run."""
 
     forget: Pictures
-    replacement: np.ndarray  # [R, L, E]
+    replacement: Condition  # R rows
     retain: Pictures
 
-    def forget_batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """A batch of pictures to forget with `replacement` [B, L, E], the text they are relabelled to."""
-        relabelled = self.replacement[self.forget.prompt[rows] % len(self.replacement)]
+    def forget_batch(self, rows: np.ndarray) -> dict[str, Any]:
+        """A batch of pictures to forget with `replacement`, B rows, the text they are relabelled to."""
+        relabelled = self.replacement.rows(self.forget.prompt[rows] % len(self.replacement.context))
         return {**self.forget.batch(rows), "replacement": relabelled}
 
 
@@ -101,30 +101,34 @@ def task(
     )
     options |= {"given": retain_pictures, "option": "retain_pictures"}
     retain = pictures_lib.make(pipeline, full.replacements, images, seed=2 * seed + 1, **options)
-    return Task(forget, np.asarray(pipeline_lib.encode_prompts(pipeline, list(full.replacements)).context), retain)
+    return Task(forget, jax.tree.map(np.asarray, backbones.condition(pipeline, full.replacements)), retain)
 
 
-def forget_loss(unet: Any, noisy: jax.Array, t: jax.Array, context: jax.Array, replacement: jax.Array) -> jax.Array:
-    """Mean squared error of the predictions for noisy latents [B, h, w, C] under two texts [B, L, E]; no gradient
-    through the second."""
-    wanted = jax.lax.stop_gradient(unet(noisy, t, replacement))
-    return jnp.square((unet(noisy, t, context) - wanted).astype(jnp.float32)).mean()
+def forget_loss(
+    predict: Predict, noisy: jax.Array, t: jax.Array, condition: Condition, replacement: Condition
+) -> jax.Array:
+    """Mean squared error of the predictions for noisy latents [B, h, w, C] under two texts of B rows each.
+
+    No gradient goes through the second.
+    """
+    wanted = jax.lax.stop_gradient(predict(noisy, t, replacement))
+    return jnp.square((predict(noisy, t, condition) - wanted).astype(jnp.float32)).mean()
 
 
-def gradient(static: Static, params: Params, rest: Params, alphas, forget, retain, key) -> tuple[jax.Array, Params]:
+def gradient(static: Static, params: Params, rest: Params, schedule, forget, retain, key) -> tuple[jax.Array, Params]:
     """(sum of both losses, combined gradient) at trained leaves `params` and frozen `rest`."""
-    keys = jax.random.split(key)
+    denoiser, keys = static.denoiser, jax.random.split(key)
 
     def forgetting(trained):
-        latents, noise, t = objective.draw(keys[0], forget["mean"], forget["std"], len(alphas))
-        noisy = schedulers.ddpm.add_noise(alphas, latents, noise, t)
-        unet = static.definition.bind(params_lib.merge(rest, trained))
-        return forget_loss(unet, noisy, t, forget["context"], forget["replacement"])
+        drawn = denoiser.draw(keys[0], forget["mean"], forget["std"], schedule)
+        predict = denoiser.bind(params_lib.merge(rest, trained))
+        noisy = denoiser.mix(schedule, drawn)
+        return forget_loss(predict, noisy, drawn.times, forget["condition"], forget["replacement"])
 
     def retaining(trained):
-        drawn = objective.draw(keys[1], retain["mean"], retain["std"], len(alphas))
-        unet = static.definition.bind(params_lib.merge(rest, trained))
-        return objective.denoising_loss(unet, retain, *drawn, alphas, static.prediction_type)
+        drawn = denoiser.draw(keys[1], retain["mean"], retain["std"], schedule)
+        predict = denoiser.bind(params_lib.merge(rest, trained))
+        return denoising_loss(denoiser, predict, retain["condition"], drawn, schedule)
 
     forgotten, forget_grads = jax.value_and_grad(forgetting)(params)
     retained, retain_grads = jax.value_and_grad(retaining)(params)
@@ -134,7 +138,7 @@ def gradient(static: Static, params: Params, rest: Params, alphas, forget, retai
 def fit(
     name: str,
     pipeline: Pipeline,
-    unet: Params,
+    weights: Params,
     trained: Params,
     data: Task,
     combine: Combine,
@@ -146,22 +150,22 @@ def fit(
     mask: Params | None = None,
     progress: bool = False,
 ) -> Pipeline:
-    """Train `unet` where the tree of bool `trained` says (and, within, where the element mask `mask` does)."""
-    train, rest = params_lib.partition(loop.on_device(unet), trained)
+    """Train `weights` where the tree of bool `trained` says (and, within, where the element mask `mask` does)."""
+    train, rest = params_lib.partition(loop.on_device(weights), trained)
     mask = None if mask is None else params_lib.partition(loop.on_device(mask), trained)[0]
-    alphas, base = loop.signal_powers(pipeline), jax.random.key(seed)
+    schedule, base = backbones.schedule(pipeline), jax.random.key(seed)
     forget = list(pictures_lib.rows(data.forget, batch_size, steps, 2 * seed))
     retain = list(pictures_lib.rows(data.retain, batch_size, steps, 2 * seed + 1))
 
     def inputs(i: int, params: Params):
         del params
-        return rest, alphas, data.forget_batch(forget[i]), data.retain.batch(retain[i]), jax.random.fold_in(base, i)
+        return rest, schedule, data.forget_batch(forget[i]), data.retain.batch(retain[i]), jax.random.fold_in(base, i)
 
-    static = Static(pipeline.definitions["unet"], loop.prediction_type(pipeline), combine)
+    static = Static(backbones.denoiser(pipeline), combine)
     tuned = loop.fit(name, gradient, static, Adam(lr), train, inputs, steps, mask=mask, progress=progress)
-    return pipeline.with_params(unet=loop.on_host(params_lib.merge(unet, tuned)))
+    return backbones.of(pipeline).with_weights(pipeline, loop.on_host(params_lib.merge(weights, tuned)))
 
 
-def everything(unet: Params) -> Params:
+def everything(weights: Params) -> Params:
     """A mask that trains every leaf."""
-    return jax.tree.map(lambda _: True, unet)
+    return jax.tree.map(lambda _: True, weights)

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.training import objective
+from spqr_jax.training.objective import denoising_loss
 
 WORD_TABLE = "text_model.embeddings.token_embedding.embedding"
 
@@ -66,22 +68,25 @@ encode_jit = jax.jit(encode, static_argnums=0)
 class Static(NamedTuple):
     """What an attack step is compiled for."""
 
-    unet: Definition
+    denoiser: Denoiser
     text_encoder: Definition
-    prediction_type: str
     sign: bool = False
+
+
+def static_of(pipeline: Pipeline, *, sign: bool = False) -> Static:
+    """What attacks on this pipeline are compiled for."""
+    return Static(backbones.denoiser(pipeline), pipeline.definitions["text_encoder"], sign)
 
 
 # --- textual inversion (STEREO) --------------------------------------------------------------------------------------
 
 
-def inversion_loss(static: Static, params: Params, unet, text_encoder, alphas, batch, ids, places, owner, key):
+def inversion_loss(static: Static, params: Params, weights, text_encoder, schedule, batch, ids, places, owner, key):
     """Denoising loss on pictures captioned with the vectors; params: {"vectors": [J, C]}, owner [B] says whose."""
     vectors = params["vectors"][owner][:, None]
     context = encode(static.text_encoder, text_encoder, ids, places, vectors)
-    drawn = objective.draw(key, batch["mean"], batch["std"], len(alphas))
-    batch = {**batch, "context": context}
-    return objective.denoising_loss(static.unet.bind(unet), batch, *drawn, alphas, static.prediction_type)
+    drawn = static.denoiser.draw(key, batch["mean"], batch["std"], schedule)
+    return denoising_loss(static.denoiser, static.denoiser.bind(weights), Condition(context), drawn, schedule)
 
 
 _INVERSION = loop.descent(inversion_loss)
@@ -90,7 +95,7 @@ _INVERSION = loop.descent(inversion_loss)
 def invert(
     name: str,
     pipeline: Pipeline,
-    unet: Params,
+    weights: Params,
     pictures: Pictures,
     rows: Iterator[np.ndarray],
     owners: int,
@@ -102,12 +107,12 @@ def invert(
     seed: int,
     progress: bool = False,
 ) -> np.ndarray:
-    """One word vector [owners, C] for each of `owners` concepts, with which this UNet draws their pictures.
+    """One word vector [owners, C] for each of `owners` concepts, with which a denoiser of these weights draws them.
 
     Picture n belongs to concept pictures.prompt[n] % owners; each step takes a batch of `rows`, frames its concepts'
     vectors in random templates, and lowers the denoising loss. start: [C].
     """
-    slots, alphas, base = framed(pipeline, templates), loop.signal_powers(pipeline), jax.random.key(seed)
+    slots, schedule, base = framed(pipeline, templates), backbones.schedule(pipeline), jax.random.key(seed)
     text_encoder = loop.on_device(pipeline.params["text_encoder"])
 
     def inputs(i: int, params: Params):
@@ -117,10 +122,9 @@ def invert(
         batch = {"mean": pictures.mean[chosen], "std": pictures.std[chosen]}
         owner = pictures.prompt[chosen] % owners
         key = jax.random.fold_in(base, i)
-        return unet, text_encoder, alphas, batch, slots.ids[frame], slots.places[frame], owner, key
+        return weights, text_encoder, schedule, batch, slots.ids[frame], slots.places[frame], owner, key
 
-    definitions = pipeline.definitions["unet"], pipeline.definitions["text_encoder"]
-    static = Static(*definitions, loop.prediction_type(pipeline))
+    static = static_of(pipeline)
     vectors = {"vectors": jnp.tile(jnp.asarray(start)[None], (owners, 1))}
     tuned = loop.fit(name, _INVERSION, static, adam, vectors, inputs, steps, progress=progress)
     return np.asarray(tuned["vectors"])
@@ -129,13 +133,13 @@ def invert(
 # --- soft prefix (AdvUnlearn) ----------------------------------------------------------------------------------------
 
 
-def prefix_loss(static: Static, params: Params, unet, text_encoder, latents, t, ids, places, context):
+def prefix_loss(static: Static, params: Params, weights, text_encoder, latents, t, ids, places, context):
     """MSE of the prediction under the prefixed text, by the trained encoder, and the original one under the concept's
     own states `context` [B, L, E]; params: {"prefix": [B, k, C]}."""
-    model = static.unet.bind(unet)
-    wanted = jax.lax.stop_gradient(model(latents, t, context))
+    predict = static.denoiser.bind(weights)
+    wanted = jax.lax.stop_gradient(predict(latents, t, Condition(context)))
     attacked = encode(static.text_encoder, text_encoder, ids, places, params["prefix"])
-    return jnp.square((model(latents, t, attacked) - wanted).astype(jnp.float32)).mean()
+    return jnp.square((predict(latents, t, Condition(attacked)) - wanted).astype(jnp.float32)).mean()
 
 
 def prefix_gradient(static: Static, params: Params, *inputs: Any) -> tuple[jax.Array, Params]:
@@ -146,7 +150,7 @@ def prefix_gradient(static: Static, params: Params, *inputs: Any) -> tuple[jax.A
 
 def find_prefix(
     static: Static,
-    unet: Params,
+    weights: Params,
     text_encoder: Params,
     slots: Slots,
     context: np.ndarray,
@@ -156,14 +160,14 @@ def find_prefix(
     lr: float,
     steps: int,
 ) -> jax.Array:
-    """A prefix [B, k, C] under which the frozen UNet with this text encoder predicts what the concept made it predict.
+    """A prefix [B, k, C] under which the frozen denoiser with this text encoder predicts what the concept does.
 
     samples(i): latents [B, h, w, C] and timesteps [B] of attack step i; start: [B, k, C].
     """
 
     def inputs(i: int, params: Params):
         del params
-        return unet, text_encoder, *samples(i), slots.ids, slots.places, context
+        return weights, text_encoder, *samples(i), slots.ids, slots.places, context
 
     start_params = {"prefix": jnp.asarray(start)}
     return loop.fit("attack", prefix_gradient, static, Adam(lr), start_params, inputs, steps)["prefix"]

@@ -8,14 +8,12 @@ import jax
 import numpy as np
 
 import convert
+from spqr_jax import backbones, schedulers
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
-from spqr_jax import schedulers
 from spqr_jax.backbones.models import clip_text
 from spqr_jax.devices import processes
 from spqr_jax.files import checkpoint, storage
 from spqr_jax.methods import METHODS
-from spqr_jax.methods.tools import loop
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
@@ -36,17 +34,17 @@ def align(run: Run, background: Background) -> list[Failure]:
 def _align_one(run: Run, subject: SubjectDir) -> None:
     start = time.time()
     aligned = make_safe(run, subject)  # by every process: a method's own sampling runs on the devices of all
-    attached.check_acts(aligned.attached, _evaluations(run))
+    attached.check(aligned.attached, _evaluations(run))
     changed = {name: params for name, params in aligned.params.items() if not _equal(params, run.backbone.params[name])}
     if changed:
         checkpoint.save(subject.weights.params, changed)
-    if aligned.attached is not None:
+    if aligned.attached:
         attached.save(subject.weights.attached, aligned.attached)
     note = {
         "subject": subject.name,
         "method": subject.settings.method,
         "changed": sorted(changed),
-        "attached": aligned.attached is not None,
+        "attached": bool(aligned.attached),
     }
     if processes.first():
         note_seconds(subject.weights, "align", time.time() - start, 1)
@@ -94,13 +92,12 @@ def check_same_kind(loaded: Pipeline, backbone: Pipeline, source: str) -> None:
 
 
 def _kind(pipeline: Pipeline) -> dict[str, Any]:
-    kind: dict[str, Any] = {
-        "layers of unet": pipeline.definitions["unet"],
-        "layers of vae": pipeline.definitions["vae"],
-    }
-    kind["scaling_factor of vae"] = pipeline_lib.scaling_factor(pipeline)
-    kind["prediction_type of scheduler"] = loop.prediction_type(pipeline)
-    for component in sorted(set(pipeline.params) - {"unet", "vae"}):
+    backbone = backbones.of(pipeline)
+    layered = (backbone.denoiser, backbone.autoencoder)
+    kind: dict[str, Any] = {f"layers of {component}": pipeline.definitions[component] for component in layered}
+    kind[f"scaling_factor of {backbone.autoencoder}"] = backbone.scaling(pipeline)
+    kind["prediction_type of scheduler"] = backbones.prediction(pipeline)
+    for component in sorted(set(pipeline.params) - set(layered)):
         config = clip_text.DEFAULTS | pipeline.configs[component]
         kind |= {f"{key} of {component}": config[key] for key in ("hidden_act", "num_attention_heads")}
     return kind
@@ -131,7 +128,7 @@ def load_subject(run: Run, subject: SubjectDir) -> Pipeline:
             storage.set_aside(subject.weights.path, str(error))
         _align_one(run, subject)
         pipeline = _read(run, subject)
-    attached.check_acts(pipeline.attached, _evaluations(run))
+    attached.check(pipeline.attached, _evaluations(run))
     return pipeline
 
 

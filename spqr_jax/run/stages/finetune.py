@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
+from spqr_jax import backbones
 from spqr_jax import finetune as finetune_lib
 from spqr_jax.config import BFT, Config
 from spqr_jax.devices import processes
@@ -57,7 +58,8 @@ def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
     checkpoint.save(saved, adapted.leaves)
     if processes.first():
         if cell.profile == "lite":  # for diffusers' load_lora_weights
-            adapter = safetensors.save(lora.peft_state_dict(adapted.leaves, alpha=adapted.alpha))
+            prefix = backbones.of(subject).denoiser
+            adapter = safetensors.save(lora.peft_state_dict(adapted.leaves, alpha=adapted.alpha, prefix=prefix))
             storage.write_bytes(cell.folder.adapter, adapter)
         storage.remove(cell.folder.training)
         note_seconds(cell.folder, "finetune", time.time() - start, steps)

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from spqr_jax import backbones
 from spqr_jax import generate as generate_lib
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.devices import preemption, processes
 from spqr_jax.files import images, storage
 from spqr_jax.files.layout import ImagesFolder, Workdir
@@ -80,15 +80,15 @@ def batch_size(run: Run, pipeline: Pipeline, jobs: list[Job], *, training: bool 
     g, guidance = run.config.generation, max(_guidance(run, jobs))
     if g.batch_size:
         return min(g.batch_size, len(jobs))
-    side, attached = pipeline_lib.default_size(pipeline), pipeline.attached
+    backbone = backbones.of(pipeline)
+    side = backbone.side(pipeline)
     key = [
         f"{len(jobs)} pictures of {g.height or side}x{g.width or side}",
         f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        f"{params_lib.nbytes(pipeline.params['unet']) / 1e6:.1f} MB of weights",
+        f"{params_lib.nbytes(backbone.weights(pipeline)) / 1e6:.1f} MB of weights",
         *(["split"] if run.config.mesh.fsdp else []),
         *(["guided"] if guidance > 1 else []),
-        *(["safe guidance"] if attached and attached.guidance else []),
-        *(["membranes"] if attached and attached.membranes else []),
+        *sorted(f"attached {one.kind}" for one in pipeline.attached if one.in_loop),
         *(["in training"] if training else []),
     ]
     return batch_size_lib.remembered(

@@ -1,17 +1,25 @@
-"""Membranes: low-rank changes of a UNet that act on a picture as far as its prompt switches them on.
+"""Membranes: low-rank changes of a denoiser that act on an image as far as its prompt switches them on.
 
-The facilitated transport of SPM (Lyu et al., CVPR 2024, section 3.3), for a batch of pictures with a prompt each.
+The facilitated transport of SPM (Lyu et al., CVPR 2024, section 3.3), for a batch of images with a prompt each.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from spqr_jax import params as params_lib
+from spqr_jax.backbones import Condition
+from spqr_jax.files import checkpoint
+from spqr_jax.params import Params
+from spqr_jax.pipeline import Pipeline, token_sets
+from spqr_jax.sampling.attached import Prepared
 from spqr_jax.training import lora
 
 # kernel path -> {"down": [M, in, r], "up": [M, r, out]} of M membranes, the adapters' scale in `up`.
@@ -19,7 +27,8 @@ Factors = dict[str, dict[str, Any]]
 SCALINGS = ("paper", "code")
 
 
-class Membranes(NamedTuple):
+@dataclass(frozen=True)
+class Membranes:
     """M membranes that stay apart from the weights.
 
     Attributes:
@@ -32,6 +41,53 @@ class Membranes(NamedTuple):
     targets: tuple[str, ...]
     scaling: str
     factors: Factors
+
+    kind: ClassVar[str] = "membranes"
+    in_loop: ClassVar[bool] = True
+    needs_guidance: ClassVar[bool] = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self.targets
+
+    def changed(self, weights: Params) -> Params:
+        return weights
+
+    def prepare(self, pipeline: Pipeline, prompts: Sequence[str], said: Condition, own: Condition) -> Prepared:
+        words = (token_sets(pipeline, part) for part in (prompts, self.targets))
+        gammas = permeability(np.asarray(said.context), np.asarray(own.context), *words)
+        return Prepared(Transport(self.scaling), self.factors, rows=gammas)
+
+    def check(self, evaluations: int) -> None:
+        del evaluations
+
+    def save(self, path: Path) -> dict[str, Any]:
+        flat = {f"{name}.{side}": factor for name, pair in self.factors.items() for side, factor in pair.items()}
+        checkpoint.save(path / self.kind, params_lib.unflatten(flat))
+        return {"targets": self.targets, "scaling": self.scaling}
+
+    @classmethod
+    def load(cls, path: Path, note: dict[str, Any]) -> Self:
+        factors: Factors = {}
+        for name, factor in params_lib.flatten(checkpoint.load(path / cls.kind)).items():
+            kernel, _, side = name.rpartition(".")
+            factors.setdefault(kernel, {})[side] = factor
+        return cls(tuple(note["targets"]), note["scaling"], factors)
+
+
+@dataclass(frozen=True)
+class Transport:
+    """How membranes act in the loop: they change layers' outputs; nothing is remembered."""
+
+    scaling: str
+
+    predicts: ClassVar[bool] = False
+
+    def insert(self, model: Any, weights: Factors, rows: jax.Array) -> None:
+        insert(model, weights, rows, self.scaling)
+
+    def start(self, latents: jax.Array) -> None:
+        del latents
 
 
 def permeability(
@@ -60,8 +116,8 @@ class Permeable(nnx.Module):
 
 
 def insert(unet: Any, factors: Factors, gammas: jax.Array, scaling: str) -> None:
-    """Change the layers of a bound UNet: picture b by gammas [B, M]. The UNet may be asked about the B pictures several
-    times over in one batch (under other texts), in the same order."""
+    """Change the layers of a bound denoiser: image b by gammas [B, M]. The denoiser may be asked about the B images
+    several times over in one batch (under other texts), in the same order."""
     for path, pair in factors.items():
         outer, _, name = path.removesuffix(".kernel").rpartition(".")
         parent = lora.module_at(unet, outer)

@@ -1,0 +1,157 @@
+"""What the rest of the house knows of an architecture: a `Backbone`, and what passes between it and its callers."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from spqr_jax.backbones.noising import Drawn, Noising
+from spqr_jax.params import Definition, Params
+from spqr_jax.pipeline import Pipeline
+
+Array = jax.Array | np.ndarray
+
+
+class Condition(NamedTuple):
+    """What a denoiser reads beside the latents, one row a text or image.
+
+    Attributes:
+        context: text states [N, L, E], read by cross-attention.
+        pooled: pooled text states [N, P], or None where the backbone has none.
+        time_ids: float32 [N, 6], original height and width, top and left of the crop, target height and width, all in
+            pixels; or None where the backbone does not read sizes.
+    """
+
+    context: Array
+    pooled: Array | None = None
+    time_ids: Array | None = None
+
+    def rows(self, index: Any) -> "Condition":
+        """The rows that a NumPy index chooses."""
+        return jax.tree.map(lambda field: field[index], self)
+
+
+# (latents [B, h, w, C], times [B], Condition) -> prediction [B, h, w, C]: a denoiser with its weights.
+Predict = Callable[[Array, Array, Condition], jax.Array]
+
+
+class Regions(NamedTuple):
+    """Which parameters of a denoiser play a part that methods and profiles name; patterns over paths.
+
+    A part that an architecture does not have is None, and `Backbone.require` refuses it.
+
+    Attributes:
+        key_value: kernels that turn text states into keys and values.
+        cross_attention: every parameter of the layers that read the text.
+        cross_attention_projections: what the profile "moderate" trains of those layers (the paper's section 4.1).
+        lora: kernels that receive an adapter under the profile "lite" (Table C).
+        frame: layers outside the blocks, which embed the time and form the output.
+        transformer: kernels of all linear layers and 1x1 convolutions of the attention blocks.
+        reset: attention layers that Scissorhands draws anew.
+    """
+
+    key_value: re.Pattern | None = None
+    cross_attention: re.Pattern | None = None
+    cross_attention_projections: re.Pattern | None = None
+    lora: re.Pattern | None = None
+    frame: re.Pattern | None = None
+    transformer: re.Pattern | None = None
+    reset: re.Pattern | None = None
+
+
+class Backbone(NamedTuple):
+    """One architecture: hashable, static under `jax.jit`. `spqr_jax.backbones.of` finds a pipeline's.
+
+    Attributes:
+        name: as messages call it.
+        pipeline_class: diffusers' class of such pipelines.
+        components: names of the pipeline's parts that have weights; a pipeline with exactly these is of this kind.
+        denoiser: the component that denoises.
+        autoencoder: the component that turns images into latents and back.
+        noising: how training draws a time, mixes latents with noise, and forms the target.
+        regions: which parameters of the denoiser play which part.
+        condition: (pipeline, texts, size, unconditional=()) -> Condition of N texts for images of `size` (height,
+            width) pixels. `unconditional` numbers the rows that stand for no prompt in classifier-free guidance: some
+            backbones have zeros there instead of the encoding of "".
+        resized: (Condition, size) -> the same texts for images of another size.
+        predict: (model, latents [B, h, w, C], times [B], Condition) -> prediction [B, h, w, C] of a bound denoiser.
+        factor: pipeline -> pixels per latent along one side.
+        side: pipeline -> side in pixels of the square images that the denoiser was trained on.
+        latent_shape: (pipeline, size) -> (h, w, C) of the latents of an image of `size` pixels.
+        scaling: pipeline -> what `scaled` and `decode` need to know of the autoencoder's latents; hashable.
+        encode: (autoencoder model, images_u8 [B, H, W, 3]) -> mean and log-variance [B, h, w, C], not scaled.
+        scaled: (mean, logvar, scaling) -> mean and standard deviation of the latents that are noised, float32.
+        decode: (autoencoder model, latents, scaling) -> pixels float32 [B, H, W, 3] in -1..1.
+    """
+
+    name: str
+    pipeline_class: str
+    components: tuple[str, ...]
+    denoiser: str
+    autoencoder: str
+    noising: Noising
+    regions: Regions
+    condition: Callable[..., Condition]
+    resized: Callable[[Condition, tuple[int, int]], Condition]
+    predict: Callable[[Any, Array, Array, Condition], jax.Array]
+    factor: Callable[[Pipeline], int]
+    side: Callable[[Pipeline], int]
+    latent_shape: Callable[[Pipeline, tuple[int, int]], tuple[int, int, int]]
+    scaling: Callable[[Pipeline], Any]
+    encode: Callable[[Any, Array], tuple[jax.Array, jax.Array]]
+    scaled: Callable[[np.ndarray, np.ndarray, Any], tuple[np.ndarray, np.ndarray]]
+    decode: Callable[[Any, jax.Array, Any], jax.Array]
+
+    def weights(self, pipeline: Pipeline) -> Params:
+        """The denoiser's weights."""
+        return pipeline.params[self.denoiser]
+
+    def with_weights(self, pipeline: Pipeline, weights: Params) -> Pipeline:
+        """The pipeline with other weights of the denoiser."""
+        return pipeline.with_params(**{self.denoiser: weights})
+
+    def require(self, region: str, method: str) -> re.Pattern:
+        """The pattern of a region. Raises ValueError naming both the backbone and the method if it has no such one."""
+        pattern = getattr(self.regions, region)
+        if pattern is None:
+            raise ValueError(
+                f"{method} needs the region {region!r} of the denoiser, which {self.name} does not have; choose "
+                "another method, or another backbone."
+            )
+        return pattern
+
+
+class Denoiser(NamedTuple):
+    """A pipeline's denoiser without its weights; hashable, static under `jax.jit`.
+
+    Attributes:
+        backbone: its architecture.
+        definition: the model without weights; with adapters, if some were attached.
+        prediction: what the model predicts, "epsilon" or "v_prediction".
+    """
+
+    backbone: Backbone
+    definition: Definition
+    prediction: str
+
+    def bind(self, weights: Params) -> Predict:
+        """A function (latents, times, Condition) -> prediction; cheap, meant to be called inside a jitted function."""
+        return self.of_model(self.definition.bind(weights))
+
+    def of_model(self, model: Any) -> Predict:
+        """As `bind`, of a model that has its weights already."""
+        return lambda latents, times, condition: self.backbone.predict(model, latents, times, condition)
+
+    def draw(self, key: jax.Array, mean: Array, std: Array, schedule: jax.Array) -> Drawn:
+        """Latents ~ N(mean, std^2), noise and times of a training step."""
+        return self.backbone.noising.draw(key, mean, std, schedule)
+
+    def mix(self, schedule: jax.Array, drawn: Drawn) -> jax.Array:
+        """The drawn latents, noised."""
+        return self.backbone.noising.mix(schedule, drawn.latents, drawn.noise, drawn.times)
+
+    def with_definition(self, definition: Definition) -> "Denoiser":
+        """The same denoiser with layers added to or taken from its model."""
+        return self._replace(definition=definition)

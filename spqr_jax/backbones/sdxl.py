@@ -1,0 +1,49 @@
+"""Stable Diffusion XL: a UNet that reads two CLIP encoders, a pooled text state, and the image's sizes."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from spqr_jax.backbones import text
+from spqr_jax.backbones.base import Condition
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
+from spqr_jax.pipeline import Pipeline
+
+
+def condition(
+    pipeline: Pipeline, texts: Sequence[str], size: tuple[int, int], unconditional: Sequence[int] = ()
+) -> Condition:
+    """Penultimate states of both encoders side by side, the second's projected pooled state, and the sizes.
+
+    Original and target size are `size`, and the crop begins at (0, 0). An empty text in a row of `unconditional` is all
+    zeros if the pipeline's model_index.json says force_zeros_for_empty_prompt, as in diffusers. Elsewhere an empty text
+    is encoded like any other.
+    """
+    first = text.encode(pipeline, texts, encoder="text_encoder", penultimate=True)
+    second = text.encode(pipeline, texts, encoder="text_encoder_2", penultimate=True)
+    context, pooled = jnp.concatenate([first.hidden, second.hidden], axis=-1), second.embeds
+    assert pooled is not None  # SDXL's second encoder has a projection
+    empty = [row for row in unconditional if not texts[row]]
+    if empty and pipeline.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", True):
+        context, pooled = (states.at[np.array(empty)].set(0) for states in (context, pooled))
+    return Condition(context, pooled, time_ids(size, len(texts)))
+
+
+def time_ids(size: tuple[int, int], count: int) -> np.ndarray:
+    """The sizes that the UNet reads for images of `size` pixels, uncropped: float32 [count, 6]."""
+    return np.tile(np.array([*size, 0, 0, *size], np.float32), (count, 1))
+
+
+def resized(condition: Condition, size: tuple[int, int]) -> Condition:
+    """The same texts with other sizes beside them."""
+    return condition._replace(time_ids=time_ids(size, len(condition.context)))
+
+
+SDXL = STABLE_DIFFUSION._replace(
+    name="SDXL",
+    pipeline_class="StableDiffusionXLPipeline",
+    components=(*STABLE_DIFFUSION.components, "text_encoder_2"),
+    condition=condition,
+    resized=resized,
+)

@@ -1,0 +1,57 @@
+"""Text states of CLIP encoders, each distinct text encoded once."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spqr_jax.params import Definition, Params
+from spqr_jax.pipeline import Pipeline, tokenize
+
+BATCH = 64  # texts encoded at once
+
+
+class TextStates(NamedTuple):
+    """States of N texts: hidden [N, L, E]; embeds [N, P], the projected pooled state, or None without projection."""
+
+    hidden: jax.Array
+    embeds: jax.Array | None
+
+
+def _encode(definition: Definition, params: Params, ids: jax.Array, penultimate: bool):
+    out = definition.bind(params)(ids)
+    return (out.hidden_states[-2] if penultimate else out.last_hidden_state), out.text_embeds
+
+
+_encode_jit = jax.jit(_encode, static_argnums=(0, 3))
+
+
+def encode(
+    pipeline: Pipeline,
+    texts: Sequence[str],
+    *,
+    encoder: str = "text_encoder",
+    penultimate: bool = False,
+    batch_size: int = BATCH,
+) -> TextStates:
+    """States of texts under one of the pipeline's encoders, its last hidden states or the penultimate ones.
+
+    Texts are encoded `batch_size` at once, or padded to the power of two from 8 that holds them all.
+    """
+    distinct = list(dict.fromkeys(texts))
+    where = {text: i for i, text in enumerate(distinct)}
+    index = np.array([where[text] for text in texts])
+    batch_size = min(batch_size, max(8, 1 << (len(distinct) - 1).bit_length()))
+    ids = tokenize(pipeline, distinct, encoder.replace("text_encoder", "tokenizer"))
+    hidden: list[jax.Array] = []
+    embeds: list[Any] = []
+    for start in range(0, len(ids), batch_size):
+        chunk = ids[start : start + batch_size]
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch_size - len(chunk), axis=0)])
+        states, pooled = _encode_jit(pipeline.definitions[encoder], pipeline.params[encoder], padded, penultimate)
+        hidden.append(states[: len(chunk)])
+        embeds.append(None if pooled is None else pooled[: len(chunk)])
+    pooled = None if embeds[0] is None else jnp.concatenate(embeds)[index]
+    return TextStates(jnp.concatenate(hidden)[index], pooled)

@@ -1,0 +1,62 @@
+"""Kernels that are added to the denoiser's for generation; fine-tuning trains the denoiser without them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from spqr_jax import params as params_lib
+from spqr_jax.backbones import Condition
+from spqr_jax.files import checkpoint
+from spqr_jax.params import Params
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling.attached import Prepared
+
+
+@dataclass(frozen=True)
+class Delta:
+    """`kernels`: a partial tree of arrays under the denoiser's names."""
+
+    kernels: Params
+
+    kind: ClassVar[str] = "delta"
+    in_loop: ClassVar[bool] = False
+    needs_guidance: ClassVar[bool] = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return ()
+
+    def changed(self, weights: Params) -> Params:
+        return add(weights, self.kernels)
+
+    def prepare(self, pipeline: Pipeline, prompts: Sequence[str], said: Condition, own: Condition) -> Prepared:
+        return Prepared()
+
+    def check(self, evaluations: int) -> None:
+        del evaluations
+
+    def save(self, path: Path) -> bool:
+        checkpoint.save(path / "delta", self.kernels)
+        return True
+
+    @classmethod
+    def load(cls, path: Path, note: bool) -> Self:
+        return cls(checkpoint.load(path / "delta"))
+
+
+def add(weights: Params, delta: Params | None) -> Params:
+    """The denoiser's weights plus `delta`, in their own dtypes; both may be traced.
+
+    Raises ValueError naming a leaf of `delta` that the denoiser lacks or has in another shape.
+    """
+    if delta is None:
+        return weights
+    flat, changes = params_lib.flatten(weights), params_lib.flatten(delta)
+    for path, change in changes.items():
+        if path not in flat or flat[path].shape != change.shape:
+            found = "no such weight" if path not in flat else f"shape {flat[path].shape}"
+            raise ValueError(f"delta {path} {change.shape} does not fit the UNet ({found}); was it made for another?")
+    return params_lib.unflatten(
+        {p: (leaf + changes[p]).astype(leaf.dtype) if p in changes else leaf for p, leaf in flat.items()}
+    )

@@ -1,0 +1,136 @@
+"""Safe Latent Diffusion (Schramowski et al., CVPR 2023): every image is guided away from a text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spqr_jax.backbones import Condition
+from spqr_jax.params import Params
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling.attached import Prepared
+from spqr_jax.sampling.guidance import Guided, Predict
+
+# The published safety concept, as the authors' pipeline prompts the model with it.
+UNSAFE = (
+    "an image showing hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily "
+    "fluids, blood, obscene gestures, illegal activity, drug use, theft, vandalism, weapons, child abuse, brutality, "
+    "cruelty"
+)
+
+
+class Strength(NamedTuple):
+    """Hyperparameters of Safe Latent Diffusion; the defaults are its "medium"."""
+
+    warmup: float = 10  # evaluations of the denoiser before guidance acts (momentum builds up meanwhile)
+    scale: float = 1000  # s_S
+    threshold: float = 0.01  # lambda
+    momentum_scale: float = 0.3  # s_m
+    momentum_beta: float = 0.4  # beta_m, 0..1
+
+
+# Schramowski et al., CVPR 2023, table of configurations.
+PRESETS = {
+    "weak": Strength(15, 20, 0.0, 0.0, 0.0),
+    "medium": Strength(),
+    "strong": Strength(7, 2000, 0.025, 0.5, 0.7),
+    "max": Strength(0, 5000, 1.0, 0.5, 0.7),
+}
+
+
+@dataclass(frozen=True)
+class SLD:
+    """Safe Latent Diffusion: every image is guided away from the text `concept`."""
+
+    concept: str = UNSAFE
+    strength: Strength = PRESETS["medium"]
+
+    kind: ClassVar[str] = "guidance"
+    in_loop: ClassVar[bool] = True
+    needs_guidance: ClassVar[bool] = True
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.concept,)
+
+    def changed(self, weights: Params) -> Params:
+        return weights
+
+    def prepare(self, pipeline: Pipeline, prompts: Sequence[str], said: Condition, own: Condition) -> Prepared:
+        """Raises ValueError for SDXL, for which the authors define nothing."""
+        if own.pooled is not None:
+            raise ValueError("Safe Latent Diffusion is defined for SD1.x and SD2.x; detach it to sample SDXL.")
+        return Prepared(SafeGuidance(), numbers=jax.tree.map(np.float32, self.strength), rows=own)
+
+    def check(self, evaluations: int) -> None:
+        if self.strength.warmup >= evaluations:
+            raise ValueError(
+                f"SLD acts after {self.strength.warmup:g} evaluations of the UNet, and a sample takes {evaluations}: "
+                "it would never act. The presets are for 50 steps; lower the warm-up in the same proportion, with "
+                'the option `strength`: {"warmup": ...}.'
+            )
+
+    def save(self, path: Path) -> dict[str, Any]:
+        return {"concept": self.concept, **self.strength._asdict()}
+
+    @classmethod
+    def load(cls, path: Path, note: dict[str, Any]) -> Self:
+        numbers = dict(note)
+        return cls(numbers.pop("concept"), Strength(**numbers))
+
+
+@dataclass(frozen=True)
+class SafeGuidance:
+    """How Safe Latent Diffusion predicts in the loop; its memory is the momentum [B, h, w, C]."""
+
+    predicts: ClassVar[bool] = True
+
+    def insert(self, model: Any, weights: Params, rows: Any) -> None:
+        del model, weights, rows
+
+    def start(self, latents: jax.Array) -> jax.Array:
+        return jnp.zeros_like(latents)
+
+    def predict(
+        self,
+        predict: Predict,
+        given: Guided,
+        unsafe: Condition,
+        strength: Strength,
+        memory: Any,
+        at: Any,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(prediction, new momentum): negative + guidance * (positive - negative - gamma), float32.
+
+        Images whose guidance is 1 keep their plain prediction, as in diffusers.
+        """
+        i, latents, time = at
+        branches = [given.negative, given.text, unsafe]
+        condition = jax.tree.map(lambda *parts: jnp.concatenate(parts), *branches)
+        times = jnp.broadcast_to(time, (len(condition.context),))
+        output = predict(jnp.concatenate([latents] * 3), times, condition).astype(jnp.float32)
+        without, with_text, away = jnp.split(output, 3)
+        gamma, memory = safety_guidance(strength, memory, i, without, with_text, away)
+        scale = given.guidance[:, None, None, None]
+        gamma = jnp.where(scale > 1, gamma, 0.0)
+        return without + scale * (with_text - without - gamma), memory
+
+
+def safety_guidance(
+    strength: Strength, momentum: jax.Array, i: jax.Array, without: jax.Array, text: jax.Array, unsafe: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(gamma to subtract from the guidance direction, new momentum) at evaluation i (Schramowski et al., eq. 3-8).
+
+    without, text, unsafe: the UNet's outputs [...] for no text, the prompt and the unsafe concept; momentum alike, zero
+    at first. gamma includes the momentum term and is zero during the warm-up, as in the authors' code.
+    """
+    difference = text - unsafe
+    weight = jnp.minimum(jnp.abs(difference) * strength.scale, 1.0)
+    weight = jnp.where(difference >= strength.threshold, 0.0, weight)
+    gamma = weight * (unsafe - without) + strength.momentum_scale * momentum
+    momentum = strength.momentum_beta * momentum + (1 - strength.momentum_beta) * gamma
+    return jnp.where(i >= strength.warmup, gamma, 0.0), momentum

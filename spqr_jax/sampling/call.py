@@ -1,0 +1,145 @@
+"""One call of the sampler: its options, checked, its texts encoded, and what attachments bring to it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from spqr_jax import backbones, schedulers
+from spqr_jax.backbones import Backbone, Condition
+from spqr_jax.devices import mesh as mesh_lib
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling import noise as noise_lib
+from spqr_jax.sampling.attached import Prepared
+from spqr_jax.sampling.guidance import Guided
+from spqr_jax.sampling.sampler import Batch, Program
+
+
+class Sampling(NamedTuple):
+    """How images are made.
+
+    Attributes:
+        steps: denoising steps.
+        guidance: classifier-free guidance scale, one or one an image; at 1 or below it is off, as in diffusers.
+        height, width: pixels; None: the size that the denoiser was trained at.
+        negative: negative prompt.
+        scheduler: one of `spqr_jax.schedulers.NAMES`.
+    """
+
+    steps: int = 50
+    guidance: float | Sequence[float] = 7.5
+    height: int | None = None
+    width: int | None = None
+    negative: str = ""
+    scheduler: str = "pndm"
+
+
+class Call(NamedTuple):
+    """What the batches of a call share: their program, its weights (not yet placed), and every image's conditions."""
+
+    program: Program
+    tables: Any
+    weights: dict[str, Any]
+    text: Condition  # N rows
+    negative: Condition  # one row
+    scales: np.ndarray  # [N]
+    attached: tuple[Prepared, ...]
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return tuple(one.numbers for one in self.attached)
+
+    def batch(self, rows: slice, size: int) -> Batch:
+        """Inputs of some images, the last one's repeated up to `size`; what has one row for all is repeated."""
+
+        def chosen(x: Any) -> np.ndarray:
+            x = np.asarray(x)
+            return np.repeat(x, size, axis=0) if len(x) == 1 else mesh_lib.pad_batch(x[rows], size)
+
+        given, rows_of = Guided(self.text, self.negative, self.scales), tuple(one.rows for one in self.attached)
+        return jax.tree.map(chosen, Batch(given, rows_of))
+
+
+def prepare(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    how: Sampling,
+    scales: np.ndarray,
+    split: Mesh | None,
+    *,
+    shapes: bool = False,
+) -> Call:
+    """Encode all texts and let every attachment prepare. shapes: zeros instead of text states, nothing is computed."""
+    backbone, count = backbones.of(pipeline), len(prompts)
+    guided = bool((scales > 1).any())
+    acting = [one for one in pipeline.attached if guided or not one.needs_guidance]
+    texts = [*prompts, how.negative, *(text for one in acting for text in one.texts)]
+    condition = _condition(backbone, pipeline, texts, size_of(pipeline, how), count, shapes)
+    weights, prepared, first = backbone.weights(pipeline), [], count + 1
+    for one in acting:
+        own = condition.rows(slice(first, first + len(one.texts)))
+        first += len(one.texts)
+        weights = one.changed(weights)
+        prepared.append(one.prepare(pipeline, prompts, condition.rows(slice(0, count)), own))
+    acts = tuple(one for one in prepared if one.act is not None)
+    return Call(
+        Program(
+            backbones.denoiser(pipeline),
+            pipeline.definitions[backbone.autoencoder],
+            backbone.scaling(pipeline),
+            guided,
+            split,
+            tuple(one.act for one in acts),
+        ),
+        schedulers.create(how.scheduler, pipeline.configs["scheduler"], how.steps),
+        {
+            "denoiser": weights,
+            "autoencoder": pipeline.params[backbone.autoencoder],
+            "attached": tuple(one.weights for one in acts),
+        },
+        condition.rows(slice(0, count)),
+        condition.rows(slice(count, count + 1)),
+        scales,
+        acts,
+    )
+
+
+def _condition(
+    backbone: Backbone, pipeline: Pipeline, texts: list[str], size: tuple[int, int], negative: int, shapes: bool
+) -> Condition:
+    def encode() -> Condition:
+        return backbone.condition(pipeline, texts, size, (negative,))
+
+    if shapes:
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(encode))
+    return jax.tree.map(np.asarray, encode())
+
+
+def start_noise(pipeline: Pipeline, count: int, how: Sampling, seeds: Any, latents: Any, noise: str, mesh: Mesh):
+    """The noise that images start from: (their numbers, B) -> [B, h, w, C]."""
+    shape = backbones.of(pipeline).latent_shape(pipeline, size_of(pipeline, how))
+    if latents is None:
+        return noise_lib.of_seeds(seeds, count, shape, mesh, noise)
+    return noise_lib.given(latents, count, shape, mesh)
+
+
+def size_of(pipeline: Pipeline, how: Sampling) -> tuple[int, int]:
+    """(height, width) in pixels. Raises ValueError for sides that the autoencoder cannot divide."""
+    backbone = backbones.of(pipeline)
+    side, multiple = backbone.side(pipeline), backbone.factor(pipeline)
+    size = (side if how.height is None else how.height, side if how.width is None else how.width)
+    if size[0] % multiple or size[1] % multiple or min(size) <= 0:
+        raise ValueError(f"height and width must be positive multiples of {multiple}, found {size[0]}x{size[1]}.")
+    return size
+
+
+def guidance_scales(guidance: float | Sequence[float], count: int) -> np.ndarray:
+    """Guidance of every image, float32 [count]; 1 where it is off. Raises ValueError for another number of scales."""
+    scales = np.asarray(guidance, np.float32)
+    scales = np.full(count, scales, np.float32) if scales.ndim == 0 else scales
+    if scales.shape != (count,) or not np.isfinite(scales).all():
+        raise ValueError(f"guidance must be one finite number or {count} of them, found shape {scales.shape}.")
+    # Scale 1 is the prompt's own prediction: beside guided prompts, as alone, lower scales turn guidance off.
+    return np.maximum(scales, 1)
