@@ -178,9 +178,8 @@ def sd15() -> Any:
     import numpy as np
     from transformers import CLIPTokenizer
 
-    from spqr_jax import mini
+    from spqr_jax import backbones, mini
     from spqr_jax import params as params_lib
-    from spqr_jax import pipeline as pipeline_lib
     from spqr_jax.methods.tools.closed_form import KEY_VALUE
     from spqr_jax.pipeline import Pipeline
 
@@ -193,7 +192,7 @@ def sd15() -> Any:
     tokenizer = CLIPTokenizer.from_pretrained(str(mini.model_path() / "tokenizer"), model_max_length=tokens)
     text = {**models.CONFIGS["sd15"]["text_encoder"], "max_position_embeddings": tokens}
     configs = {"unet": models.CONFIGS["sd15"]["unet"], "text_encoder": text}
-    defined = {name: pipeline_lib.define(name, config) for name, config in configs.items()}
+    defined = {name: backbones.define(name, config) for name, config in configs.items()}
     unet = params_lib.flatten(defined["unet"][1])
     edited = params_lib.unflatten({path: shape for path, shape in unet.items() if KEY_VALUE.search(path)})
     params = {"unet": draw(edited), "text_encoder": draw(defined["text_encoder"][1])}

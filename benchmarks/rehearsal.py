@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 import convert
-from spqr_jax import generate, mini
+from spqr_jax import backbones, generate, mini
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.concepts import NUDITY
 from spqr_jax.methods import METHODS, Concept, esd, mace, resalign, spm
@@ -97,7 +97,7 @@ def stand_in() -> Pipeline:
     """The emoji world's pipeline for latents of SIDE x SIDE and texts of TOKENS tokens."""
     pipeline = convert.load(mini.model_path())
     text = {**pipeline.configs["text_encoder"], "max_position_embeddings": TOKENS}
-    definition, shapes = pipeline_lib.define("text_encoder", text)
+    definition, shapes = backbones.define("text_encoder", text)
     encoder = jax.tree.map(lambda x: np.full(x.shape, 0.01, x.dtype), shapes)
     configs = {**pipeline.configs, "text_encoder": text, "unet": {**pipeline.configs["unet"], "sample_size": SIDE}}
     definitions = {**pipeline.definitions, "text_encoder": definition}

@@ -2,8 +2,8 @@
 
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
+from spqr_jax.backbones.models.layers import LORA_LEAF
 from spqr_jax.params import Params
-from spqr_jax.training.lora import LORA_LEAF
 
 PROFILES = ("lite", "moderate", "standard")
 

@@ -21,8 +21,8 @@ import convert
 import launch
 from configs import paper
 from convert import diffusers_dir
+from spqr_jax import backbones, data, mini, prompts
 from spqr_jax import config as config_lib
-from spqr_jax import data, mini, prompts
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.files import records
 from spqr_jax.methods import METHODS
@@ -136,7 +136,7 @@ def write_backbone(folder: Path) -> None:
     configs = {name: json.loads((shipped / name / "config.json").read_text()) | own for name, own in ONE_LEVEL.items()}
     configs["scheduler"] = json.loads((shipped / "scheduler" / "scheduler_config.json").read_text())
     configs["scheduler"] |= {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "prediction_type": "epsilon"}
-    defined = {name: pipeline_lib.define(name, configs[name]) for name in ONE_LEVEL}
+    defined = {name: backbones.define(name, configs[name]) for name in ONE_LEVEL}
     params = {
         name: jax.tree.map(lambda leaf: rng.normal(0.1, 0.1, leaf.shape).astype(np.float32), shapes)
         for name, (_, shapes) in defined.items()

@@ -20,6 +20,7 @@ from spqr_jax.devices import preemption
 from spqr_jax.finetune import Memory
 from spqr_jax.training import latents
 from spqr_jax.training.log import TrainingLog
+from spqr_jax.training.step import clip as clipped
 
 CAPTIONS = ["a cat", "the dog", "a cat eats", "do", "dog and cat", ""]
 
@@ -153,7 +154,7 @@ def test_gradients_are_clipped_as_torch_clips_them(size):
     for name, leaf in theirs.items():
         leaf.grad = torch.from_numpy(grads[name].copy())
     torch.nn.utils.clip_grad_norm_(list(theirs.values()), 1.0)
-    clip = finetune._clip(1.0)
+    clip = clipped(1.0)
     ours, _ = clip.update(grads, clip.init(grads))
     for name, grad in ours.items():
         np.testing.assert_allclose(grad, theirs[name].grad.numpy(), rtol=2e-6)
@@ -172,7 +173,7 @@ def test_clipping_keeps_no_second_set_of_gradients():
         compiled = jax.jit(step, donate_argnums=(1, 2)).lower(params, state, params).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    ours = temporary_bytes(optax.chain(finetune._clip(1.0), adamw))
+    ours = temporary_bytes(optax.chain(clipped(1.0), adamw))
     assert ours < 0.9 * temporary_bytes(optax.chain(optax.clip_by_global_norm(1.0), adamw))
 
 

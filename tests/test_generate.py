@@ -14,10 +14,11 @@ torch = pytest.importorskip("torch")
 import convert
 from spqr_jax import generate as generate_lib
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.backbones import text
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.generate import generate
 from spqr_jax.sampling import noise as noise_lib
+from spqr_jax.sampling.sampler import check_finite
 
 PROMPTS = ["a cat", "the dog", "nude", "a dog eats", ""]
 SEEDS = [3, 1, 4, 1, 2**32 - 1]
@@ -169,7 +170,7 @@ def test_the_first_bad_step_is_named():
     finite = np.ones((5, 2), bool)  # four steps and the pixels
     finite[2:, 1] = False
     with pytest.raises(FloatingPointError, match="latents after step 3 are not finite for prompt 'b'"):
-        generate_lib._check_finite(finite, ["a", "b"])
+        check_finite(finite, ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -197,15 +198,15 @@ def test_arguments_that_do_not_fit(pipeline, options, message):
 
 
 def test_few_texts_are_encoded_in_few_rows_and_come_out_the_same(pipeline, monkeypatch):
-    rows, encode = [], pipeline_lib._encode_jit
+    rows, encode = [], text.encode_ids
 
     def recorded(definition, params, ids, xl):
         rows.append(len(ids))
         return encode(definition, params, ids, xl)
 
-    monkeypatch.setattr(pipeline_lib, "_encode_jit", recorded)
+    monkeypatch.setattr(text, "encode_ids", recorded)
     texts = ["cat", "dog", "bird", "cat", "tree", "sun"]
-    states = pipeline_lib.encode_prompts(pipeline, texts, batch_size=4)
-    alone = pipeline_lib.encode_prompts(pipeline, ["cat"])
+    states = text.encode(pipeline, texts, batch_size=4)
+    alone = text.encode(pipeline, ["cat"])
     assert rows == [4, 4, 8]
-    np.testing.assert_allclose(np.asarray(states.context)[[0, 3]], np.repeat(alone.context, 2, 0), atol=1e-6)
+    np.testing.assert_allclose(np.asarray(states.hidden)[[0, 3]], np.repeat(alone.hidden, 2, 0), atol=1e-6)

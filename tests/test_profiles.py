@@ -12,9 +12,8 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from convert.rename import torch_name
+from spqr_jax import backbones, profiles
 from spqr_jax import params as params_lib
-from spqr_jax import pipeline as pipeline_lib
-from spqr_jax import profiles
 from spqr_jax.training import lora
 
 SD = {"sample_size": 64, "cross_attention_dim": 768}  # every other field at diffusers' default is Stable Diffusion 1's
@@ -62,7 +61,7 @@ TINY = {
 
 @functools.cache
 def ours(name: str):
-    return pipeline_lib.define("unet", CONFIGS[name])
+    return backbones.define("unet", CONFIGS[name])
 
 
 @functools.cache

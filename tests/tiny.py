@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from spqr_jax import pipeline as pipeline_lib
+from spqr_jax import backbones
 from spqr_jax.data import Dataset, from_arrays
 from spqr_jax.pipeline import Pipeline
 from tests import stand_in
@@ -44,7 +44,7 @@ def pipeline(*, real: bool = True) -> Pipeline:
     """real: with a real UNet (1.3 M parameters); else with a function of a few that compiles at once."""
     rng = np.random.default_rng(0)
     if real:
-        definition, shapes = pipeline_lib.define("unet", UNET)
+        definition, shapes = backbones.define("unet", UNET)
         unet = _draw(shapes, rng)
     else:
         definition, unet = stand_in.UNet(), {"conv_in": {"kernel": rng.standard_normal((64, 64)).astype(np.float32)}}

@@ -25,7 +25,8 @@ def _encode(definition: Definition, params: Params, ids: jax.Array, penultimate:
     return (out.hidden_states[-2] if penultimate else out.last_hidden_state), out.text_embeds
 
 
-_encode_jit = jax.jit(_encode, static_argnums=(0, 3))
+# (definition, weights, token ids [B, L], penultimate) -> states, pooled; compiled.
+encode_ids = jax.jit(_encode, static_argnums=(0, 3))
 
 
 def encode(
@@ -50,7 +51,7 @@ def encode(
     for start in range(0, len(ids), batch_size):
         chunk = ids[start : start + batch_size]
         padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch_size - len(chunk), axis=0)])
-        states, pooled = _encode_jit(pipeline.definitions[encoder], pipeline.params[encoder], padded, penultimate)
+        states, pooled = encode_ids(pipeline.definitions[encoder], pipeline.params[encoder], padded, penultimate)
         hidden.append(states[: len(chunk)])
         embeds.append(None if pooled is None else pooled[: len(chunk)])
     pooled = None if embeds[0] is None else jnp.concatenate(embeds)[index]

@@ -12,7 +12,7 @@ from spqr_jax.backbones import Backbone, Condition
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling import noise as noise_lib
-from spqr_jax.sampling.attached import Prepared
+from spqr_jax.sampling.attached.base import Prepared
 from spqr_jax.sampling.guidance import Guided
 from spqr_jax.sampling.sampler import Batch, Program
 

@@ -9,11 +9,8 @@ from flax import nnx
 
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax.backbones.models.layers import LoRA
+from spqr_jax.backbones.models.layers import LORA_LEAF, LoRA
 from spqr_jax.params import Definition, Params
-
-# A leaf of an adapter.
-LORA_LEAF = re.compile(r"\.lora_[AB]\.kernel$")
 
 
 def attach(

@@ -55,10 +55,10 @@ def transform(o: Optimiser) -> optax.GradientTransformation:
     """AdamW over the trainable leaves only: the frozen ones are not in the tree, so nothing is stored for them."""
     rate = optax.linear_schedule(0.0, o.lr, o.warmup_steps) if o.warmup_steps else o.lr
     adamw = optax.adamw(rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
-    return optax.chain(_clip(o.max_grad_norm), adamw)
+    return optax.chain(clip(o.max_grad_norm), adamw)
 
 
-def _clip(max_norm: float) -> optax.GradientTransformation:
+def clip(max_norm: float) -> optax.GradientTransformation:
     """Gradients scaled to a global norm of at most `max_norm`, by one factor, as torch's clip_grad_norm_ does it.
 
     optax.clip_by_global_norm chooses leaf by leaf between two versions, which XLA keeps whole beside the gradients: 2.8

@@ -17,6 +17,7 @@ import convert
 from convert import rename
 from convert.families import COMPONENTS
 from convert.pickled import load_pickled
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 
@@ -100,27 +101,27 @@ def test_a_component_in_the_unets_place_says_what_it_is(directory, donor, looks)
     ],
 )
 def test_guesses(key, looks, original):
-    _, skeleton = pipeline_lib.define("vae", original.configs["vae"])
+    _, skeleton = backbones.define("vae", original.configs["vae"])
     with pytest.raises(convert.ConversionError, match=f"It looks like {looks}"):
         rename.from_torch({key: np.zeros(1)}, skeleton, component="vae", source="x")
 
 
 def test_a_whole_compvis_checkpoint_is_not_taken_for_its_text_encoder(original):
-    _, skeleton = pipeline_lib.define("unet", original.configs["unet"])
+    _, skeleton = backbones.define("unet", original.configs["unet"])
     keys = ["cond_stage_model.transformer.text_model.final_layer_norm.bias", "model.diffusion_model.out.0.weight"]
     with pytest.raises(convert.ConversionError, match="It looks like a CompVis checkpoint"):
         rename.from_torch({key: np.zeros(1) for key in keys}, skeleton, component="unet", source="x")
 
 
 def test_an_empty_file(original):
-    _, skeleton = pipeline_lib.define("unet", original.configs["unet"])
+    _, skeleton = backbones.define("unet", original.configs["unet"])
     with pytest.raises(convert.ConversionError, match="it holds no tensors"):
         rename.from_torch({}, skeleton, component="unet", source="x", partial=True)
 
 
 def test_partial_state_dicts(original):
     """Only what is there comes back; what does not belong is still refused."""
-    _, skeleton = pipeline_lib.define("unet", original.configs["unet"])
+    _, skeleton = backbones.define("unet", original.configs["unet"])
     state = rename.into_torch(original.params["unet"])
     part = {key: value for key, value in state.items() if "attn2" in key}
     found = rename.from_torch(part, skeleton, component="unet", source="x", partial=True)

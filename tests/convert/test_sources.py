@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 import convert
 from convert import __main__ as command
 from convert import hub, kinds, rename
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax.pipeline import encode_prompts
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -210,7 +210,9 @@ def test_clip_models(reference, base, tmp_path):
         sparse["text_config"].pop(name, None)
     note.write_text(json.dumps(sparse))
     again = convert.load(tmp_path / "clip", base=base)
-    np.testing.assert_array_equal(encode_prompts(again, ["a cat"]).context, encode_prompts(pipeline, ["a cat"]).context)
+    np.testing.assert_array_equal(
+        backbones.condition(again, ["a cat"]).context, backbones.condition(pipeline, ["a cat"]).context
+    )
     path = write({k: v.numpy() for k, v in clip.state_dict().items()}, tmp_path / "x.bin")
     check(convert.load(path, base=base), base, "text_encoder", theirs)
 

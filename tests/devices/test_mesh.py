@@ -134,7 +134,7 @@ profile, accumulate, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 mesh, pipeline, data = mesh_lib.make(), tiny.pipeline(), tiny.dataset()
 assert mesh.size == 8
 seen = {}
-make_step = finetune._train_step
+make_step = finetune.train_step
 
 def watched(*arguments):
     step = make_step(*arguments)
@@ -147,7 +147,7 @@ def watched(*arguments):
 
     return one
 
-finetune._train_step = watched
+finetune.train_step = watched
 OPTIONS = {
     "steps": 4, "batch_size": 8 * accumulate, "optimiser": Optimiser(warmup_steps=0), "seed": 3,
     "memory": Memory(accumulate=accumulate),

@@ -138,13 +138,13 @@ def sd15_unet(side: int = 64) -> list[Compared]:
     import diffusers
 
     from convert import rename
-    from spqr_jax import pipeline as pipeline_lib
+    from spqr_jax import backbones
 
     torch.manual_seed(0)
     model = diffusers.UNet2DConditionModel(
         cross_attention_dim=768
     ).eval()  # every other field at its default is SD1.5's
-    definition, shapes = pipeline_lib.define("unet", dict(model.config))
+    definition, shapes = backbones.define("unet", dict(model.config))
     state = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
     params = rename.from_torch(state, shapes, component="unet", source="a random SD1.5 UNet")
     inputs = unet_inputs(dict(model.config), batch=1, side=(side, side))

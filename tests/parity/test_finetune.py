@@ -1,7 +1,7 @@
 """Fine-tuning against PyTorch: diffusers' UNet, PEFT's LoRA, torch.optim.AdamW, gradient clipping, LambdaLR warm-up.
 
 The reference shares no arithmetic with ours: its VAE, text encoder, scheduler and optimiser are diffusers',
-transformers' and PyTorch's. Only what is random comes from our side (`finetune.draw`, the adapters' first weights).
+transformers' and PyTorch's. Only what is random comes from our side (`Noising.draw`, the adapters' first weights).
 """
 
 import copy
@@ -18,6 +18,12 @@ peft = pytest.importorskip("peft")
 import convert
 from spqr_jax import data, finetune, profiles, schedulers
 from spqr_jax import params as params_lib
+from spqr_jax.backbones import Condition, Denoiser, Drawn
+from spqr_jax.backbones.noising import DDPM
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
+from spqr_jax.params import Definition
+from spqr_jax.training import step
+from spqr_jax.training.objective import Objective, denoising_loss
 
 jax.config.update("jax_default_matmul_precision", "highest")
 STEPS, BATCH, SEED, RANK, ALPHA = 10, 2, 42, 4, 8.0
@@ -92,7 +98,8 @@ def torch_run(pipe, pipeline, dataset, profile: str, prediction_type: str):
     losses, norms, rates = [], [], []
     for i, rows in enumerate(data.sample_order([len(dataset)], BATCH, STEPS, SEED)):
         key = jax.random.fold_in(jax.random.key(SEED), i)
-        drawn = finetune.draw(key, mean[rows], std[rows], ddpm.config.num_train_timesteps)
+        schedule = np.zeros(ddpm.config.num_train_timesteps)
+        drawn = DDPM.draw(key, mean[rows], std[rows], schedule)
         latents, noise, t = (torch.tensor(np.asarray(x)) for x in drawn)
         latents, noise = latents.permute(0, 3, 1, 2), noise.permute(0, 3, 1, 2)
         output = unet(ddpm.add_noise(latents, noise, t), t, **take(conditions, rows)).sample
@@ -206,7 +213,7 @@ def test_frozen_leaves_have_no_optimiser_state(pipeline, profile):
     base = params_lib.count(pipeline.params["unet"])
     adapters = params_lib.count(trainable) if profile == "lite" else 0
     assert params_lib.count(trainable) + params_lib.count(frozen) == base + adapters
-    state = jax.eval_shape(lambda t: finetune._init_state(t, OPTIMISERS[profile]), trainable)
+    state = jax.eval_shape(lambda t: step.init_state(t, OPTIMISERS[profile]), trainable)
     stored = [leaf for leaf in jax.tree.leaves(state["opt"]) if leaf.shape]
     assert sum(leaf.size for leaf in stored) == 2 * params_lib.count(trainable)
 
@@ -222,7 +229,7 @@ def test_the_first_step_of_a_warm_up_moves_nothing(pipeline, dataset):
 def test_defaults_are_the_papers():
     """Table B."""
     assert finetune.Optimiser() == (1e-4, 500, 0.9, 0.999, 1e-8, 1e-2, 1.0)
-    assert finetune.Objective() == (None, 0.0, 0.0)
+    assert Objective() == (None, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -240,27 +247,27 @@ def test_min_snr_weighting(prediction_type):
     target = theirs[1] if prediction_type == "epsilon" else ddpm.get_velocity(*theirs, torch.tensor(t))
     expected = (((torch.tensor(output) - target) ** 2).mean((1, 2, 3)) * weight).mean()
     alphas = schedulers.ddpm.alphas_cumprod(dict(ddpm.config))
-    loss = finetune.denoising_loss(
-        lambda *_: jax.numpy.asarray(output), {"context": None}, latents, noise, t, alphas, prediction_type, 5.0
-    )
+    drawn, condition = Drawn(latents, noise, t), Condition(np.zeros((len(t), 1, 1)))
+    denoiser = Denoiser(STABLE_DIFFUSION, Definition(None), prediction_type)
+    loss = denoising_loss(denoiser, lambda *_: jax.numpy.asarray(output), condition, drawn, alphas, 5.0)
     np.testing.assert_allclose(float(loss), float(expected), rtol=1e-5)
 
 
 def test_what_a_step_draws():
     mean, std = np.full((4096, 2, 2, 4), 3, np.float32), np.full((4096, 2, 2, 4), 0.5, np.float32)
-    latents, noise, t = (np.asarray(x) for x in finetune.draw(jax.random.key(0), mean, std, 100))
+    latents, noise, t = (np.asarray(x) for x in DDPM.draw(jax.random.key(0), mean, std, np.zeros(100)))
     assert latents.mean() == pytest.approx(3, abs=0.01) and latents.std() == pytest.approx(0.5, abs=0.01)
     assert noise.mean() == pytest.approx(0, abs=0.02) and noise.std() == pytest.approx(1, abs=0.02)
     assert set(t) == set(range(100)) and np.bincount(t).std() == pytest.approx(np.sqrt(4096 / 100), rel=0.5)
     assert abs(np.corrcoef(((latents - 3) / 0.5).ravel(), noise.ravel())[0, 1]) < 0.02
-    again = finetune.draw(jax.random.key(0), mean, std, 100)
-    other = finetune.draw(jax.random.key(1), mean, std, 100)
+    again = DDPM.draw(jax.random.key(0), mean, std, np.zeros(100))
+    other = DDPM.draw(jax.random.key(1), mean, std, np.zeros(100))
     assert np.array_equal(again[1], noise) and not np.array_equal(other[1], noise)
 
 
 def test_noise_offset_is_common_to_a_channels_pixels():
     mean = np.zeros((512, 4, 4, 4), np.float32)
-    plain, offset = (np.asarray(finetune.draw(jax.random.key(0), mean, mean, 1000, x)[1]) for x in (0.0, 0.1))
+    plain, offset = (np.asarray(DDPM.draw(jax.random.key(0), mean, mean, np.zeros(1000), x)[1]) for x in (0.0, 0.1))
     added = offset - plain
     assert np.ptp(added, axis=(1, 2)).max() < 1e-6 and added[:, 0, 0].std() == pytest.approx(0.1, rel=0.05)
 
@@ -268,7 +275,7 @@ def test_noise_offset_is_common_to_a_channels_pixels():
 @pytest.mark.slow
 def test_ema_follows_the_weights(pipeline, dataset):
     """The average of every step's weights, starting from the first: e <- 0.5 e + 0.5 w."""
-    optimiser, objective = OPTIMISERS["moderate"]._replace(warmup_steps=0), finetune.Objective(ema=0.5)
+    optimiser, objective = OPTIMISERS["moderate"]._replace(warmup_steps=0), Objective(ema=0.5)
     options = {"optimiser": optimiser, "objective": objective}
     runs = [our_run(pipeline, dataset, "moderate", steps=n, **options)[0] for n in (1, 2)]
     plain = [our_run(pipeline, dataset, "moderate", steps=n, optimiser=optimiser)[0].params["unet"] for n in (1, 2)]

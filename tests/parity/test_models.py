@@ -98,8 +98,8 @@ def test_round_trip_through_diffusers(reference, kind, tmp_path):
 
 
 def test_sd15_unet_has_the_published_parameter_count():
-    from spqr_jax import pipeline as pipeline_lib
+    from spqr_jax import backbones
 
     config = {"cross_attention_dim": 768}  # every other field at its default is SD1.5's
-    _, shapes = pipeline_lib.define("unet", config)
+    _, shapes = backbones.define("unet", config)
     assert params_lib.count(shapes) == 859_520_964

@@ -14,6 +14,7 @@ import convert
 from spqr_jax import config, mini
 from spqr_jax import generate as generate_lib
 from spqr_jax.files import images
+from spqr_jax.files.layout import CellFolder
 from spqr_jax.prompts import Prompt
 from spqr_jax.run.stages import generate as stage
 from spqr_jax.sampling import batch_size
@@ -202,7 +203,7 @@ def test_the_program_that_fits_is_compiled_once(pipeline, limit):
         generate_lib.generate(pipeline, ["a"] * 13, list(range(13)), batch_size=size, **OPTIONS)
     finally:
         monitoring.unregister_event_duration_listener(listen)
-    assert chosen == 1 and sum("_sample" in name for name in names) == 1, names
+    assert chosen == 1 and sum("sample" in name for name in names) == 1, names
 
 
 def test_a_chosen_size_is_kept(tmp_path):
@@ -235,7 +236,7 @@ def run(tmp_path):
 
 
 def make(run, pipeline) -> dict[str, bytes]:
-    stage.draw_phase(run, lambda: pipeline, run.workdir / "cell", "before", "tiny")
+    stage.draw_phase(run, lambda: pipeline, CellFolder(run.workdir / "cell"), "before", "tiny")
     return {path.name: path.read_bytes() for path in (run.workdir / "cell").rglob("*.png")}
 
 
@@ -249,13 +250,13 @@ def test_a_continued_run_computes_the_same_batches(run, pipeline, limit, compile
     (run.workdir / "cell" / "images" / "before_harmful" / images.file_name("p10", 0)).unlink()
     limit(10**9)
     sampled: list[int] = []
-    sample = generate_lib._sample
+    sample = generate_lib.sample
 
     def watched(*arguments):
-        sampled.append(len(arguments[7]))  # the noise
+        sampled.append(len(arguments[3]))  # the noise
         return sample(*arguments)
 
-    monkeypatch.setattr(generate_lib, "_sample", watched)
+    monkeypatch.setattr(generate_lib, "sample", watched)
     assert make(run, pipeline) == made and sampled == [5]
 
 

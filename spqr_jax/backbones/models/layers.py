@@ -5,6 +5,7 @@ Leaf names decide how weights are converted: `kernel` ([in, out] or HWIO), `scal
 """
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,10 @@ def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> jax.Array:
 
 class DropoutKey(nnx.Variable):
     """The random key of a dropout layer: state of one training step, never a parameter."""
+
+
+# Paths of the leaves of an adapter.
+LORA_LEAF = re.compile(r"\.lora_[AB]\.kernel$")
 
 
 class LoRA(nnx.Module):

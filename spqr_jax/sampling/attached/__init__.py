@@ -7,68 +7,17 @@ kind is a file here and a row of KINDS.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any
 
-import jax
-
-from spqr_jax.backbones import Condition
 from spqr_jax.files import storage
-from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling.attached.base import Attachment
+from spqr_jax.sampling.attached.delta import Delta
+from spqr_jax.sampling.attached.membranes import Membranes
+from spqr_jax.sampling.attached.safe_guidance import SLD
 
-
-class Act(Protocol):
-    """What an attachment does inside the compiled sampling loop; hashable, static under `jax.jit`."""
-
-    def insert(self, model: Any, weights: Params, rows: Any) -> None:
-        """Change a bound denoiser before it predicts."""
-
-    def start(self, latents: jax.Array) -> Any:
-        """What the attachment remembers from step to step, at the first; None: nothing."""
-
-
-class Prepared(NamedTuple):
-    """What an attachment brings to the images of one call.
-
-    Attributes:
-        act: what it does in the loop; None if its work is done before.
-        weights: arrays that lie on the devices like the denoiser's weights, if any.
-        numbers: what all images share.
-        rows: a tree of arrays with one row an image, or one row for all of them.
-    """
-
-    act: Any = None
-    weights: Params | None = None
-    numbers: Any = None
-    rows: Any = None
-
-
-class Attachment(Protocol):
-    """What a kind of attachment offers."""
-
-    kind: ClassVar[str]  # its name on disk
-    in_loop: ClassVar[bool]  # whether it acts in the compiled loop, and so takes memory there
-    needs_guidance: ClassVar[bool]  # whether it acts under classifier-free guidance alone
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Texts that are encoded together with the prompts."""
-
-    def changed(self, weights: Params) -> Params:
-        """The denoiser's weights for generation."""
-
-    def prepare(self, pipeline: Pipeline, prompts: Sequence[str], said: Condition, own: Condition) -> Prepared:
-        """`said`: the prompts as the denoiser reads them; `own`: this attachment's `texts`."""
-
-    def check(self, evaluations: int) -> None:
-        """Raise ValueError if it never acts in a sample of so many evaluations of the denoiser."""
-
-    def save(self, path: Path) -> Any:
-        """Write its arrays under `path`; returns what JSON keeps of the rest, not false."""
-
-    @classmethod
-    def load(cls, path: Path, note: Any) -> Self:
-        """Read what `save` wrote."""
+# Every kind, in the order in which files name them.
+KINDS = (SLD, Delta, Membranes)
 
 
 def find(pipeline: Pipeline, kind: Any) -> Any:
@@ -102,8 +51,6 @@ def save(path: Path, attachments: Sequence[Attachment]) -> None:
 
 def load(path: Path) -> tuple[Any, ...]:
     """Read what `save` wrote, arrays as NumPy. Raises FileNotFoundError when nothing is there."""
-    from spqr_jax.sampling.attached.kinds import KINDS
-
     note = path / "attached.json"
     if not note.exists():
         raise FileNotFoundError(f"{note} does not exist; expected what `attached.save` writes.")

@@ -10,7 +10,7 @@ from spqr_jax.backbones import Condition
 from spqr_jax.files import checkpoint
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.sampling.attached import Prepared
+from spqr_jax.sampling.attached.base import Prepared
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from spqr_jax.backbones import Condition
 from spqr_jax.files import checkpoint
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline, token_sets
-from spqr_jax.sampling.attached import Prepared
+from spqr_jax.sampling.attached.base import Prepared
 from spqr_jax.training import lora
 
 # kernel path -> {"down": [M, in, r], "up": [M, r, out]} of M membranes, the adapters' scale in `up`.

@@ -12,7 +12,7 @@ import numpy as np
 from spqr_jax.backbones import Condition
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.sampling.attached import Prepared
+from spqr_jax.sampling.attached.base import Prepared
 from spqr_jax.sampling.guidance import Guided, Predict
 
 # The published safety concept, as the authors' pipeline prompts the model with it.
