@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CPU_EXECUTION = "ThunkExecutor::Execute (wait for completion)"
-SAMPLER = "jit__sample"
+SAMPLER = "jit_sample"
 
 
 class Span(NamedTuple):

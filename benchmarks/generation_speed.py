@@ -38,9 +38,10 @@ def ours(directory: Path, workload: Workload, dtype: str) -> Prepared:
     import jax
 
     import convert
-    from spqr_jax import generate
-    from spqr_jax import pipeline as pipeline_lib
+    from spqr_jax import backbones, generate
+    from spqr_jax.backbones import Condition
     from spqr_jax.devices import mesh as mesh_lib
+    from spqr_jax.sampling.guidance import Guided, guided_prediction
 
     mesh_lib.split_cpu(workload.cpu_devices)
     imported = time.perf_counter()
@@ -49,18 +50,18 @@ def ours(directory: Path, workload: Workload, dtype: str) -> Prepared:
     unet, side = pipe.configs["unet"], pipe.configs["unet"]["sample_size"]
     latents, states = inputs(workload, (side, side, unet["in_channels"]), unet["cross_attention_dim"])
     negative, context = np.split(states, 2)
-    condition = generate.Conditioning(context, negative, np.full(workload.batch, workload.guidance, np.float32))
-    texts, scaling = models.prompts(workload.batch), pipeline_lib.scaling_factor(pipe)
+    scale = np.full(workload.batch, workload.guidance, np.float32)
+    condition = Guided(Condition(context), Condition(negative), scale)
+    backbone, denoiser = backbones.of(pipe), backbones.denoiser(pipe)
+    texts, scaling = models.prompts(workload.batch), backbone.scaling(pipe)
 
     @jax.jit
     def step(params, condition, latents):
-        return generate.guided_prediction(
-            pipe.definitions["unet"].bind(params), condition, True, latents, np.int32(500)
-        )
+        return guided_prediction(denoiser.bind(params), condition, True, latents, np.int32(500))
 
     @jax.jit
     def decode(params, latents):
-        return pipe.definitions["vae"].bind(params).decode(latents / scaling).astype(np.float32)
+        return backbone.decode(pipe.definitions["vae"].bind(params), latents, scaling)
 
     def sample():
         options = {"steps": workload.steps, "guidance": workload.guidance, "scheduler": workload.scheduler}

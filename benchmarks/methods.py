@@ -180,7 +180,7 @@ def sd15() -> Any:
 
     from spqr_jax import backbones, mini
     from spqr_jax import params as params_lib
-    from spqr_jax.methods.tools.closed_form import KEY_VALUE
+    from spqr_jax.backbones.stable_diffusion import UNET_REGIONS
     from spqr_jax.pipeline import Pipeline
 
     rng = np.random.default_rng(0)
@@ -194,9 +194,10 @@ def sd15() -> Any:
     configs = {"unet": models.CONFIGS["sd15"]["unet"], "text_encoder": text}
     defined = {name: backbones.define(name, config) for name, config in configs.items()}
     unet = params_lib.flatten(defined["unet"][1])
-    edited = params_lib.unflatten({path: shape for path, shape in unet.items() if KEY_VALUE.search(path)})
-    params = {"unet": draw(edited), "text_encoder": draw(defined["text_encoder"][1])}
+    edited = params_lib.unflatten({path: shape for path, shape in unet.items() if UNET_REGIONS.key_value.search(path)})
+    params = {"unet": draw(edited), "text_encoder": draw(defined["text_encoder"][1]), "vae": {}}  # UCE needs no VAE
     definitions = {name: definition for name, (definition, _) in defined.items()}
+    configs["vae"] = models.CONFIGS["sd15"]["vae"]
     return Pipeline(params, definitions, configs, {"tokenizer": tokenizer}, "SD1.5 in size")
 
 

@@ -25,12 +25,12 @@ import numpy as np
 
 import convert
 from spqr_jax import backbones, generate, mini
-from spqr_jax import pipeline as pipeline_lib
+from spqr_jax.backbones import Condition
 from spqr_jax.concepts import NUDITY
-from spqr_jax.methods import METHODS, Concept, esd, mace, resalign, spm
+from spqr_jax.methods import METHODS, Concept, mace, resalign, spm
 from spqr_jax.methods.tools import element_mask, loop
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.sampling import trajectories
+from spqr_jax.sampling import partial
 from spqr_jax.training import latents
 
 DRAWN = 50
@@ -127,10 +127,9 @@ def replaced(tally: Tally) -> Iterator[None]:
         put(latents, "encode", _encode(tally))
         put(loop, "fit", _fit(tally))
         put(element_mask, "accumulated", _accumulated(tally))
-        put(trajectories, "walk", _walk(tally))
+        put(partial, "walk", _walk(tally))
         put(mace, "masks_from_attention", _masks(tally))
-        for module in (esd, spm):
-            put(module, "partial_sample", _partial_sample(tally))
+        put(spm, "partial_sample", _partial_sample(tally))
         for name, static in steps.items():
             put(resalign, name, _counted(tally, inspect.unwrap(getattr(resalign, name)), static))
         yield
@@ -143,7 +142,7 @@ def _generate(tally: Tally):
     def count(pipeline: Pipeline, prompts: Any, seeds: Any, *, steps: int, guidance: float, scheduler: str):
         evaluations = (steps + (scheduler == "pndm")) * (2 if guidance > 1 else 1)
         tally.add(pictures=len(prompts), sampling=len(prompts) * evaluations)
-        side = pipeline_lib.default_size(pipeline)
+        side = backbones.of(pipeline).side(pipeline)
         return np.zeros((len(prompts), side, side, 3), np.uint8)
 
     return count
@@ -159,7 +158,7 @@ def _encode(tally: Tally):
 
 
 def _partial_sample(tally: Tally):
-    def count(definition: Any, params: Any, tables: Any, noise: np.ndarray, condition: Any, stop: int) -> np.ndarray:
+    def count(denoiser: Any, params: Any, tables: Any, noise: np.ndarray, given: Any, stop: int) -> np.ndarray:
         area = noise.shape[1] * noise.shape[2] / SIDE**2
         tally.add(sampling=2 * area * len(noise) * stop)
         return noise
@@ -168,9 +167,9 @@ def _partial_sample(tally: Tally):
 
 
 def _walk(tally: Tally):
-    def count(sampler: Any, unet: Any, context: np.ndarray, empty: Any, done: int, rng: Any) -> np.ndarray:
-        tally.add(sampling=2 * len(context) * done)
-        return np.zeros((len(context), *sampler.shape), np.float32)
+    def count(sampler: Any, weights: Any, text: Any, empty: Any, done: int, rng: Any) -> np.ndarray:
+        tally.add(sampling=2 * len(text.context) * done)
+        return np.zeros((len(text.context), *sampler.shape), np.float32)
 
     return count
 
@@ -215,8 +214,9 @@ def trained_step(pipeline: Pipeline | None = None) -> float:
     pipeline = pipeline or stand_in()
     tally, config = Tally(evaluation_flop(pipeline)), pipeline.configs["unet"]
     mean = np.zeros((1, SIDE, SIDE, config["in_channels"]), np.float32)
-    batch = {"mean": mean, "std": mean, "context": np.zeros((1, TOKENS, config["cross_attention_dim"]), np.float32)}
-    static = resalign.Static(pipeline.definitions["unet"], pipeline.definitions["unet"], "epsilon")
-    inputs = loop.signal_powers(pipeline), batch, jax.random.key(0)
+    condition = Condition(np.zeros((1, TOKENS, config["cross_attention_dim"]), np.float32))
+    denoiser = backbones.denoiser(pipeline)
+    static, batch = resalign.Static(denoiser, denoiser), {"mean": mean, "std": mean, "condition": condition}
+    inputs = backbones.schedule(pipeline), batch, jax.random.key(0)
     tally.step(resalign._PLAIN, static, pipeline.params["unet"], *inputs, static=1)
     return tally.counts.training

@@ -104,40 +104,49 @@ def train(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 42,
         seed: of data order, noise, times and adapters (paper: 42).
         options: fields of `Options`.
 
-    The autoencoder runs once over the data: latents are drawn afresh each step from its stored mean and log-variance.
-    Captions are encoded once. The pipeline's dtype is the dtype of the computation (bfloat16: mixed precision); what is
-    trained and the optimiser's state are float32. Raises ValueError for arguments or data that do not fit, before
-    anything is computed, and FloatingPointError naming step and samples at a loss or gradient that is not finite.
+    Images and captions are encoded once, and latents drawn afresh each step. The pipeline's dtype is the dtype of the
+    computation (bfloat16: mixed precision); what is trained and the optimiser's state are float32. Raises ValueError
+    for arguments or data that do not fit, before anything is computed, and FloatingPointError naming step and samples
+    at a loss or gradient that is not finite.
     """
     o = Options(**options)
     training = _prepare(pipeline, dataset, profile, seed, o)
-    evaluate = set(o.eval_at) if o.on_eval else set()
-
-    def evaluated(step: int, state: Any) -> None:
-        if o.on_eval and step in evaluate:
-            o.on_eval(step, apply(pipeline, _result(profile, state, o)))
-
     with checkpoint.Steps(o.checkpoints, every=o.checkpoint_every) as saved:
         state, done = saved.restore(training.state)
         bar = tqdm(total=len(training.order), initial=done, desc=f"BFT {profile}", unit="step", disable=not o.progress)
-        reported = _Reports(o.on_step)
+        reported, evaluate = _Reports(o.on_step), _evaluation(pipeline, profile, o)
         if done == 0:
-            evaluated(0, state)
+            evaluate(0, state)
         for i in range(done, len(training.order)):
             state, report = training.step(state, i)
             reported.add(i, training.order[i], report)
             bar.update()
-            stop = preemption.asked()
-            if saved.due(i + 1) or stop or i + 1 in evaluate:
-                reported.flush()  # a state that is not finite is never kept
-                if o.checkpoints and (saved.due(i + 1) or stop):
-                    saved.save(i + 1, state)
-                    if stop:
-                        raise SystemExit(preemption.EXIT_STATUS)
-                evaluated(i + 1, state)
+            _keep(i + 1, state, o, saved, reported)
+            evaluate(i + 1, state)
         reported.flush()
         bar.close()
     return _result(profile, state, o)
+
+
+def _keep(step: int, state: Any, o: Options, saved: checkpoint.Steps, reported: "_Reports") -> None:
+    """Save the state where it is due or the run is asked to stop, which ends the process; read it where it is used."""
+    stop = preemption.asked()
+    if saved.due(step) or stop or step in o.eval_at:
+        reported.flush()  # a state that is not finite is never kept
+    if o.checkpoints and (saved.due(step) or stop):
+        saved.save(step, state)
+        if stop:
+            raise SystemExit(preemption.EXIT_STATUS)
+
+
+def _evaluation(pipeline: Pipeline, profile: str, o: Options) -> Callable[[int, Any], None]:
+    """What is called after each step: `on_eval` with the pipeline adapted so far, at the steps of `eval_at`."""
+
+    def evaluate(step: int, state: Any) -> None:
+        if o.on_eval and step in o.eval_at:
+            o.on_eval(step, apply(pipeline, _result(profile, state, o)))
+
+    return evaluate
 
 
 class _Training(NamedTuple):

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from spqr_jax import backbones, schedulers
+from spqr_jax import backbones
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling import batch_size as batch_size_lib
 from spqr_jax.sampling import call as call_lib
-from spqr_jax.sampling.call import Sampling
+from spqr_jax.sampling.call import Call, Sampling
 from spqr_jax.sampling.sampler import check_finite, sample
 
 
@@ -63,31 +63,41 @@ def batches(
     part of a sweep made alone is made by the same program. Raises as `generate`.
     """
     how, mesh = Sampling(**sampling), mesh or mesh_lib.make()
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
     scales = call_lib.guidance_scales(how.guidance, len(prompts))
     start = call_lib.start_noise(pipeline, len(prompts), how, seeds, latents, noise, mesh)
-    if not prompts:
-        schedulers.create(how.scheduler, pipeline.configs["scheduler"], how.steps)  # raises for steps out of range
-        return
-    if batch_size is None:
-        options = {**sampling, "guidance": float(scales.max())}
-        batch_size = largest_batch(pipeline, len(prompts), mesh=mesh, fsdp=fsdp, **options)
-    call = call_lib.prepare(pipeline, prompts, how, scales, mesh if fsdp else None)
-    batch = mesh_lib.round_up(batch_size, mesh)
+    largest = how._replace(guidance=float(scales.max(initial=1)))
+    size = _batch_size(pipeline, len(prompts), largest, batch_size, mesh, fsdp)
+    if prompts:
+        call = call_lib.prepare(pipeline, prompts, how, scales, mesh if fsdp else None)
+        yield from _one_ahead(call, prompts, start, size, mesh, fsdp)
+
+
+def _batch_size(pipeline: Pipeline, count: int, how: Sampling, wanted: int | None, mesh: Mesh, fsdp: bool) -> int:
+    """Images a batch: as wanted, else the largest that fits, as a multiple of the number of devices."""
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"batch_size must be at least 1, found {wanted}.")
+    if wanted is None and count:
+        wanted = largest_batch(pipeline, count, mesh=mesh, fsdp=fsdp, **how._asdict())
+    return mesh_lib.round_up(wanted or 1, mesh)
+
+
+def _one_ahead(
+    call: Call, prompts: Sequence[str], start: Any, size: int, mesh: Mesh, fsdp: bool
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The batches of a call, each launched before the one before it is handed out."""
     weights = mesh_lib.place(call.weights, mesh, fsdp=fsdp)
 
     def launch(first: int):
-        rows = slice(first, min(first + batch, len(prompts)))
-        inputs = mesh_lib.split_batch(call.batch(rows, batch), mesh)
-        return sample(call.program, weights, call.tables, start(rows, batch), inputs, call.numbers)
+        rows = slice(first, min(first + size, len(prompts)))
+        inputs = mesh_lib.split_batch(call.batch(rows, size), mesh)
+        return sample(call.program, weights, call.tables, start(rows, size), inputs, call.numbers)
 
     pending = launch(0)
-    for first in range(0, len(prompts), batch):
+    for first in range(0, len(prompts), size):
         images, finite = pending
-        if first + batch < len(prompts):
-            pending = launch(first + batch)
-        real = min(batch, len(prompts) - first)
+        if first + size < len(prompts):
+            pending = launch(first + size)
+        real = min(size, len(prompts) - first)
         images, finite = mesh_lib.to_host((images, finite))
         check_finite(finite[:, :real], prompts[first : first + real])
         yield first, images[:real]

@@ -230,7 +230,8 @@ def test_a_saved_adapter_loads_in_diffusers(reference, pipeline, dataset, plain,
 
     from spqr_jax.training import lora
 
-    save_file(lora.peft_state_dict(plain["lite"].leaves, alpha=plain["lite"].alpha), tmp_path / "adapter.safetensors")
+    adapter = lora.peft_state_dict(plain["lite"].leaves, alpha=plain["lite"].alpha, prefix="unet")
+    save_file(adapter, tmp_path / "adapter.safetensors")
     theirs = copy.deepcopy(reference("sd1")[0])
     before = theirs.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"].clone()
     theirs.load_lora_weights(str(tmp_path), weight_name="adapter.safetensors")

@@ -84,21 +84,12 @@ def prepare(
         weights = one.changed(weights)
         prepared.append(one.prepare(pipeline, prompts, condition.rows(slice(0, count)), own))
     acts = tuple(one for one in prepared if one.act is not None)
+    autoencoder, decoder = pipeline.params[backbone.autoencoder], pipeline.definitions[backbone.autoencoder]
+    kinds = tuple(one.act for one in acts)
     return Call(
-        Program(
-            backbones.denoiser(pipeline),
-            pipeline.definitions[backbone.autoencoder],
-            backbone.scaling(pipeline),
-            guided,
-            split,
-            tuple(one.act for one in acts),
-        ),
+        Program(backbones.denoiser(pipeline), decoder, backbone.scaling(pipeline), guided, split, kinds),
         schedulers.create(how.scheduler, pipeline.configs["scheduler"], how.steps),
-        {
-            "denoiser": weights,
-            "autoencoder": pipeline.params[backbone.autoencoder],
-            "attached": tuple(one.weights for one in acts),
-        },
+        {"denoiser": weights, "autoencoder": autoencoder, "attached": tuple(one.weights for one in acts)},
         condition.rows(slice(0, count)),
         condition.rows(slice(count, count + 1)),
         scales,

@@ -55,7 +55,7 @@ def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -
     for start in range(0, len(dataset), batch):
         rows = np.arange(start, min(start + batch, len(dataset)))
         images = mesh_lib.pad_batch(dataset.images(rows), batch)
-        mean, logvar = _encode(backbone, *autoencoder, images)
+        mean, logvar = encode_batch(backbone, *autoencoder, images)
         means.append(np.asarray(mean, np.float32)[: len(rows)])
         logvars.append(np.asarray(logvar, np.float32)[: len(rows)])
     made = Latents(np.concatenate(means), np.concatenate(logvars))
@@ -65,7 +65,8 @@ def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(backbone: Backbone, definition: Definition, params: Params, images_u8: jax.Array):
+def encode_batch(backbone: Backbone, definition: Definition, params: Params, images_u8: jax.Array):
+    """images_u8 [B, H, W, 3] -> mean and log-variance [B, h, w, C]."""
     return backbone.encode(definition.bind(params), images_u8)
 
 

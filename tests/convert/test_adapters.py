@@ -277,7 +277,7 @@ def test_our_own_export_comes_back(bases, tmp_path):
         lambda path, leaf: rng.standard_normal(leaf.shape, np.float32) if path.endswith("lora_B.kernel") else leaf,
         params,
     )
-    save_file(lora.peft_state_dict(params, alpha=6.0), tmp_path / "x.safetensors")
+    save_file(lora.peft_state_dict(params, alpha=6.0, prefix="unet"), tmp_path / "x.safetensors")
     ours = params_lib.flatten(convert.load(tmp_path / "x.safetensors", base=base).params["unet"])
     for path, expected in params_lib.flatten(lora.merge(params, alpha=6.0)).items():
         np.testing.assert_allclose(ours[path], expected, rtol=1e-5, atol=1e-6, err_msg=path)

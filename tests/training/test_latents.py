@@ -17,8 +17,8 @@ def test_large_pictures_are_encoded_few_at_a_time_to_the_same_latents(reference,
     dataset = data.from_arrays(images, ["a cat"] * 5)
     whole = latents.encode(pipeline, dataset)
     seen = []
-    encode = latents._encode
-    monkeypatch.setattr(latents, "_encode", lambda *args: seen.append(len(args[2])) or encode(*args))
+    encode = latents.encode_batch
+    monkeypatch.setattr(latents, "encode_batch", lambda *args: seen.append(len(args[3])) or encode(*args))
     monkeypatch.setattr(latents, "ENCODE_PIXELS", 2 * 16 * 16)
     parts = latents.encode(pipeline, dataset)
     assert seen == [2, 2, 2] and parts.mean.shape == (5, 8, 8, 4)  # the last one padded

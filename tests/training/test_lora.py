@@ -97,7 +97,7 @@ def test_diffusers_loads_the_adapters(pipeline, reference):
     definition, params = attached(pipeline)
     params = trained(params)
     pipe = copy.deepcopy(reference("sd1")[0])
-    state = lora.peft_state_dict(params, alpha=ALPHA)
+    state = lora.peft_state_dict(params, alpha=ALPHA, prefix="unet")
     assert len(state) == 64 and all(key.startswith("unet.") for key in state)
     pipe.load_lora_weights({key: torch.tensor(value) for key, value in state.items()})
     latents, t, context = inputs()
