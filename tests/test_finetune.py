@@ -211,7 +211,7 @@ def test_the_log_has_a_line_a_step(pipeline, dataset, tmp_path):
 
 def test_latents_are_encoded_once(pipeline, dataset, tmp_path, monkeypatch):
     first = latents.encode(pipeline, dataset, cache=tmp_path)
-    monkeypatch.setattr(latents, "_encode", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(latents, "encode_batch", lambda *_: pytest.fail("encoded again"))
     again = latents.encode(pipeline, dataset, cache=tmp_path)
     assert np.array_equal(first.mean, again.mean) and np.array_equal(first.logvar, again.logvar)
     with pytest.raises(pytest.fail.Exception):
