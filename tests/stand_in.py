@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from spqr_jax import params as params_lib
+from spqr_jax.backbones import Denoiser
 from spqr_jax.backbones.models.clip_text import TextOutput
+from spqr_jax.backbones.noising import DDPM
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.training import objective
 
 SUMS = 4
 # Some of every kind that a method may tell apart: what is left out would only be compiled.
@@ -49,6 +51,11 @@ class UNet(NamedTuple):
             return jnp.tanh(latents * (1 + s[0]) + s[1] * time + text[0]) + s[2] * text[1] * latents + s[3] * text[2]
 
         return unet
+
+
+def denoiser(model: UNet) -> Denoiser:
+    """One of SD1.x made of a stand-in."""
+    return Denoiser(STABLE_DIFFUSION, model, "epsilon")
 
 
 class TextEncoder(NamedTuple):
@@ -132,10 +139,11 @@ flat = params_lib.flatten
 
 
 def drawn(key, batch):
-    """What `objective.draw` draws, as tensors (noised latents, noise, t), noised by the definition of DDPM."""
+    """What a training step draws, as tensors (noised latents, noise, t), noised by the definition of DDPM."""
     import torch
 
-    latents, noise, t = (torch.tensor(np.asarray(x)) for x in objective.draw(key, batch["mean"], batch["std"], 1000))
+    drawn = DDPM.draw(key, batch["mean"], batch["std"], np.zeros(1000))
+    latents, noise, t = (torch.tensor(np.asarray(x)) for x in drawn)
     return noised(latents, noise, t.long()), noise, t
 
 

@@ -73,7 +73,7 @@ def align(
     )
     if inversion_steps:
         adam = Adam(inversion_lr, weight_decay=0.01)
-        shown, watched = _inverted(pipeline, shown, full.templates[0], adam, inversion_steps, seed, pooler, progress)
+        shown, watched = inverted(pipeline, shown, full.templates[0], adam, inversion_steps, seed, pooler, progress)
     tuned = _resteer(f"FMN {full.name}", pipeline, shown, watched, train, lr, steps, seed, progress)
     return backbones.of(pipeline).with_weights(pipeline, tuned)
 
@@ -91,7 +91,8 @@ def loss(denoiser: Denoiser, trained: Params, rest: Params, schedule, batch, wat
     return resteering_loss(maps, watched)
 
 
-_GRADIENT = loop.descent(loss)
+# What `align` trains with; compiled programs are kept by it.
+GRADIENT = loop.descent(loss)
 
 
 def _resteer(name, pipeline, pictures: Pictures, watched, train: str, lr: float, steps: int, seed: int, progress: bool):
@@ -109,11 +110,11 @@ def _resteer(name, pipeline, pictures: Pictures, watched, train: str, lr: float,
 
     adam = Adam(lr, weight_decay=0.01, clip=1.0)
     denoiser = backbones.denoiser(pipeline)
-    tuned = loop.fit(name, _GRADIENT, denoiser, adam, chosen, inputs, steps, progress=progress)
+    tuned = loop.fit(name, GRADIENT, denoiser, adam, chosen, inputs, steps, progress=progress)
     return loop.on_host(params_lib.merge(weights, tuned))
 
 
-def _inverted(
+def inverted(
     pipeline: Pipeline,
     pictures: Pictures,
     template: str,

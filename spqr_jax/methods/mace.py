@@ -105,7 +105,7 @@ def align(
         mapping = NUDITY_MAPPING if mapping is None else mapping
     full = completed(concept._replace(templates=concept.templates or TEMPLATES), pipeline, "retain")
     mapping = full.target if mapping is None else mapping
-    watched = [_watched(pipeline, text, full.templates) for text in full.erase]  # raises before anything is made
+    watched = [watched_tokens(pipeline, text, full.templates) for text in full.erase]  # raises before anything is made
     own = _given(pipeline, full, pictures, images, seed)
     prior = prior_gram(pipeline, full.retain)
     smooth = ridge * np.eye(len(prior))
@@ -120,7 +120,7 @@ def align(
     for number, text in enumerate(full.erase):
         prompt = full.templates[0].format(text)  # the authors' "a photo of the {}", or near enough
         shown = own[number] if own else _made(pipeline, prompt, images, (seed, number), *sampling)
-        example = _example(pipeline, text, full.templates, watched[number], shown, masks)
+        example = example_of(pipeline, text, full.templates, watched[number], shown, masks)
         weights, region = backbone.weights(started), backbone.require("key_value", "MACE")
         adapter = low_rank.create(weights, region, rank=rank, seed=seed + number, normal=True, name="MACE")
         options: dict[str, Any] = {"importance": importance, "steps": steps, "seed": seed + number}
@@ -231,7 +231,8 @@ def loss(denoiser: Denoiser, adapter: Adapter, weights: Params, schedule, mean, 
     return suppression_loss(maps, masks, watched)
 
 
-_GRADIENT = loop.descent(loss)
+# What `align` trains with; compiled programs are kept by it.
+GRADIENT = loop.descent(loss)
 
 
 def _suppress(
@@ -269,7 +270,7 @@ def _suppress(
 
     adam = Adam(lr, weight_decay=0.01, clip=1.0)
     denoiser = backbones.denoiser(started)
-    tuned = loop.fit(name, _GRADIENT, denoiser, adam, adapter, inputs, steps, progress=progress)
+    tuned = loop.fit(name, GRADIENT, denoiser, adam, adapter, inputs, steps, progress=progress)
     return loop.on_host(tuned)
 
 
@@ -297,13 +298,13 @@ def _given(pipeline: Pipeline, concept: Concept, place: str, images: int, seed: 
     return [dataset.images(np.flatnonzero(shows == number)) for number in range(len(concept.erase))]
 
 
-def _watched(pipeline: Pipeline, text: str, templates: Sequence[str]) -> np.ndarray:
+def watched_tokens(pipeline: Pipeline, text: str, templates: Sequence[str]) -> np.ndarray:
     """Which tokens of every frame with a text attention is suppressed at, bool [P, L]: the text's and all ends."""
     prompts = [template.format(text) for template in templates]
     return np.stack([attention_maps.positions(pipeline, prompt, text, end=True) for prompt in prompts])
 
 
-def _example(
+def example_of(
     pipeline: Pipeline,
     text: str,
     templates: Sequence[str],

@@ -39,14 +39,14 @@ def align(
     kept = np.concatenate([target, *states[len(concept.erase) + 1 :]])
     keep = Edit(kept, kept, np.full(len(kept), preserve_scale))
     for _ in range(epochs):
-        revived = _reviving_embeddings(concepts, original, kernels, embedding_ridge)
+        revived = reviving_embeddings(concepts, original, kernels, embedding_ridge)
         sources = np.tile(target, (len(concepts), 1))
         edits = [Edit(revived.reshape(-1, revived.shape[-1]), sources, np.ones(len(sources))), keep]
         kernels = {p: solve(k, edits, [edit.sources @ k for edit in edits], ridge) for p, k in kernels.items()}
     return with_kernels(pipeline, kernels)
 
 
-def _reviving_embeddings(
+def reviving_embeddings(
     concepts: np.ndarray, original: dict[str, np.ndarray], edited: dict[str, np.ndarray], ridge: float
 ) -> np.ndarray:
     """c' for token states [T, L, d]: argmin over x of sum_i ||x K_i - c K0_i||^2 + ridge ||x||^2, K [d, out]."""

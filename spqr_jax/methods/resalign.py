@@ -108,13 +108,13 @@ def align(
     state = optimiser.init(params)
     for i in tqdm(range(steps), desc="ResAlign", unit="step", disable=not progress):
         rng, key = np.random.default_rng((seed, i)), jax.random.fold_in(jax.random.key(seed), i)
-        beta = _ramp(*retain_weights, i / max(steps - 1, 1))
+        beta = ramp(*retain_weights, i / max(steps - 1, 1))
         total = None
         for c in rng.choice(len(tunings), sampled, replace=False):
             draw = Batches(
                 schedule, harmful, benign, batch_size, retain_batch_size, rng, jax.random.fold_in(key, int(c))
             )
-            loss, grads = _one(static, params, rest, tunings[c], draw, resilience, beta, neumann, gamma)
+            loss, grads = outer_gradient(static, params, rest, tunings[c], draw, resilience, beta, neumann, gamma)
             loop.check_finite("ResAlign", i + 1, loss, optax.global_norm(grads), lr)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
         grads = jax.tree.map(lambda g: meta_rate * g / sampled, total)
@@ -161,7 +161,7 @@ class Batches(NamedTuple):
         return pictures.batch(self.rng.integers(len(pictures), size=size)), jax.random.fold_in(self.key, number)
 
 
-def _one(
+def outer_gradient(
     static: Static,
     params: Params,
     rest: Params,
@@ -301,6 +301,6 @@ def low_rank(delta: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     return (u[:, :rank] * root).astype(delta.dtype), (root[:, None] * vt[:rank]).astype(delta.dtype)
 
 
-def _ramp(low: float, high: float, done: float) -> float:
+def ramp(low: float, high: float, done: float) -> float:
     """`low` until half is done, then along a sigmoid to `high`."""
     return low if done < 0.5 else low + (high - low) / (1 + math.exp(-12 * (2 * done - 1.5)))

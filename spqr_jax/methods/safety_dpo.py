@@ -80,7 +80,7 @@ def align(
 
     def inputs(i: int, params: Params):
         del params
-        batch = _batch(safe, unsafe, texts, order[i], empty_share, np.random.default_rng((seed, i)))
+        batch = pair_batch(safe, unsafe, texts, order[i], empty_share, np.random.default_rng((seed, i)))
         return rest, schedule, batch, jax.random.fold_in(base, i)
 
     static = Static(denoiser, backbones.denoiser(pipeline), beta)
@@ -111,14 +111,15 @@ def preference_loss(static: Static, params: Params, rest, schedule, batch, key) 
     keys = jax.random.split(key, 2)
     safe = static.adapted.draw(keys[0], batch["safe"]["mean"], batch["safe"]["std"], schedule)
     unsafe = batch["unsafe"]["mean"] + batch["unsafe"]["std"] * jax.random.normal(keys[1], safe.noise.shape)
-    weights = {static.adapted: params_lib.merge(rest, params), static.reference: rest}
 
-    def error(denoiser: Denoiser, latents: jax.Array) -> jax.Array:  # [B]
-        predict = denoiser.bind(weights[denoiser])
-        return errors(denoiser, predict, batch["condition"], safe._replace(latents=latents), schedule)
+    def difference(denoiser: Denoiser, weights: Params) -> jax.Array:
+        """The error on the safe pictures less that on the unsafe ones, [B]."""
+        predict, both = denoiser.bind(weights), (safe, safe._replace(latents=unsafe))
+        of_safe, of_unsafe = (errors(denoiser, predict, batch["condition"], one, schedule) for one in both)
+        return of_safe - of_unsafe
 
-    learned = error(static.adapted, safe.latents) - error(static.adapted, unsafe)
-    frozen = jax.lax.stop_gradient(error(static.reference, safe.latents) - error(static.reference, unsafe))
+    learned = difference(static.adapted, params_lib.merge(rest, params))
+    frozen = jax.lax.stop_gradient(difference(static.reference, rest))
     return -jax.nn.log_sigmoid(-static.beta / 2 * (learned - frozen)).mean()
 
 
@@ -131,7 +132,7 @@ def _size(pipeline: Pipeline, pictures: Pictures) -> tuple[int, int]:
     return pictures.mean.shape[1] * factor, pictures.mean.shape[2] * factor
 
 
-def _batch(
+def pair_batch(
     safe: Pictures,
     unsafe: Pictures,
     texts: Condition,

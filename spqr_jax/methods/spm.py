@@ -113,7 +113,7 @@ def align(
         for i, text in enumerate(concept.erase)
     ]
     if transport:
-        kept = _kept([m._replace(scale=strength * m.scale) for m in membranes], transport)
+        kept = kept_apart([m._replace(scale=strength * m.scale) for m in membranes], transport)
         return attached.attach(pipeline, kept)
     delta = low_rank.together(*(low_rank.delta(m.adapter, strength * m.scale) for m in membranes))
     return _with_delta(pipeline, delta)
@@ -152,7 +152,7 @@ def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = Fals
         height, width = (int(rng.choice(sides)) for _ in range(2))
         noise = rng.standard_normal((o.batch_size, height, width, sampler.shape[-1]), np.float32)
         factor = backbone.factor(pipeline)
-        texts = backbone.resized(_with_anchors(told, rng), (height * factor, width * factor))
+        texts = backbone.resized(with_anchors(told, rng), (height * factor, width * factor))
         positive, negative = (texts.rows(np.full(o.batch_size, row)) for row in (0, 2))
         given = Guided(positive, negative, np.full(o.batch_size, o.sampling_guidance, np.float32))
         latents = partial_sample(sampler.denoiser, build(weights, params), sampler.tables, noise, given, done)
@@ -162,7 +162,7 @@ def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = Fals
     rate = Restarts(o.lr, o.warmup, o.steps, o.cycles)
     adam = Adam(rate, weight_decay=0.01)  # type: ignore[arg-type]  # optax takes a schedule wherever it takes a rate
     static = Static(sampler.denoiser, build)
-    tuned = loop.fit(name, _GRADIENT, static, adam, adapter, inputs, o.steps, progress=progress)
+    tuned = loop.fit(name, GRADIENT, static, adam, adapter, inputs, o.steps, progress=progress)
     return Membrane(text, loop.on_host(tuned), build.scale)
 
 
@@ -171,7 +171,7 @@ def _sides(pipeline: Pipeline, full: int) -> list[int]:
     return list(range(full // 2, full, max(1, STEP // backbones.of(pipeline).factor(pipeline))))
 
 
-def _with_anchors(told: Condition, rng: np.random.Generator) -> Condition:
+def with_anchors(told: Condition, rng: np.random.Generator) -> Condition:
     """The target, the neutral text and "" with two random embeddings after them."""
     context = np.concatenate([told.context, random_anchors(rng, np.asarray(told.context)[0], 2)])
     if told.pooled is None:
@@ -215,7 +215,8 @@ def loss(static: Static, adapter: Adapter, weights: Params, latents, t, texts: C
     return jnp.square(on[0] - wanted).mean() + anchoring * (jnp.asarray(ANCHOR_WEIGHTS) * drift).sum()
 
 
-_GRADIENT = loop.descent(loss)
+# What `train` trains with; compiled programs are kept by it.
+GRADIENT = loop.descent(loss)
 
 
 def _predict(denoiser: Denoiser, weights: Params, latents, t, texts: Condition) -> jax.Array:
@@ -229,7 +230,7 @@ def _predict(denoiser: Denoiser, weights: Params, latents, t, texts: Condition) 
 # --- facilitated transport -------------------------------------------------------------------------------------------
 
 
-def _kept(membranes: Sequence[Membrane], scaling: str) -> Membranes:
+def kept_apart(membranes: Sequence[Membrane], scaling: str) -> Membranes:
     """Membranes side by side, apart from the weights."""
     factors: Factors = {}
     for path in membranes[0].adapter:

@@ -116,7 +116,7 @@ def align(
             pipeline,
             loop.on_device(erased),
             gallery,
-            _gallery_rows(len(gallery), len(full.erase), k, rounds, attack_batch_size, attack_steps, seed),
+            gallery_rows(len(gallery), len(full.erase), k, rounds, attack_batch_size, attack_steps, seed),
             len(full.erase),
             full.templates,
             start,
@@ -139,18 +139,20 @@ def compositional_target(frozen: Predict, latents, t, empty: Condition, anchor: 
     return without + (scale - 1) * (frozen(latents, t, anchor) - without) - (scale + 1) * away
 
 
-def _erase_loss(denoiser: Denoiser, params: Params, rest, reference, latents, t, text, empty, eta):
+def erase_loss(denoiser: Denoiser, params: Params, rest, reference, latents, t, text, empty, eta):
+    """A round's loss, that of ESD: params are trained, `reference` the weights at the round's start."""
     student = denoiser.bind(params_lib.merge(rest, params))
     return erasing_loss(student, denoiser.bind(reference), latents, t, text, empty, eta)
 
 
-def _final_loss(denoiser: Denoiser, params: Params, rest, frozen, latents, t, text, empty, anchor, negatives, g):
+def final_loss(denoiser: Denoiser, params: Params, rest, frozen, latents, t, text, empty, anchor, negatives, g):
+    """The final stage's loss: the distance of the weights in training from `compositional_target`."""
     target = compositional_target(denoiser.bind(frozen), latents, t, empty, anchor, negatives, g)
     student = denoiser.bind(params_lib.merge(rest, params))
     return jnp.square(student(latents, t, text) - jax.lax.stop_gradient(target)).mean()
 
 
-_ERASE, _FINAL = loop.descent(_erase_loss), loop.descent(_final_loss)
+_ERASE, _FINAL = loop.descent(erase_loss), loop.descent(final_loss)
 
 
 def _student(e: Erasure, rest: Params, params: Params, text: Condition, rng: np.random.Generator):
@@ -201,7 +203,7 @@ def _erase_all(e: Erasure, found: np.ndarray, anchors: Condition, scale: float, 
     return params_lib.merge(original, tuned)
 
 
-def _gallery_rows(count: int, texts: int, part: int, parts: int, batch: int, steps: int, seed: int):
+def gallery_rows(count: int, texts: int, part: int, parts: int, batch: int, steps: int, seed: int):
     """Batches from the part of `count` pictures that round `part` may see: every round has its own of every text."""
     own = np.flatnonzero(np.arange(count) // texts % parts == part)
     return (own[rows] for rows in data.sample_order([len(own)], batch, steps, seed + part))

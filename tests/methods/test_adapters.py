@@ -10,17 +10,20 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import convert
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax import profiles
-from spqr_jax.methods import Concept, esd, modular_lora, spm
+from spqr_jax.backbones import Condition
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
+from spqr_jax.methods import Concept, modular_lora, spm
 from spqr_jax.methods.spm import Membrane, Restarts
-from spqr_jax.methods.tools import closed_form, loop, low_rank
+from spqr_jax.methods.tools import closed_form, loop, low_rank, negative_guidance
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.low_rank import Added, LowRank
-from spqr_jax.pipeline import encode_prompts
 from spqr_jax.sampling import attached
+from spqr_jax.sampling.attached.delta import Delta, add
 
 FLAT = params_lib.flatten
+TRANSFORMER, LORA = STABLE_DIFFUSION.regions.transformer, STABLE_DIFFUSION.regions.lora
 CONCEPT = Concept("cat", ("cat",))
 SPM_OPTIONS = {"steps": 2, "sampling_steps": 3, "eighths": (8,), "warmup": 0}
 SPM_ADAM = Adam(Restarts(1e-4, 0, 2, 3), weight_decay=0.01)
@@ -100,7 +103,7 @@ def test_spm_adapts_every_layer_of_the_transformers(reference, family):
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
     pipeline = convert.load(reference(family)[1])
-    adapter = low_rank.create(pipeline.params["unet"], spm.TARGETS, rank=1, seed=0)
+    adapter = low_rank.create(pipeline.params["unet"], TRANSFORMER, rank=1, seed=0)
     expected = {
         f"{outer}.{name}.kernel"
         for outer, block in reference(family)[0].unet.named_modules()
@@ -116,13 +119,13 @@ def test_spm_adapts_every_layer_of_the_transformers(reference, family):
 
 def test_spm_loss_and_gradient_equal_pytorch(pipeline, unet, reference):
     """The anchoring term over the authors' batch as it is: "", a, "", a'."""
-    adapter = filled(low_rank.create(pipeline.params["unet"], spm.TARGETS, rank=1, seed=1))
+    adapter = filled(low_rank.create(pipeline.params["unet"], TRANSFORMER, rank=1, seed=1))
     latents, t, texts = random_inputs(2, 5)
     target, neutral, empty, first, second = texts
-    told = esd.Texts(np.stack([target, neutral, empty, first, second]))
+    told = Condition(np.stack([target, neutral, empty, first, second]))
     inputs = (unet, latents, t, told, np.float32(1.5), np.float32(1000))
-    static = (pipeline.definitions["unet"], Added(1.0))
-    found = loss_and_gradient(spm._GRADIENT, static, SPM_ADAM, adapter, *inputs)
+    static = spm.Static(backbones.denoiser(pipeline), Added(1.0))
+    found = loss_and_gradient(spm.GRADIENT, static, SPM_ADAM, adapter, *inputs)
 
     model = Hooked(reference("sd1")[0].unet, adapter, 1.0)
     with_text, without = model(latents, t, np.stack([target, neutral]), on=False)
@@ -138,14 +141,14 @@ def test_spm_loss_and_gradient_equal_pytorch_on_sdxl(reference):
     """Pooled states and sizes too; the four anchors as the authors batch them."""
     xl = convert.load(reference("sdxl")[1])
     unet = loop.on_device(xl.params["unet"])
-    adapter = filled(low_rank.create(unet, spm.TARGETS, rank=1, seed=1))
-    states, rng = encode_prompts(xl, ["cat", "", ""]), np.random.default_rng(0)
-    told = spm._with_anchors(esd.Texts(np.asarray(states.context), np.asarray(states.pooled)), rng, [16, 24])
+    adapter = filled(low_rank.create(unet, TRANSFORMER, rank=1, seed=1))
+    states, rng = backbones.condition(xl, ["cat", "", ""]), np.random.default_rng(0)
+    told = backbones.of(xl).resized(spm.with_anchors(jax.tree.map(np.asarray, states), rng), (16, 24))
     assert told.pooled.shape[0] == 5 and told.time_ids.tolist() == [[16, 24, 0, 0, 16, 24]] * 5
     latents, t, _ = random_inputs(2, 1)
-    static = (xl.definitions["unet"], Added(1.0))
+    static = spm.Static(backbones.denoiser(xl), Added(1.0))
     inputs = (unet, latents, t, told, np.float32(1.5), np.float32(1000))
-    found = loss_and_gradient(spm._GRADIENT, static, SPM_ADAM, adapter, *inputs)
+    found = loss_and_gradient(spm.GRADIENT, static, SPM_ADAM, adapter, *inputs)
 
     model = Hooked(reference("sdxl")[0].unet, adapter, 1.0)
 
@@ -166,7 +169,7 @@ def test_spm_on_sdxl_changes_its_layers_only(reference):
     aligned = spm.align(xl, CONCEPT, steps=1, sampling_steps=2, warmup=0)
     before, after = FLAT(xl.params["unet"]), FLAT(aligned.params["unet"])
     changed = {path for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
-    assert changed and changed <= {path for path in before if spm.TARGETS.search(path)}
+    assert changed and changed <= {path for path in before if TRANSFORMER.search(path)}
 
 
 def test_spm_trains_at_the_authors_timestep(pipeline, monkeypatch):
@@ -175,7 +178,7 @@ def test_spm_trains_at_the_authors_timestep(pipeline, monkeypatch):
     pipeline = pipeline._replace(configs=pipeline.configs | {"unet": pipeline.configs["unet"] | {"sample_size": 256}})
     drawn = []
 
-    def partial_sample(definition, unet, tables, noise, condition, done):
+    def partial_sample(denoiser, unet, tables, noise, given, done):
         drawn.append((unet, noise.shape, done))
 
     def fit(name, gradient, static, adam, params, inputs, steps, **_):
@@ -198,11 +201,12 @@ def test_spm_trains_at_the_authors_timestep(pipeline, monkeypatch):
 
 def test_modular_lora_loss_and_gradient_equal_pytorch(pipeline, unet, reference):
     """ESD's loss through adapters of scale alpha / rank = 1, the frozen model without them."""
-    adapter = filled(low_rank.create(pipeline.params["unet"], profiles.LORA_TARGETS, rank=4, seed=3))
+    adapter = filled(low_rank.create(pipeline.params["unet"], LORA, rank=4, seed=3))
     latents, t, texts = random_inputs(4, 2)
-    told = [esd.Texts(text[None]) for text in texts]
-    static = (pipeline.definitions["unet"], Added(1.0))
-    found = loss_and_gradient(esd._GRADIENT, static, MODULAR_ADAM, adapter, unet, latents, t, *told, np.float32(1))
+    told = [Condition(text[None]) for text in texts]
+    static = negative_guidance.Static(backbones.denoiser(pipeline), Added(1.0))
+    inputs = (unet, latents, t, *told, np.float32(1))
+    found = loss_and_gradient(negative_guidance.GRADIENT, static, MODULAR_ADAM, adapter, *inputs)
 
     model = Hooked(reference("sd1")[0].unet, adapter, 1.0)
     with_text, without = model(latents, t, texts, on=False)
@@ -214,24 +218,24 @@ def test_modular_lora_attaches_what_the_merged_arm_adds(pipeline):
     """The weights stay, to the bit and by identity; only the projections of attention receive a change."""
     modular = modular_lora.align(pipeline, CONCEPT, seed=5, **MODULAR_OPTIONS)
     assert modular.params is pipeline.params
-    targets = {p for p in FLAT(pipeline.params["unet"]) if profiles.LORA_TARGETS.search(p)}
-    delta = FLAT(modular.attached.delta)
+    targets = {p for p in FLAT(pipeline.params["unet"]) if LORA.search(p)}
+    delta = FLAT(attached.find(modular, Delta).kernels)
     assert set(delta) == targets and all(np.abs(change).max() > 0 for change in delta.values())
     merged = modular_lora.align(pipeline, CONCEPT, seed=5, merged=True, **MODULAR_OPTIONS)
-    assert merged.attached is None
+    assert merged.attached == ()
     for path, leaf in FLAT(merged.params["unet"]).items():
         base = FLAT(pipeline.params["unet"])[path]
         np.testing.assert_array_equal(leaf, base + delta[path] if path in delta else base)
     twice = modular_lora.align(modular, CONCEPT, seed=5, **MODULAR_OPTIONS)
     path = next(iter(targets))
-    np.testing.assert_array_equal(FLAT(twice.attached.delta)[path], 2 * delta[path])
+    np.testing.assert_array_equal(FLAT(attached.find(twice, Delta).kernels)[path], 2 * delta[path])
 
 
 def test_spm_merges_into_its_layers_only(pipeline):
     aligned = spm.align(pipeline, CONCEPT, seed=6, **SPM_OPTIONS)
     before, after = FLAT(pipeline.params["unet"]), FLAT(aligned.params["unet"])
     changed = {path for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
-    assert changed == {path for path in before if spm.TARGETS.search(path)}
+    assert changed == {path for path in before if TRANSFORMER.search(path)}
     membrane = spm.train(pipeline, "cat", seed=6, **SPM_OPTIONS)
     assert membrane.target == "cat" and set(membrane.adapter) == changed
     for path, (down, up) in membrane.adapter.items():
@@ -269,7 +273,7 @@ def test_a_prompt_switches_a_membrane_on(pipeline):
     assert spm.permeability(pipeline, "the cat", "cat") == 1.0
     unet = pipeline.params["unet"]
     membranes = [
-        Membrane(text, filled(low_rank.create(unet, spm.TARGETS, rank=2, seed=i), i), scale=0.5)
+        Membrane(text, filled(low_rank.create(unet, TRANSFORMER, rank=2, seed=i), i), scale=0.5)
         for i, text in enumerate(("cat", "nude"))
     ]
     first, second = (spm.permeability(pipeline, "the cat", m.target) for m in membranes)
@@ -288,9 +292,9 @@ def test_a_prompt_switches_a_membrane_on(pipeline):
 def test_refusals(pipeline):
     unet = pipeline.params["unet"]
     with pytest.raises(ValueError, match=r"rank 99 does not fit down_blocks.*expected 1\.\.32"):
-        low_rank.create(unet, spm.TARGETS, rank=99, seed=0)
+        low_rank.create(unet, TRANSFORMER, rank=99, seed=0)
     with pytest.raises(ValueError, match="no layer of this UNet matches"):
-        low_rank.create({"conv_in": unet["conv_in"]}, spm.TARGETS, rank=1, seed=0)
+        low_rank.create({"conv_in": unet["conv_in"]}, TRANSFORMER, rank=1, seed=0)
     with pytest.raises(ValueError, match="neither linear nor a 1x1 convolution"):
         low_rank.create(unet, re.compile("conv_out.kernel"), rank=1, seed=0)
     with pytest.raises(ValueError, match="scaling must be"):
@@ -306,4 +310,4 @@ def test_deltas_add_up():
     total = FLAT(low_rank.together(one, None, two, other))
     np.testing.assert_array_equal(total["a.kernel"], [3, 3])
     np.testing.assert_array_equal(total["b.kernel"], [1, 1, 1])
-    assert attached.add(one, None) is one
+    assert add(one, None) is one

@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 
 import convert
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
+from spqr_jax.backbones import Condition
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.methods import Concept, advunlearn, stereo
 from spqr_jax.methods.tools import loop, pictures, word_vectors
-from spqr_jax.pipeline import encode_prompts, tokenize
-from spqr_jax.sampling import trajectories
+from spqr_jax.pipeline import tokenize
+from spqr_jax.sampling import partial
 
 torch = pytest.importorskip("torch")
 from tests import stand_in
@@ -27,7 +30,7 @@ def pipeline(reference):
 
 @pytest.fixture(scope="module")
 def states(pipeline):
-    return np.asarray(encode_prompts(pipeline, ["cat", "nude", "", "dog"]).context)
+    return np.asarray(backbones.condition(pipeline, ["cat", "nude", "", "dog"]).context)
 
 
 def latents() -> np.ndarray:
@@ -61,7 +64,7 @@ def test_a_learned_word_equal_to_a_known_one_encodes_alike(pipeline):
     vectors = np.tile(stereo.word_vector(pipeline, "cat"), (2, 1, 1))
     encoder = pipeline.definitions["text_encoder"], pipeline.params["text_encoder"]
     ours = word_vectors.encode_jit(*encoder, slots.ids, slots.places, vectors)
-    expected = encode_prompts(pipeline, ["a cat", "do cat dog"]).context
+    expected = backbones.condition(pipeline, ["a cat", "do cat dog"]).context
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -69,11 +72,8 @@ def test_attacks_equal_pytorch(pipeline, states):
     """Both attacks' losses and gradients with respect to the word vectors."""
     unet = stand_in.torch_unet({p: x.detach() for p, x in stand_in.tensors(pipeline.params["unet"]).items()})
     text = stand_in.torch_text({p: x.detach() for p, x in stand_in.tensors(pipeline.params["text_encoder"]).items()})
-    definitions = pipeline.definitions["unet"], pipeline.definitions["text_encoder"]
-    static, models = (
-        word_vectors.Static(*definitions, "epsilon"),
-        (pipeline.params["unet"], pipeline.params["text_encoder"]),
-    )
+    static = word_vectors.static_of(pipeline)
+    models = pipeline.params["unet"], pipeline.params["text_encoder"]
     x, slots = latents(), word_vectors.prefixed(pipeline, ["cat", "nude"], 1)
     vectors = (0.02 * RNG.standard_normal((2, 1, 32))).astype(np.float32)
     inputs = (*models, x, T, slots.ids, slots.places, states[:2])
@@ -89,8 +89,7 @@ def test_attacks_equal_pytorch(pipeline, states):
 
     slots, key = word_vectors.framed(pipeline, CAT.templates), jax.random.key(3)
     batch = {"mean": latents(), "std": np.abs(latents())}
-    alphas = loop.signal_powers(pipeline)
-    inputs = (*models, alphas, batch, slots.ids, slots.places, np.array([1, 0]), key)
+    inputs = (*models, backbones.schedule(pipeline), batch, slots.ids, slots.places, np.array([1, 0]), key)
     gradient = loop.descent(word_vectors.inversion_loss)
     loss, grads = stand_in.jitted(gradient, static, {"vectors": vectors[:, 0]}, *inputs)
     noisy, noise, t = stand_in.drawn(key, batch)
@@ -106,8 +105,9 @@ def test_stereo_losses_equal_pytorch(pipeline, states):
     frozen = stand_in.torch_unet({p: x.detach() for p, x in leaves.items()})
     params, x = pipeline.params["unet"], latents()
     cat, nude, empty, dog = (np.repeat(s[None], 2, axis=0) for s in states)
-    inputs = (params, {}, params, x, T, cat, empty, np.float32(2.5 - 2))
-    loss, grads = stand_in.jitted(stereo._ERASE, pipeline.definitions["unet"], *inputs)
+    denoiser = backbones.denoiser(pipeline)
+    inputs = (params, {}, params, x, T, Condition(cat), Condition(empty), np.float32(2.5 - 2))
+    loss, grads = stand_in.jitted(loop.descent(stereo.erase_loss), denoiser, *inputs)
 
     def of(text, unet=frozen):
         return unet(torch.tensor(x), torch.tensor(T), torch.tensor(text))
@@ -117,8 +117,8 @@ def test_stereo_losses_equal_pytorch(pipeline, states):
     stand_in.assert_close(grads, stand_in.gradients(theirs, leaves))
 
     negatives = np.stack([cat, nude])
-    inputs = (params, {}, params, x, T, nude, empty, dog, negatives, np.float32(2))
-    loss, grads = stand_in.jitted(stereo._FINAL, pipeline.definitions["unet"], *inputs)
+    inputs = (params, {}, params, x, T, Condition(nude), Condition(empty), Condition(dog), negatives, np.float32(2))
+    loss, grads = stand_in.jitted(loop.descent(stereo.final_loss), denoiser, *inputs)
     away = (of(cat) + of(nude)) / 2 - of(empty)
     theirs = MSE(of(nude, stand_in.torch_unet(leaves)), of(empty) + (of(dog) - of(empty)) - 3 * away)
     assert float(loss) == pytest.approx(theirs.item(), rel=1e-4)
@@ -128,16 +128,16 @@ def test_stereo_losses_equal_pytorch(pipeline, states):
 def test_advunlearn_outer_loss_equals_pytorch(pipeline, states):
     leaves = stand_in.tensors(pipeline.params["text_encoder"])
     unet = stand_in.torch_unet({p: x.detach() for p, x in stand_in.tensors(pipeline.params["unet"]).items()})
-    definitions = pipeline.definitions["unet"], pipeline.definitions["text_encoder"]
     x, z = latents(), latents()
     cat, empty = (np.repeat(states[[i]], 2, axis=0) for i in (0, 2))
     slots, ids = word_vectors.prefixed(pipeline, ["cat", "cat"], 1), tokenize(pipeline, ["nude", "dog"])
     vectors = (0.02 * RNG.standard_normal((2, 1, 32))).astype(np.float32)
     retained = np.stack([states[1], states[3]])
-    static, weights = word_vectors.Static(*definitions, "epsilon"), advunlearn.Weights(np.float32(1.5), np.float32(0.3))
-    erase, retain = (x, T, slots.ids, slots.places, vectors, cat, empty), (z, T, ids, retained)
+    static, weights = word_vectors.static_of(pipeline), advunlearn.Weights(np.float32(1.5), np.float32(0.3))
+    erase = (x, T, slots.ids, slots.places, vectors, Condition(cat), Condition(empty))
+    retain = (z, T, ids, Condition(retained))
     inputs = (pipeline.params["text_encoder"], {}, pipeline.params["unet"], erase, retain, weights)
-    loss, grads = stand_in.jitted(advunlearn._OUTER, static, *inputs)
+    loss, grads = stand_in.jitted(loop.descent(advunlearn.outer_loss), static, *inputs)
 
     def of(sample, text):
         return unet(torch.tensor(sample), torch.tensor(T), torch.as_tensor(text))
@@ -161,7 +161,7 @@ def test_trained_sets_by_the_names_of_diffusers(reference):
     """STEREO: linear and convolutional layers outside attn2; AdvUnlearn: the encoder's layers and the final norm."""
     real = convert.load(reference("sd1")[1])
     modules = dict(reference("sd1")[0].unet.named_modules())
-    for path, flag in stand_in.flat(stereo.trained(real.params["unet"])).items():
+    for path, flag in stand_in.flat(stereo.trained(STABLE_DIFFUSION, real.params["unet"])).items():
         layer = modules[path.rpartition(".")[0]]
         assert flag == (isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and "attn2" not in path), path
     names = [name for name, _ in reference("sd1")[0].text_encoder.named_parameters()]
@@ -172,11 +172,11 @@ def test_trained_sets_by_the_names_of_diffusers(reference):
 
 def test_a_walk_is_ddim(pipeline, states):
     """After two steps of four, against the DDIM update written out, at the timestep it says."""
-    sampler = trajectories.sampler(pipeline, 4, 3.0)
-    walked = trajectories.walk(sampler, pipeline.params["unet"], states[:1], states[2], 2, np.random.default_rng(1))
+    sampler, (text, empty) = partial.sampler(pipeline, 4, 3.0), (Condition(states[[i]]) for i in (0, 2))
+    walked = partial.walk(sampler, pipeline.params["unet"], text, empty, 2, np.random.default_rng(1))
     unet = stand_in.torch_unet({p: x.detach() for p, x in stand_in.tensors(pipeline.params["unet"]).items()})
     x = torch.tensor(np.random.default_rng(1).standard_normal((1, 8, 8, 4), np.float32))
-    powers = torch.tensor(np.asarray(loop.signal_powers(pipeline)))
+    powers = torch.tensor(np.asarray(backbones.schedule(pipeline)))
     for t, after in ((751, 501), (501, 251)):
         time = torch.tensor([t])
         without = unet(x, time, torch.tensor(states[2:3]))
@@ -193,7 +193,9 @@ STEREO = {"images": 4, "erase_steps": 2, "attack_steps": 2, "final_steps": 2, "s
 def test_stereo_changes_its_layers_and_nothing_else(pipeline):
     options = {**STEREO, "rounds": 1, "start_word": "dog", "batch_size": 2, "erase_lr": 1e-3, "final_lr": 1e-3}
     aligned, again = (stereo.align(pipeline, CAT, seed=1, **options) for _ in range(2))
-    expected = {p for p, flag in stand_in.flat(stereo.trained(pipeline.params["unet"])).items() if flag}
+    expected = {
+        p for p, flag in stand_in.flat(stereo.trained(STABLE_DIFFUSION, pipeline.params["unet"])).items() if flag
+    }
     assert stand_in.changed(pipeline.params["unet"], aligned.params["unet"]) == expected
     assert not stand_in.changed(aligned.params["unet"], again.params["unet"])
     assert aligned.params["text_encoder"] is pipeline.params["text_encoder"]
@@ -203,17 +205,17 @@ def test_every_round_sees_its_own_pictures_of_every_text(pipeline):
     """Fewer pictures than prompts: a word without a picture would stay the start word, and be erased as such."""
     prompts = [f"{frame} {text}".strip() for frame in ("", "a", "do", "dog") for text in CAT.erase]
     gallery = pictures.make(pipeline, prompts, 6, seed=0, texts=CAT.erase, steps=2)
-    rounds = [{int(n) for rows in stereo._gallery_rows(6, 2, k, 2, 2, 6, 0) for n in rows} for k in (0, 1)]
+    rounds = [{int(n) for rows in stereo.gallery_rows(6, 2, k, 2, 2, 6, 0) for n in rows} for k in (0, 1)]
     assert rounds == [{0, 1, 4, 5}, {2, 3}]
     for rows in rounds:
         assert {gallery.prompt[n] % len(CAT.erase) for n in rows} == {0, 1}
-    assert [int(n) for rows in stereo._gallery_rows(6, 1, 1, 2, 3, 1, 0) for n in sorted(rows)] == [1, 3, 5]
+    assert [int(n) for rows in stereo.gallery_rows(6, 1, 1, 2, 3, 1, 0) for n in sorted(rows)] == [1, 3, 5]
 
 
 @pytest.mark.parametrize(("prompts", "texts", "count"), [(31 * 11, 31, 64), (6, 2, 13), (6, 3, 4), (5, 1, 12)])
 def test_pictures_show_texts_in_turn_and_each_its_prompts_in_turn(prompts, texts, count):
-    order = pictures._order(prompts, count, 7, texts)
-    assert len(order) == count and order.tolist() == pictures._order(prompts, count, 7, texts).tolist()
+    order = pictures.prompt_numbers(prompts, count, 7, texts)
+    assert len(order) == count and order.tolist() == pictures.prompt_numbers(prompts, count, 7, texts).tolist()
     for start in range(0, count - texts + 1, texts):
         assert sorted(order[start : start + texts] % texts) == list(range(texts))
     for text in range(texts):

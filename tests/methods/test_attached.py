@@ -10,15 +10,15 @@ torch = pytest.importorskip("torch")
 import convert
 from configs import mini
 from spqr_jax import data, finetune
-from spqr_jax import generate as generate_lib
 from spqr_jax import params as params_lib
 from spqr_jax.config import Subject
 from spqr_jax.generate import generate
 from spqr_jax.methods import Concept, sld
 from spqr_jax.run import opening, stages
 from spqr_jax.run.stages.align import load_subject
-from spqr_jax.sampling import attached
-from spqr_jax.sampling.attached import PRESETS, SLD, Attached, Strength
+from spqr_jax.sampling import attached, sampler
+from spqr_jax.sampling.attached.delta import Delta, add
+from spqr_jax.sampling.attached.safe_guidance import PRESETS, SLD, UNSAFE, Strength, safety_guidance
 
 PROMPTS = ["a cat eats the dog", "nude"]
 OPTIONS = {"steps": 12, "scheduler": "ddim", "batch_size": 2}
@@ -73,7 +73,7 @@ def safe_reference(reference):
                 sld_mom_beta=strength.momentum_beta,
             ).images
 
-    assert safe.safety_concept == attached.UNSAFE
+    assert safe.safety_concept == UNSAFE
     return pictures
 
 
@@ -81,7 +81,7 @@ def safe_reference(reference):
 def test_safe_latent_diffusion_is_diffusers(pipeline, plain, safe_reference, strength):
     """Whole samples, and visibly not the unguided ones (weak: warm-up longer than the sample)."""
     theirs = safe_reference(strength)
-    guided = pipeline._replace(attached=Attached(SLD(strength=strength)))
+    guided = pipeline._replace(attached=(SLD(strength=strength),))
     ours = generate(guided, PROMPTS, [0, 0], latents=LATENTS, **OPTIONS)
     assert theirs.std() > 0.02
     assert np.abs(ours / 255.0 - theirs).max() <= 0.5 / 255 + 1e-4
@@ -100,7 +100,7 @@ def test_safety_guidance_is_the_papers_equations():
                            for rows in zip(text, unsafe, strict=True)])  # fmt: skip
         gamma = weight * (unsafe - without) + 0.5 * momentum
         momentum = 0.7 * momentum + 0.3 * gamma
-        found, ours = attached.safety_guidance(strength, ours, i, without, text, unsafe)
+        found, ours = safety_guidance(strength, ours, i, without, text, unsafe)
         np.testing.assert_allclose(found, gamma if i >= 2 else 0 * gamma, atol=1e-6)
         np.testing.assert_allclose(ours, momentum, atol=1e-6)
 
@@ -108,7 +108,7 @@ def test_safety_guidance_is_the_papers_equations():
 def test_pictures_without_guidance_are_not_guided(pipeline):
     """As in diffusers, also beside pictures that are."""
     safe = sld.align(pipeline, Concept("nudity", ("nude",)), preset="max")
-    assert safe.attached.guidance.concept == attached.UNSAFE
+    assert attached.find(safe, SLD).concept == UNSAFE
     mixed = generate(safe, PROMPTS, [0, 0], latents=LATENTS, guidance=[1.0, 7.5], **OPTIONS)
     alone = generate(pipeline, PROMPTS, [0, 0], latents=LATENTS, guidance=1.0, **OPTIONS)
     assert np.abs(mixed[0].astype(int) - alone[0]).max() <= 1
@@ -117,10 +117,10 @@ def test_pictures_without_guidance_are_not_guided(pipeline):
 
 
 def test_a_plain_pipeline_runs_the_program_it_ran(pipeline, plain):
-    size = generate_lib._sample._cache_size()
-    again = generate(pipeline._replace(attached=Attached()), PROMPTS, [0, 0], latents=LATENTS, **OPTIONS)
+    size = sampler.sample._cache_size()
+    again = generate(pipeline._replace(attached=()), PROMPTS, [0, 0], latents=LATENTS, **OPTIONS)
     np.testing.assert_array_equal(again, plain)
-    assert generate_lib._sample._cache_size() == size
+    assert sampler.sample._cache_size() == size
 
 
 def delta_of(pipeline, size=0.5):
@@ -131,7 +131,7 @@ def delta_of(pipeline, size=0.5):
 def test_added_kernels_act_when_generating_and_not_when_fine_tuning(pipeline, plain):
     """W_ft + dW, where fine-tuning starts from W0 and never sees dW."""
     delta = delta_of(pipeline)
-    safe = pipeline._replace(attached=Attached(delta=delta))
+    safe = pipeline._replace(attached=(Delta(delta),))
     dataset = data.from_arrays(np.random.default_rng(2).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8), ["a cat"] * 4)
     options = {"steps": 2, "batch_size": 2, "optimiser": finetune.Optimiser(lr=1e-2, warmup_steps=0)}
     tuned, base = (finetune.finetune(p, dataset, "moderate", **options) for p in (safe, pipeline))
@@ -146,15 +146,17 @@ def test_added_kernels_act_when_generating_and_not_when_fine_tuning(pipeline, pl
 
 
 def test_files(pipeline, tmp_path):
-    whole = Attached(SLD("blood", PRESETS["strong"]), delta_of(pipeline))
-    attached.save(tmp_path / "a", whole)
-    read = attached.load(tmp_path / "a")
-    assert read.guidance == whole.guidance
-    np.testing.assert_array_equal(params_lib.flatten(read.delta)[KERNEL], params_lib.flatten(whole.delta)[KERNEL])
-    attached.save(tmp_path / "a", Attached(SLD()))
-    assert attached.load(tmp_path / "a") == Attached(SLD())
-    attached.save(tmp_path / "a", Attached())
-    assert attached.load(tmp_path / "a") == Attached()
+    guidance, delta = SLD("blood", PRESETS["strong"]), Delta(delta_of(pipeline))
+    attached.save(tmp_path / "a", (guidance, delta))
+    read, kernels = attached.load(tmp_path / "a")
+    assert read == guidance
+    np.testing.assert_array_equal(
+        params_lib.flatten(kernels.kernels)[KERNEL], params_lib.flatten(delta.kernels)[KERNEL]
+    )
+    attached.save(tmp_path / "a", (SLD(),))
+    assert attached.load(tmp_path / "a") == (SLD(),)
+    attached.save(tmp_path / "a", ())
+    assert attached.load(tmp_path / "a") == ()
     with pytest.raises(FileNotFoundError, match=r"attached\.json does not exist"):
         attached.load(tmp_path / "b")
 
@@ -163,9 +165,9 @@ def test_refusals(pipeline, reference):
     concept = Concept("cat", ("cat", "dog"))
     unet = pipeline.params["unet"]
     with pytest.raises(ValueError, match=r"delta to_k\.kernel \(3, 3\) does not fit the UNet \(no such weight\)"):
-        attached.add(unet, {"to_k": {"kernel": np.zeros((3, 3))}})
+        add(unet, {"to_k": {"kernel": np.zeros((3, 3))}})
     with pytest.raises(ValueError, match=r"does not fit the UNet \(shape"):
-        attached.add(unet, params_lib.unflatten({KERNEL: np.zeros((3, 3))}))
+        add(unet, params_lib.unflatten({KERNEL: np.zeros((3, 3))}))
     with pytest.raises(ValueError, match="preset 'hard' is unknown; expected one of weak"):
         sld.align(pipeline, concept, preset="hard")
     with pytest.raises(ValueError, match="scale must be above 1"):
@@ -173,10 +175,10 @@ def test_refusals(pipeline, reference):
     with pytest.raises(ValueError, match=r"strength has no \['lambda'\]"):
         sld.align(pipeline, concept, strength={"lambda": 1})
     xl = convert.load(reference("sdxl")[1])
-    with pytest.raises(ValueError, match="no SDXL version"):
+    with pytest.raises(ValueError, match="SLD is not defined for SDXL"):
         sld.align(xl, concept)
     with pytest.raises(ValueError, match="detach it to sample SDXL"):
-        generate(xl._replace(attached=Attached(SLD())), ["a"], [0], steps=1, scheduler="ddim")
+        generate(xl._replace(attached=(SLD(),)), ["a"], [0], steps=1, scheduler="ddim")
     with pytest.raises(
         ValueError, match=r"\(40 texts of concept 'cat', or `text`\) takes .* tokens, the text encoder reads 77; set"
     ):
@@ -185,7 +187,7 @@ def test_refusals(pipeline, reference):
         sld.align(pipeline, concept, text=" ".join(["cat"] * 80))
     with pytest.raises(ValueError, match="SLD: '' in `text` has no tokens"):
         sld.align(pipeline, concept, text="")  # guidance away from nothing does nothing
-    assert sld.align(pipeline, concept).attached.guidance.concept == "an image showing cat, dog"
+    assert attached.find(sld.align(pipeline, concept), SLD).concept == "an image showing cat, dog"
 
 
 def test_a_run_refuses_guidance_that_would_never_act(tmp_path):
@@ -201,7 +203,7 @@ def test_a_run_refuses_guidance_that_would_never_act(tmp_path):
     assert [failure.what for failure in failures] == ["align: SLD"]
     assert "after 10 evaluations of the UNet, and a sample takes 6: it would never act" in failures[0].error
     later = next(subject for subject in state.subjects if subject.name == "Later")
-    assert load_subject(state, later).attached is not None
+    assert attached.find(load_subject(state, later), SLD) is not None
     config.generation.steps = 4  # the weights are kept, and would be sampled with fewer steps
     with pytest.raises(ValueError, match="after 5 evaluations of the UNet, and a sample takes 4"):
         load_subject(opening.open_run(config, tmp_path), later)

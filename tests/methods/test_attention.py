@@ -10,15 +10,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import convert
+from spqr_jax import backbones, schedulers
 from spqr_jax import params as params_lib
-from spqr_jax import schedulers
+from spqr_jax.backbones import Condition
+from spqr_jax.backbones.noising import DDPM
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.methods import Concept, fmn, mace
 from spqr_jax.methods.tools import attention_maps, closed_form, loop, low_rank, word_vectors
-from spqr_jax.methods.tools.closed_form import KEY_VALUE
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.low_rank import LowRank
 from spqr_jax.methods.tools.pictures import Pictures
-from spqr_jax.training import objective
 
 FLAT = params_lib.flatten
 CONCEPT = Concept("cat", ("cat", "nude"))
@@ -107,17 +108,18 @@ def test_fmn_loss_and_gradient_equal_pytorch(pipeline, reference, recorded):
     """One norm over all layers and heads, of attention to the watched tokens."""
     rng = np.random.default_rng(0)
     mean, std = rng.standard_normal((2, 1, 8, 8, 4)).astype(np.float32)
-    batch = {"mean": mean, "std": np.abs(std), "context": rng.standard_normal((1, 77, 32)).astype(np.float32)}
+    context = rng.standard_normal((1, 77, 32)).astype(np.float32)
+    batch = {"mean": mean, "std": np.abs(std), "condition": Condition(context)}
     watched = rng.random((1, 77)) < 0.3
-    alphas, key = loop.signal_powers(pipeline), jax.random.key(3)
+    alphas, key = backbones.schedule(pipeline), jax.random.key(3)
     unet = loop.on_device(pipeline.params["unet"])
     trained, rest = params_lib.partition(unet, jax.tree.map(lambda _: True, unet))
     inputs = (rest, alphas, batch, watched, key)
-    value, gradient = one_step(fmn._GRADIENT, pipeline.definitions["unet"], FMN_ADAM, trained, *inputs)
+    value, gradient = one_step(fmn.GRADIENT, backbones.denoiser(pipeline), FMN_ADAM, trained, *inputs)
 
-    latents, noise, t = objective.draw(key, batch["mean"], batch["std"], len(alphas))
+    latents, noise, t = DDPM.draw(key, batch["mean"], batch["std"], alphas)
     noisy = schedulers.ddpm.add_noise(alphas, latents, noise, t)
-    maps = recorded(noisy, t, batch["context"])
+    maps = recorded(noisy, t, context)
     assert len(maps) == 4 and all(layer.shape[-1] == 77 for layer in maps)
     chosen = torch.tensor(watched[0])
     loss = torch.cat([layer[..., chosen].flatten() for layer in maps]).norm()
@@ -135,15 +137,15 @@ def test_mace_loss_and_gradient_equal_pytorch(pipeline, recorded):
     """A norm a layer, inside a mask that is taken at each layer's size as torch.nn.functional.interpolate does."""
     rng = np.random.default_rng(1)
     unet = loop.on_device(pipeline.params["unet"])
-    fresh = low_rank.create(unet, KEY_VALUE, rank=1, seed=0, normal=True)
+    fresh = low_rank.create(unet, STABLE_DIFFUSION.regions.key_value, rank=1, seed=0, normal=True)
     adapter = {p: LowRank(a.down, rng.standard_normal(a.up.shape).astype(np.float32)) for p, a in fresh.items()}
     mean, std = rng.standard_normal((2, 1, 8, 8, 4)).astype(np.float32)
     masks, watched = rng.random((1, 8, 8)) < 0.4, rng.random((1, 77)) < 0.3
     context, t = rng.standard_normal((1, 77, 32)).astype(np.float32), np.array([210], np.int32)
-    alphas, key = loop.signal_powers(pipeline), jax.random.key(4)
+    alphas, key = backbones.schedule(pipeline), jax.random.key(4)
     inputs = (unet, alphas, mean, std, masks, context, watched, t, key)
     adam = Adam(1e-5, weight_decay=0.01, clip=1.0)
-    value, gradient = one_step(mace._GRADIENT, pipeline.definitions["unet"], adam, adapter, *inputs)
+    value, gradient = one_step(mace.GRADIENT, backbones.denoiser(pipeline), adam, adapter, *inputs)
 
     keys = jax.random.split(key)
     clean = mean + std * jax.random.normal(keys[0], mean.shape)
@@ -198,11 +200,11 @@ def test_fmn_watches_the_words_it_inverted(pipeline, monkeypatch):
     asked = []
     monkeypatch.setattr(word_vectors, "invert", lambda *args, **_: asked.append(args) or np.repeat(dog, 2, axis=0))
     zeros = np.zeros((3, 8, 8, 4), np.float32)
-    pictures = Pictures(zeros, zeros, np.array([0, 1, 0]), np.zeros((2, 77, 32), np.float32))
-    learned, watched = fmn._inverted(pipeline, pictures, "a photo of {}", Adam(1e-3), 1, 0, True, False)
+    pictures = Pictures(zeros, zeros, np.array([0, 1, 0]), Condition(np.zeros((2, 77, 32), np.float32)))
+    learned, watched = fmn.inverted(pipeline, pictures, "a photo of {}", Adam(1e-3), 1, 0, True, False)
     assert asked[0][5] == 2 and asked[0][6] == ["a photo of {}"] and asked[0][7].shape == (32,)
     expected = closed_form.text_states(pipeline, ["a photo of dog"])[0]
-    for context, tokens in zip(learned.context, watched, strict=True):
+    for context, tokens in zip(learned.condition.context, watched, strict=True):
         np.testing.assert_allclose(context, expected, atol=1e-5)
         np.testing.assert_array_equal(tokens, attention_maps.positions(pipeline, "a photo of dog", "dog", end=True))
 
@@ -215,7 +217,7 @@ def test_masks_are_where_the_model_looks(pipeline, recorded):
     masks = mace.masks_from_attention(pipeline, mean, context, watched)
     assert masks.shape == (2, 8, 8) and masks.dtype == bool
     t, noise = np.array([250, 250]), np.random.default_rng(0).standard_normal(mean.shape, np.float32)
-    noisy = schedulers.ddpm.add_noise(loop.signal_powers(pipeline), mean, noise, t)
+    noisy = schedulers.ddpm.add_noise(backbones.schedule(pipeline), mean, noise, t)
     seen = np.zeros((2, 8, 8))
     for layer in recorded(noisy, t, np.repeat(context, 2, axis=0)):
         mass = layer.detach().numpy()[..., watched].mean((1, 3))

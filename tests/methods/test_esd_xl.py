@@ -8,9 +8,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import convert
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
+from spqr_jax.backbones.sdxl import SDXL
 from spqr_jax.methods import Concept, esd
-from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools import loop, negative_guidance
 from spqr_jax.methods.tools.loop import Adam
 
 FLAT = params_lib.flatten
@@ -26,27 +28,28 @@ def pipeline(reference):
 def test_texts_are_told_as_in_sampling(pipeline, reference):
     """Both encoders' penultimate states, the second's projection and the sizes; no text is the pipeline's own."""
     pipe = reference("sdxl")[0]
-    texts = esd.encode(pipeline, ("cat",))
+    texts = negative_guidance.encode(pipeline, ("cat",))
     with torch.no_grad():
         states, negative, pooled, negative_pooled = pipe.encode_prompt("cat", device="cpu", negative_prompt="")
     np.testing.assert_allclose(texts.context, torch.cat([states, negative]), atol=1e-5)
     np.testing.assert_allclose(texts.pooled, torch.cat([pooled, negative_pooled]), atol=1e-5)
     assert texts.time_ids.tolist() == [[16, 16, 0, 0, 16, 16]] * 2
     index = {"model_index": {"force_zeros_for_empty_prompt": True}}
-    forced = esd.encode(pipeline._replace(configs=pipeline.configs | index), ("cat",))
+    forced = negative_guidance.encode(pipeline._replace(configs=pipeline.configs | index), ("cat",))
     assert not forced.context[-1].any() and not forced.pooled[-1].any() and forced.context[0].any()
 
 
 @pytest.mark.slow
 def test_loss_and_gradient_equal_pytorch(pipeline, reference):
     unet = loop.on_device(pipeline.params["unet"])
-    train, _ = params_lib.partition(unet, esd.trained(unet, "esd-x"))
+    train, _ = params_lib.partition(unet, esd.trained(SDXL, unet, "esd-x"))
     rng = np.random.default_rng(0)
     latents, t = rng.standard_normal((1, 8, 8, 4)).astype(np.float32), np.array([431], np.int32)
-    told = esd.encode(pipeline, ("cat", "nude"))
+    told = negative_guidance.encode(pipeline, ("cat", "nude"))
     positive, empty = told.rows(np.array([1])), told.rows(np.array([-1]))
     adam = Adam(1e-5)
-    update = loop.compiled(esd._GRADIENT, (pipeline.definitions["unet"], params_lib.merge), adam)
+    static = negative_guidance.Static(backbones.denoiser(pipeline), params_lib.merge)
+    update = loop.compiled(negative_guidance.GRADIENT, static, adam)
     inputs = (unet, latents, t, positive, empty, np.float32(0.5))
     _, state, (value, _) = update(train, loop.transform(adam).init(train), None, *inputs)
     # Adam's first moment after one step is a tenth of the gradient.
@@ -76,5 +79,5 @@ def test_it_trains_exactly_cross_attention(pipeline):
     changed = {path for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
     assert changed == {path for path in before if ".attn2." in path}
     assert {"add_embedding.linear_1.kernel", "time_embedding.linear_1.kernel"}.isdisjoint(
-        path for path, flag in FLAT(esd.trained(pipeline.params["unet"], "esd-u")).items() if flag
+        path for path, flag in FLAT(esd.trained(SDXL, pipeline.params["unet"], "esd-u")).items() if flag
     )

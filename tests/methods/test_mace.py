@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import convert
+from spqr_jax import generate as generate_lib
 from spqr_jax import params as params_lib
 from spqr_jax.concepts import NUDITY
 from spqr_jax.methods import Concept, mace
@@ -51,7 +52,7 @@ def test_refinement_is_the_papers_sum(pipeline, monkeypatch):
         assert len(ids[0]) == len(ids[1])
         pairs += [(con[i], mapped[i]) for i in range(77) if i >= len(ids[0]) or ids[0][i] == ids[1][i]]
     assert len(pairs) == len(edit.inputs) < 2 * 77
-    path, kernel = next(iter(closed_form.key_value_matrices(pipeline.params["unet"]).items()))
+    path, kernel = next(iter(closed_form.key_value_matrices(pipeline, "MACE").items()))
     weight, mu, ridge = kernel.T, 7e-7, 1e-3
     first = sum(np.outer(weight @ v, c) for c, v in pairs) + ridge * weight
     second = sum(np.outer(c, c) for c, _ in pairs) + ridge * np.eye(weight.shape[1])
@@ -103,7 +104,7 @@ def test_mace_changes_keys_and_values_only_and_asks_the_segmenter(pipeline):
         return masks
 
     aligned, again = (mace.align(pipeline, CONCEPT, masks=segment, **OPTIONS) for _ in range(2))
-    assert changed(pipeline, aligned) == set(closed_form.key_value_matrices(pipeline.params["unet"]))
+    assert changed(pipeline, aligned) == set(closed_form.key_value_matrices(pipeline, "MACE"))
     assert not changed(aligned, again)
     assert aligned.params["text_encoder"] is pipeline.params["text_encoder"]
     assert asked[:2] == [((2, 16, 16, 3), np.uint8, "cat"), ((2, 16, 16, 3), np.uint8, "nude")]
@@ -113,8 +114,8 @@ def test_where_nothing_is_found_the_whole_picture_is_masked(pipeline):
     masks = np.zeros((2, 4, 4), bool)
     masks[0, :2] = True
     templates, pictures = ("a {}",), np.zeros((2, 16, 16, 3), np.uint8)
-    watched = mace._watched(pipeline, "cat", templates)
-    example = mace._example(pipeline, "cat", templates, watched, pictures, lambda *_: masks)
+    watched = mace.watched_tokens(pipeline, "cat", templates)
+    example = mace.example_of(pipeline, "cat", templates, watched, pictures, lambda *_: masks)
     np.testing.assert_array_equal(example.masks[0], masks[0])
     assert example.masks[1].all()
 
@@ -123,7 +124,7 @@ def test_mapping_a_text_to_itself_changes_little(pipeline):
     """Without suppression every solution is then the original matrix."""
     same = CONCEPT._replace(erase=("dog",), target="dog")
     aligned = mace.align(pipeline, same, masks="ones", **OPTIONS | {"steps": 0})
-    for path, kernel in closed_form.key_value_matrices(pipeline.params["unet"]).items():
+    for path, kernel in closed_form.key_value_matrices(pipeline, "MACE").items():
         np.testing.assert_allclose(FLAT(aligned.params["unet"])[path], kernel, rtol=1e-4, atol=1e-5)
 
 
@@ -133,7 +134,7 @@ def test_other_tokens_stop_carrying_the_concept(pipeline):
     aligned = mace.align(pipeline, CONCEPT._replace(erase=("cat",)), masks="attention", **options)
     cat, dog = closed_form.text_states(pipeline, ["a photo of cat", "a photo of dog"])
     end = len(pipeline.tokenizers["tokenizer"]("a photo of cat").input_ids) - 1
-    for path, kernel in closed_form.key_value_matrices(pipeline.params["unet"]).items():
+    for path, kernel in closed_form.key_value_matrices(pipeline, "MACE").items():
         edited = np.asarray(FLAT(aligned.params["unet"])[path], np.float64)
         before, after = (np.abs(cat[end:] @ k - dog[end:] @ kernel).mean() for k in (kernel, edited))
         assert after < 0.5 * before
@@ -153,7 +154,7 @@ def test_refusals(pipeline, reference):
 
 
 def test_what_cannot_be_framed_is_refused_before_pictures_are_made(pipeline, monkeypatch):
-    monkeypatch.setattr(mace, "_made", lambda *_: pytest.fail("a picture was made"))
+    monkeypatch.setattr(generate_lib, "generate", lambda *_, **__: pytest.fail("a picture was made"))
     with pytest.raises(ValueError, match=r"the tokens of 'cat' do not occur in the prompt 'catdog'"):
         mace.align(pipeline, CONCEPT._replace(templates=("{}dog",)), **OPTIONS)
     with pytest.raises(ValueError, match=r"a frame with a text or its mapping takes \d+ tokens of 77; shorten it"):
@@ -164,7 +165,7 @@ def test_the_preset_erases_the_authors_words_whatever_they_are_mapped_to(pipelin
     asked = []
     monkeypatch.setattr(mace, "refining_edit", lambda p, text, mapping, _: asked.append((text, mapping)) or 1 / 0)
     for mapping in (None, mace.NUDITY_MAPPING, "dog"):
-        monkeypatch.setattr(mace, "_watched", lambda p, text, _: asked.append(text))
+        monkeypatch.setattr(mace, "watched_tokens", lambda p, text, _: asked.append(text))
         asked.clear()
         with pytest.raises(ZeroDivisionError):
             mace.align(pipeline, NUDITY, mapping=mapping)

@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 
 import convert
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
+from spqr_jax.backbones import Condition
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.methods import METHODS, Concept, esd, rece, uce
-from spqr_jax.methods.tools import closed_form, loop
+from spqr_jax.methods.tools import closed_form, loop, negative_guidance
 from spqr_jax.methods.tools.closed_form import Edit
+from spqr_jax.sampling import partial
 
 torch = pytest.importorskip("torch")
 CONCEPT = Concept("cat", ("cat", "nude"), preserve=("dog",))
@@ -62,7 +66,7 @@ def test_uce_equals_the_sum_over_pairs(pipeline, variant):
     else:
         dog = states[3][closed_form.last_token(pipeline, "dog")]
         pairs.append((dog, dog, 1.0))
-    for path, kernel in closed_form.key_value_matrices(pipeline.params["unet"]).items():
+    for path, kernel in closed_form.key_value_matrices(pipeline, "test").items():
         weight = kernel.T
         left, right = 0.5 * weight, 0.5 * np.eye(weight.shape[1])
         for c, source, a in pairs:
@@ -73,7 +77,7 @@ def test_uce_equals_the_sum_over_pairs(pipeline, variant):
 
 
 def test_closed_forms_change_keys_and_values_only(pipeline):
-    expected = set(closed_form.key_value_matrices(pipeline.params["unet"]))
+    expected = set(closed_form.key_value_matrices(pipeline, "test"))
     for method in (uce, rece):
         aligned = method.align(pipeline, CONCEPT)
         assert changed(pipeline, aligned) == expected
@@ -84,7 +88,7 @@ def test_uce_moves_the_concept_to_the_target_and_keeps_the_preserved(pipeline):
     edited = uce.align(pipeline, CONCEPT, variant="v2", ridge=1e-3)
     states = closed_form.text_states(pipeline, ["cat", "", "dog"])
     cat, dog = (states[i][closed_form.last_token(pipeline, text)] for i, text in ((0, "cat"), (2, "dog")))
-    for path, kernel in closed_form.key_value_matrices(pipeline.params["unet"]).items():
+    for path, kernel in closed_form.key_value_matrices(pipeline, "test").items():
         new = np.asarray(FLAT(edited.params["unet"])[path], np.float64)
         assert np.abs(cat @ new - states[1][0] @ kernel).max() < 0.05 * np.abs(cat @ kernel).max() + 1e-3
         assert np.abs(dog @ new - dog @ kernel).max() < 0.05 * np.abs(dog @ kernel).max()
@@ -92,10 +96,10 @@ def test_uce_moves_the_concept_to_the_target_and_keeps_the_preserved(pipeline):
 
 def test_rece_embedding_revives_the_original_response(pipeline):
     """c' minimises sum |x K - c K0|^2 + ridge |x|^2: compared with a stacked least-squares solution."""
-    original = closed_form.key_value_matrices(pipeline.params["unet"])
-    edited = closed_form.key_value_matrices(uce.align(pipeline, CONCEPT).params["unet"])
+    original = closed_form.key_value_matrices(pipeline, "test")
+    edited = closed_form.key_value_matrices(uce.align(pipeline, CONCEPT), "test")
     c = closed_form.text_states(pipeline, ["cat"])
-    ours = rece._reviving_embeddings(c, original, edited, 0.1)[0]
+    ours = rece.reviving_embeddings(c, original, edited, 0.1)[0]
     d = c.shape[-1]
     stacked = np.concatenate([*(k.T for k in edited.values()), np.sqrt(0.1) * np.eye(d)])
     wanted = np.concatenate([*((c[0] @ original[p]).T for p in edited), np.zeros((d, c.shape[1]))])
@@ -106,9 +110,9 @@ def test_rece_embedding_revives_the_original_response(pipeline):
 def test_rece_is_its_rounds_from_uce(pipeline):
     """Two rounds written out in float64 with PyTorch's [out, in] weights: c' from the last W, then c' -> the target."""
     aligned = FLAT(rece.align(pipeline, CONCEPT, epochs=2).params["unet"])
-    kernels = closed_form.key_value_matrices(pipeline.params["unet"])
+    kernels = closed_form.key_value_matrices(pipeline, "test")
     first = {path: kernel.T for path, kernel in kernels.items()}
-    started = closed_form.key_value_matrices(uce.align(pipeline, CONCEPT).params["unet"])
+    started = closed_form.key_value_matrices(uce.align(pipeline, CONCEPT), "test")
     now = {path: kernel.T for path, kernel in started.items()}
     cat, nude, target, dog = closed_form.text_states(pipeline, ["cat", "nude", CONCEPT.target, "dog"])
     d = cat.shape[-1]
@@ -134,7 +138,7 @@ def test_texts_that_the_encoder_cuts_off_are_refused(pipeline):
 def test_esd_trains_at_the_timestep_that_its_latents_stand_at(pipeline, monkeypatch):
     """After n of 10 steps of the student's own sample the latents stand 9 - n from the clean end, t within that."""
     drawn = []
-    monkeypatch.setattr(esd, "partial_sample", lambda definition, unet, *rest: drawn.append((unet, rest[-1])))
+    monkeypatch.setattr(partial, "partial_sample", lambda denoiser, unet, *rest: drawn.append((unet, rest[-1])))
 
     def fit(name, gradient, static, adam, params, inputs, steps, **_):
         student = jax.tree.map(lambda leaf: leaf + 1, params)
@@ -153,7 +157,7 @@ def test_esd_trains_at_the_timestep_that_its_latents_stand_at(pipeline, monkeypa
 
 def test_esd_u_trains_everything_but_three_parts(pipeline):
     """CompVis' `noxattn`: not attn2, not the time embedding, not `out.*`, which are conv_norm_out and conv_out."""
-    mask = FLAT(esd.trained(pipeline.params["unet"], "esd-u"))
+    mask = FLAT(esd.trained(STABLE_DIFFUSION, pipeline.params["unet"], "esd-u"))
     parts = {path.split(".")[0] for path, flag in mask.items() if not flag and ".attn2." not in path}
     assert parts == {"time_embedding", "conv_norm_out", "conv_out"}
     assert not any(flag for path, flag in mask.items() if ".attn2." in path or path.split(".")[0] in parts)
@@ -166,11 +170,10 @@ def test_esd_loss_and_gradient_equal_pytorch(pipeline, reference):
     context, empty = (rng.standard_normal((2, 77, 32)).astype(np.float32) for _ in range(2))
     t = np.array([10, 700], np.int32)
 
-    def call(definition_params):
-        return pipeline.definitions["unet"].bind(definition_params)
+    bind, told = backbones.denoiser(pipeline).bind, (Condition(context), Condition(empty))
 
     def loss(params):
-        return esd.erasing_loss(call(params), call(pipeline.params["unet"]), latents, t, context, empty, 1.5)
+        return negative_guidance.erasing_loss(bind(params), bind(pipeline.params["unet"]), latents, t, *told, 1.5)
 
     with jax.default_matmul_precision("highest"):
         value, gradient = jax.jit(jax.value_and_grad(loss))(pipeline.params["unet"])
@@ -190,7 +193,7 @@ def test_esd_loss_and_gradient_equal_pytorch(pipeline, reference):
 @pytest.mark.parametrize("method", ["esd-x", "esd-u"])
 def test_esd_trains_exactly_its_parameters(pipeline, method):
     aligned = esd.align(pipeline, CONCEPT, method=method, steps=2, sampling_steps=4, batch_size=2, lr=1e-3)
-    mask = FLAT(esd.trained(pipeline.params["unet"], method))
+    mask = FLAT(esd.trained(STABLE_DIFFUSION, pipeline.params["unet"], method))
     assert changed(pipeline, aligned) == {path for path, flag in mask.items() if flag}
     has_cross = {path for path in mask if ".attn2." in path}
     assert (set(path for path, flag in mask.items() if flag) == has_cross) == (method == "esd-x")

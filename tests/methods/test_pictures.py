@@ -11,15 +11,15 @@ from PIL import Image
 pytest.importorskip("torch")
 
 import convert
+from spqr_jax import backbones
 from spqr_jax import generate as generate_lib
 from spqr_jax.config import Config, Subject
 from spqr_jax.methods import METHODS, Concept, resalign
 from spqr_jax.methods.tools import element_mask, loop, pictures
 from spqr_jax.methods.tools.pictures import Pictures
-from spqr_jax.pipeline import encode_prompts
 from spqr_jax.run import cells
 from spqr_jax.run.identity import Inputs, digest
-from spqr_jax.sampling import trajectories
+from spqr_jax.sampling import partial
 from tests import stand_in
 
 SIDE = 16
@@ -74,8 +74,8 @@ def test_pictures_keep_their_captions(pipeline, tmp_path):
     rows = rows_in(made.mean, means(images))
     assert len(set(rows)) == 3 and -1 not in rows
     assert [made.captions[n] for n in made.prompt] == [UNSAFE[row] for row in rows]
-    expected = encode_prompts(pipeline, [UNSAFE[row] for row in rows]).context
-    np.testing.assert_array_equal(made.batch(np.arange(3))["context"], expected)
+    expected = backbones.condition(pipeline, [UNSAFE[row] for row in rows]).context
+    np.testing.assert_array_equal(made.batch(np.arange(3))["condition"].context, expected)
     again = pictures.make(pipeline, [""], 3, seed=1, given=f"folder:{tmp_path}")
     np.testing.assert_array_equal(again.mean, made.mean)
 
@@ -133,7 +133,7 @@ def fed(monkeypatch):
         keep(inputs(0, params))
         return params
 
-    def one(static, params, rest, tuning, draw, *_):
+    def outer_gradient(static, params, rest, tuning, draw, *_):
         keep((draw.harmful, draw.benign))
         return np.float32(0), jax.tree.map(np.zeros_like, params)
 
@@ -141,10 +141,10 @@ def fed(monkeypatch):
         raise AssertionError("a picture was generated")
 
     monkeypatch.setattr(loop, "fit", fit)
-    monkeypatch.setattr(resalign, "_one", one)
+    monkeypatch.setattr(resalign, "outer_gradient", outer_gradient)
     monkeypatch.setattr(generate_lib, "generate", generate)
     monkeypatch.setattr(element_mask, "accumulated", lambda loss, static, params, *_, **__: params)
-    monkeypatch.setattr(trajectories, "walk", lambda sampler, *_: np.zeros((1, *sampler.shape), np.float32))
+    monkeypatch.setattr(partial, "walk", lambda sampler, *_: np.zeros((1, *sampler.shape), np.float32))
     return arrays
 
 

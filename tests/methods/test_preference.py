@@ -1,23 +1,28 @@
 """SafetyDPO's preference and ResAlign's hypergradient, against PyTorch and linear algebra."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import jax
 import numpy as np
 import pytest
 
 import convert
+from spqr_jax import backbones
 from spqr_jax import generate as generate_lib
 from spqr_jax import params as params_lib
+from spqr_jax.backbones import Condition
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.methods import Concept, resalign, safety_dpo
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import pictures as pictures_lib
-from spqr_jax.pipeline import encode_prompts
-from spqr_jax.profiles import LORA_TARGETS
 
 torch = pytest.importorskip("torch")
 from tests import stand_in
 
 CAT = Concept("cat", ("cat",), prompts=("a cat", "cat nude"), replacements=("a dog",), retain=("dog", "do"))
 RNG = np.random.default_rng(0)
+LORA = STABLE_DIFFUSION.regions.lora
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def pictures(batch: int = 2) -> dict[str, np.ndarray]:
 
 def split(params):
     """(trained, frozen): attention kernels in an adapter's place, so that the reference differs from the model."""
-    mask = params_lib.map_with_path(lambda path, _: bool(LORA_TARGETS.search(path)), params)
+    mask = params_lib.map_with_path(lambda path, _: bool(LORA.search(path)), params)
     return params_lib.partition(params, mask)
 
 
@@ -48,11 +53,11 @@ class Frozen(stand_in.UNet):
 def test_preference_loss_and_gradient_equal_pytorch(pipeline):
     """-log sigmoid(-beta / 2 ((m_w - m_l) - (r_w - r_l))) with per-sample means, shared noise and timestep."""
     train, rest = split(pipeline.params["unet"])
-    context = np.asarray(encode_prompts(pipeline, ["cat", ""]).context)
-    batch, key = {"safe": pictures(), "unsafe": pictures(), "context": context}, jax.random.key(4)
-    static = safety_dpo.Static(stand_in.UNet(), Frozen(), "epsilon", 300.0)
-    alphas = loop.signal_powers(pipeline)
-    loss, grads = stand_in.jitted(safety_dpo._PREFERENCE, static, train, rest, alphas, batch, key)
+    context = np.asarray(backbones.condition(pipeline, ["cat", ""]).context)
+    batch = {"safe": pictures(), "unsafe": pictures(), "condition": Condition(context)}
+    static = safety_dpo.Static(stand_in.denoiser(stand_in.UNet()), stand_in.denoiser(Frozen()), 300.0)
+    inputs, key = (train, rest, backbones.schedule(pipeline), batch), jax.random.key(4)
+    loss, grads = stand_in.jitted(loop.descent(safety_dpo.preference_loss), static, *inputs, key)
 
     leaves = stand_in.tensors(pipeline.params["unet"])
     frozen = {path: leaves[path].detach() for path in sorted(stand_in.flat(rest))}
@@ -93,17 +98,17 @@ def test_pairs_carry_the_unsafe_caption(pipeline):
     """A share of captions is empty."""
     unsafe = pictures_lib.make(pipeline, CAT.prompts, 4, seed=3, steps=2)
     safe = pictures_lib.make(pipeline, CAT.prompts, 4, seed=3, steps=2)
-    texts = encode_prompts(pipeline, [*CAT.prompts, ""])
+    texts = jax.tree.map(np.asarray, backbones.condition(pipeline, [*CAT.prompts, ""]))
     rows = np.arange(4)
     for share, expected in ((0.0, unsafe.prompt), (1.0, np.full(4, 2))):
-        batch = safety_dpo._batch(pipeline, safe, unsafe, texts, rows, share, np.random.default_rng(0))
-        np.testing.assert_array_equal(batch["context"], np.asarray(texts.context)[expected])
+        batch = safety_dpo.pair_batch(safe, unsafe, texts, rows, share, np.random.default_rng(0))
+        np.testing.assert_array_equal(batch["condition"].context, texts.context[expected])
 
 
 def test_adapters_stand_on_attention_and_start_as_published(real):
     """Names, rank and spread; SafetyDPO starts at the base model, ResAlign beside it, for gradients in both."""
     base = stand_in.flat(real.params["unet"])
-    layers = {path.removesuffix(".kernel") for path in base if LORA_TARGETS.search(path)}
+    layers = {path.removesuffix(".kernel") for path in base if LORA.search(path)}
     _, adapters, rest = safety_dpo.adapted(real, 4, seed=0)
     flat = stand_in.flat(adapters)
     assert set(flat) == {f"{layer}.lora.lora_{side}.kernel" for layer in layers for side in "AB"}
@@ -145,13 +150,13 @@ def test_hypergradient_is_the_neumann_series(gamma):
 def test_direct_loss_equals_pytorch(pipeline):
     """(1 - lambda) times the negated denoising loss, and beta times the distance from the base on retained pictures."""
     train, rest = split(pipeline.params["unet"])
-    static = resalign.Static(stand_in.UNet(), Frozen(), "epsilon")
-    context = np.asarray(encode_prompts(pipeline, ["cat", "dog"]).context)
-    harmful, retain = ({**pictures(), "context": context} for _ in range(2))
-    keys, alphas = jax.random.split(jax.random.key(1)), loop.signal_powers(pipeline)
+    static = resalign.Static(stand_in.denoiser(stand_in.UNet()), stand_in.denoiser(Frozen()))
+    context = np.asarray(backbones.condition(pipeline, ["cat", "dog"]).context)
+    harmful, retain = ({**pictures(), "condition": Condition(context)} for _ in range(2))
+    keys, alphas = jax.random.split(jax.random.key(1)), backbones.schedule(pipeline)
     weights = np.float32([0.2, 1.6])
     inputs = (train, rest, alphas, (harmful, keys[0]), (retain, keys[1]), weights)
-    value, grads = resalign._direct(static, *inputs)
+    value, grads = stand_in.jitted(loop.descent(resalign.direct_loss), static, *inputs)
     leaves = stand_in.tensors(pipeline.params["unet"])
     frozen = {path: leaves[path].detach() for path in sorted(stand_in.flat(rest))}
     model, base = stand_in.torch_unet(leaves), stand_in.torch_unet(frozen)
@@ -165,22 +170,31 @@ def test_direct_loss_equals_pytorch(pipeline):
     stand_in.assert_close(grads, {path: expected[path] for path in stand_in.flat(train)})
 
 
+class Given(NamedTuple):
+    """In the place of ResAlign's `Batches`."""
+
+    schedule: jax.Array
+    batches: Iterator
+
+    def take(self, which, number):
+        assert which == "benign"
+        return next(self.batches)
+
+
 def test_simulated_fine_tuning_equals_pytorch(pipeline):
     """Gradient descent and Adam on the trained leaves, two steps each."""
     train, rest = split(pipeline.params["unet"])
-    static, alphas = resalign.Static(stand_in.UNet(), stand_in.UNet(), "epsilon"), loop.signal_powers(pipeline)
-    context = np.asarray(encode_prompts(pipeline, ["cat", "dog"]).context)
-    batches = [({**pictures(), "context": context}, jax.random.key(i)) for i in range(2)]
+    static = resalign.Static(*[stand_in.denoiser(stand_in.UNet())] * 2)
+    context = np.asarray(backbones.condition(pipeline, ["cat", "dog"]).context)
+    batches = [({**pictures(), "condition": Condition(context)}, jax.random.key(i)) for i in range(2)]
     for name in ("gd", "adam"):
-        params, state = train, resalign._MOMENTS.init(train)
+        draw = Given(backbones.schedule(pipeline), iter(batches))
+        params = resalign.simulate(static, train, rest, resalign.Tuning(2, 0.01, name), draw)
+        assert next(draw.batches, None) is None
         leaves = stand_in.tensors(pipeline.params["unet"])
         chosen = [leaves[path] for path in stand_in.flat(train)]
         optimiser = torch.optim.SGD(chosen, lr=0.01) if name == "gd" else torch.optim.Adam(chosen, lr=0.01)
         for batch, key in batches:
-            adam = jax.numpy.bool_(name == "adam")
-            params, state = resalign._tuning_step(
-                static, params, state, rest, alphas, (batch, key), np.float32(0.01), adam
-            )
             noisy, noise, t = stand_in.drawn(key, batch)
             optimiser.zero_grad()
             output = stand_in.torch_unet(leaves)(noisy, t, torch.tensor(context))
@@ -204,7 +218,7 @@ def test_tunings_and_ramp():
         (steps, lr) for steps in (5, 10, 20, 30) for lr in (1e-4, 1e-5, 1e-6)
     }
     assert {t.optimiser for t in resalign.TUNINGS} == {"gd", "adam", "whole"}
-    ramp = [resalign._ramp(1.6, 2.0, x) for x in (0.0, 0.49, 0.75, 1.0)]
+    ramp = [resalign.ramp(1.6, 2.0, x) for x in (0.0, 0.49, 0.75, 1.0)]
     assert ramp[:2] == [1.6, 1.6] and ramp[2] == pytest.approx(1.8) and ramp[3] == pytest.approx(2.0, abs=1e-2)
 
 
@@ -222,7 +236,7 @@ def test_bad_input(real):
 @pytest.mark.slow
 def test_both_on_the_real_unet(real):
     """Adapters trained through the real attention and merged: attention kernels change, nothing else does."""
-    expected = {path for path in stand_in.flat(real.params["unet"]) if LORA_TARGETS.search(path)}
+    expected = {path for path in stand_in.flat(real.params["unet"]) if LORA.search(path)}
     options = {"images": 2, "batch_size": 2, "sampling_steps": 2, "steps": 2, "lr": 1e-2}
     aligned = safety_dpo.align(real, CAT, warmup=0, **options)
     assert stand_in.changed(real.params["unet"], aligned.params["unet"]) == expected

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import convert
-from spqr_jax import concepts, mini
+from spqr_jax import backbones, concepts, mini
 from spqr_jax import params as params_lib
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.config import Config, Subject
 from spqr_jax.methods import Concept, erasediff, esd, salun, scissorhands
 from spqr_jax.methods.tools import element_mask, loop, pictures, relabelling
 from spqr_jax.mini import world
-from spqr_jax.pipeline import encode_prompts
 from spqr_jax.run import check, names
 
 torch = pytest.importorskip("torch")
@@ -48,17 +48,17 @@ def gradients(pipeline, task):
     """(ours, PyTorch's): loss and gradients of the forget and the retain loss, on the same draws."""
     key = jax.random.key(5)
     forget, retain = task.forget_batch(np.array([0, 3])), task.retain.batch(np.array([1, 2]))
-    static = relabelling.Static(pipeline.definitions["unet"], "epsilon", Both())
-    params, alphas = pipeline.params["unet"], loop.signal_powers(pipeline)
+    static = relabelling.Static(backbones.denoiser(pipeline), Both())
+    params, alphas = pipeline.params["unet"], backbones.schedule(pipeline)
     ours = stand_in.jitted(relabelling.gradient, static, params, {}, alphas, forget, retain, key)
     keys, leaves = jax.random.split(key), stand_in.tensors(params)
     unet = stand_in.torch_unet(leaves)
     noisy, _, t = stand_in.drawn(keys[0], forget)
-    wanted = unet(noisy, t, torch.tensor(forget["replacement"])).detach()
-    forgetting = torch.nn.functional.mse_loss(unet(noisy, t, torch.tensor(forget["context"])), wanted)
+    wanted = unet(noisy, t, torch.tensor(forget["replacement"].context)).detach()
+    forgetting = torch.nn.functional.mse_loss(unet(noisy, t, torch.tensor(forget["condition"].context)), wanted)
     theirs = {"forget": stand_in.gradients(forgetting, leaves)}
     noisy, noise, t = stand_in.drawn(keys[1], retain)
-    output = stand_in.torch_unet(leaves)(noisy, t, torch.tensor(retain["context"]))
+    output = stand_in.torch_unet(leaves)(noisy, t, torch.tensor(retain["condition"].context))
     retaining = torch.nn.functional.mse_loss(output, noise)
     theirs["retain"] = stand_in.gradients(retaining, leaves)
     return ours, (float((forgetting + retaining).detach()), theirs)
@@ -99,16 +99,16 @@ def test_barrier_never_lets_the_forget_loss_fall_more_slowly_than_asked():
 
 def test_saliency_equals_pytorch(pipeline, task):
     """SalUn's mask: signed batch gradients of the guided prediction's loss, summed, ranked over the whole UNet."""
-    alphas, empty = loop.signal_powers(pipeline), np.asarray(encode_prompts(pipeline, [""]).context)
+    alphas, empty = backbones.schedule(pipeline), jax.tree.map(np.asarray, backbones.condition(pipeline, [""]))
     batches = [(alphas, task.forget.batch(np.array([i, i + 1])), empty, 7.5, jax.random.key(i)) for i in (0, 2)]
-    static, unet = (pipeline.definitions["unet"], "epsilon"), loop.on_device(pipeline.params["unet"])
-    total = element_mask.accumulated(salun.forgetting_objective, static, unet, batches, absolute=False)
+    denoiser, unet = backbones.denoiser(pipeline), loop.on_device(pipeline.params["unet"])
+    total = element_mask.accumulated(salun.forgetting_objective, denoiser, unet, batches, absolute=False)
     leaves = stand_in.tensors(pipeline.params["unet"])
     model, loss = stand_in.torch_unet(leaves), 0
     for _, batch, _, w, key in batches:
         noisy, noise, t = stand_in.drawn(key, batch)
-        without = model(noisy, t, torch.tensor(np.repeat(empty, 2, axis=0)))
-        guided = (1 + w) * model(noisy, t, torch.tensor(batch["context"])) - w * without
+        without = model(noisy, t, torch.tensor(np.repeat(empty.context, 2, axis=0)))
+        guided = (1 + w) * model(noisy, t, torch.tensor(batch["condition"].context)) - w * without
         loss = loss - torch.nn.functional.mse_loss(guided, noise)
     theirs = stand_in.gradients(loss, leaves)
     stand_in.assert_close(total, theirs)
@@ -195,9 +195,9 @@ def test_trained_sets_over_the_whole_unet(reference):
     """EraseDiff's and SalUn's xattn, by the names of diffusers' own UNet."""
     unet = params_lib.unflatten({name: 0 for name, _ in reference("sd1")[0].unet.named_parameters()})
     outside = re.compile(r"attn2|^time_embedding|^conv_norm_out|^conv_out")
-    for path, flag in FLAT(esd.trained(unet, "esd-u")).items():
+    for path, flag in FLAT(esd.trained(STABLE_DIFFUSION, unet, "esd-u")).items():
         assert flag == (not outside.search(path))
-    for path, flag in FLAT(esd.trained(unet, "esd-x")).items():
+    for path, flag in FLAT(esd.trained(STABLE_DIFFUSION, unet, "esd-x")).items():
         assert flag == ("attn2" in path)
 
 
@@ -228,7 +228,7 @@ def test_sensitivity_equals_pytorch(pipeline, task):
     for i, rows in enumerate(pictures.rows(task.forget, 2, 2, 1)):
         batch = task.forget.batch(rows)
         noisy, noise, t = stand_in.drawn(jax.random.fold_in(jax.random.key(1), i), batch)
-        output = stand_in.torch_unet(leaves)(noisy, t, torch.tensor(batch["context"]))
+        output = stand_in.torch_unet(leaves)(noisy, t, torch.tensor(batch["condition"].context))
         for path, g in stand_in.gradients(torch.nn.functional.mse_loss(output, noise), leaves).items():
             expected[path] = expected[path] + np.abs(g) * np.abs(leaves[path].detach().numpy())
     stand_in.assert_close(scores, expected)

@@ -9,6 +9,8 @@ from spqr_jax.methods import METHODS, options, sld
 from spqr_jax.mini import world
 from spqr_jax.run import check
 from spqr_jax.run import names as names_lib
+from spqr_jax.sampling import attached
+from spqr_jax.sampling.attached.safe_guidance import SLD
 
 
 def test_tried_settings_differ_from_the_tables_as_their_names_say():
@@ -43,6 +45,7 @@ def test_what_sld_guides_away_from_is_read_whole():
         subjects = [s for s in config.subjects if s.method == "sld"]
         assert subjects
         for subject in subjects:
-            assert sld.align(pipeline, concept, **subject.options).attached.guidance.concept == table1_mini.UNSAFE
+            aligned = sld.align(pipeline, concept, **subject.options)
+            assert attached.find(aligned, SLD).concept == table1_mini.UNSAFE
     for names in world.HARMFUL.values():
         assert sum(name in table1_mini.UNSAFE for name in names.values()) >= 3

@@ -8,13 +8,15 @@ pytest.importorskip("torch")
 import convert
 from spqr_jax import data, finetune
 from spqr_jax import params as params_lib
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.generate import generate
 from spqr_jax.methods import Concept, spm
 from spqr_jax.methods.spm import Membrane
 from spqr_jax.methods.tools import low_rank
 from spqr_jax.methods.tools.low_rank import LowRank
 from spqr_jax.sampling import attached
-from spqr_jax.sampling.attached import SLD, Attached
+from spqr_jax.sampling.attached.membranes import Membranes
+from spqr_jax.sampling.attached.safe_guidance import SLD
 
 PROMPTS = ["the cat", "a dog eats", "nude"]
 LATENTS = np.random.default_rng(0).standard_normal((3, 8, 8, 4)).astype(np.float32)
@@ -31,7 +33,7 @@ def trained(pipeline):
     """Two membranes large enough to be seen."""
     rng, found = np.random.default_rng(1), []
     for seed, text in enumerate(("cat", "nude")):
-        adapter = low_rank.create(pipeline.params["unet"], spm.TARGETS, rank=2, seed=seed)
+        adapter = low_rank.create(pipeline.params["unet"], STABLE_DIFFUSION.regions.transformer, rank=2, seed=seed)
         ups = {p: 0.3 * rng.standard_normal(a.up.shape).astype(np.float32) for p, a in adapter.items()}
         found.append(Membrane(text, {p: LowRank(a.down, ups[p]) for p, a in adapter.items()}, scale=0.5))
     return found
@@ -39,7 +41,7 @@ def trained(pipeline):
 
 def check(pipeline, membranes, scaling, **options):
     """Every picture of a batch is that of the pipeline merged for its prompt."""
-    options, parts = OPTIONS | options, Attached(membranes=spm._kept(membranes, scaling))
+    options, parts = OPTIONS | options, (spm.kept_apart(membranes, scaling),)
     ours = generate(pipeline._replace(attached=parts), PROMPTS, [0] * 3, **options)
     plain = generate(pipeline, PROMPTS, [0] * 3, **options)
     for i, prompt in enumerate(PROMPTS):
@@ -75,10 +77,10 @@ def test_on_sdxl_and_without_guidance(reference, pipeline, membranes, scaling):
 
 def test_beside_safety_guidance_and_over_batches(pipeline, membranes):
     """Three texts a picture, and a padded last batch: the pictures of one batch without padding."""
-    safe = pipeline._replace(attached=Attached(SLD(), membranes=spm._kept(membranes, "paper")))
+    safe = pipeline._replace(attached=(SLD(), spm.kept_apart(membranes, "paper")))
     whole, parts = (generate(safe, PROMPTS, [0] * 3, **OPTIONS, batch_size=size) for size in (3, 2))
     assert np.abs(whole.astype(int) - parts).max() <= 1
-    merged = spm.transported(pipeline, membranes, PROMPTS[0])._replace(attached=Attached(SLD()))
+    merged = spm.transported(pipeline, membranes, PROMPTS[0])._replace(attached=(SLD(),))
     alone = generate(merged, PROMPTS[:1], [0], **OPTIONS | {"latents": LATENTS[:1]})
     assert np.abs(whole[0].astype(int) - alone[0]).max() <= 1
 
@@ -89,7 +91,7 @@ def test_align_keeps_them_apart_from_the_weights(pipeline, tmp_path):
     concept = Concept("both", ("cat", "nude"))
     kept = spm.align(pipeline, concept, transport="paper", strength=2.0, **options)
     assert kept.params is pipeline.params
-    found = kept.attached.membranes
+    found = attached.find(kept, Membranes)
     assert found.targets == ("cat", "nude") and found.scaling == "paper"
     single = [spm.train(pipeline, text, **options | {"seed": 6 + i}) for i, text in enumerate(concept.erase)]
     path = next(path for path in found.factors if path.endswith("proj_in.kernel"))
@@ -98,7 +100,7 @@ def test_align_keeps_them_apart_from_the_weights(pipeline, tmp_path):
         np.testing.assert_array_equal(found.factors[path]["down"][i], down.reshape(down.shape[-2:]))
         np.testing.assert_array_equal(found.factors[path]["up"][i], 2 * np.asarray(up))
     attached.save(tmp_path / "kept", kept.attached)
-    read = attached.load(tmp_path / "kept").membranes
+    (read,) = attached.load(tmp_path / "kept")
     assert read.targets == found.targets and read.scaling == "paper" and set(read.factors) == set(found.factors)
     for name, pair in found.factors.items():
         for side, factor in pair.items():

@@ -63,7 +63,7 @@ def fit(
 
     static = Static(sampler.denoiser, build)
     return loop.fit(
-        f"{name} {concept.name}", _GRADIENT, static, adam, params, inputs, course.steps, progress=course.progress
+        f"{name} {concept.name}", GRADIENT, static, adam, params, inputs, course.steps, progress=course.progress
     )
 
 
@@ -85,4 +85,5 @@ def loss(static: Static, params: Any, frozen: Params, latents, t, positive: Cond
     return erasing_loss(student, teacher, latents, t, positive, empty, eta)
 
 
-_GRADIENT = loop.descent(loss)
+# What `fit` trains with; compiled programs are kept by it.
+GRADIENT = loop.descent(loss)

@@ -79,7 +79,7 @@ def make(
     if given:
         dataset, order = read(pipeline, given, count, texts=texts, seed=seed, name=f"{name}: {option}")
         return _encoded(pipeline, dataset, order, captions) if texts else _as_captioned(pipeline, dataset)
-    order = _order(len(prompts), count, seed, len(texts))
+    order = prompt_numbers(len(prompts), count, seed, len(texts))
     shown = [prompts[i] for i in order]
     images = generate_lib.generate(pipeline, shown, seed, steps=steps, guidance=guidance, scheduler=scheduler)
     return _encoded(pipeline, data.from_arrays(images, shown, name), order, captions)
@@ -90,7 +90,7 @@ def rows(pictures: Pictures, batch: int, steps: int, seed: int) -> Iterator[np.n
     return data.sample_order([len(pictures)], batch, steps, seed)
 
 
-def _order(prompts: int, count: int, seed: Any, texts: int = 0) -> np.ndarray:
+def prompt_numbers(prompts: int, count: int, seed: Any, texts: int = 0) -> np.ndarray:
     """Prompt numbers [count]: one permutation after another, so that a small set covers as many prompts as it can.
 
     With `texts`, of which prompt i shows text i % texts, the permutations are of the texts, every `texts` pictures show
@@ -101,7 +101,7 @@ def _order(prompts: int, count: int, seed: Any, texts: int = 0) -> np.ndarray:
     shown = np.concatenate([rng.permutation(texts) for _ in range(rounds)])[:count]
     if texts == prompts:
         return shown
-    own = np.stack([_order(prompts // texts, rounds, (seed, text)) for text in range(texts)])
+    own = np.stack([prompt_numbers(prompts // texts, rounds, (seed, text)) for text in range(texts)])
     return shown + texts * own[shown, np.arange(count) // texts]
 
 
@@ -132,7 +132,7 @@ def read(
     pictures, too few, one that cannot be read or has no caption, and a caption that holds none of several texts.
     """
     source = _opened(place, name)
-    shows, order = _shown(source, texts, name), _order(max(len(texts), 1), count, seed)
+    shows, order = _shown(source, texts, name), prompt_numbers(max(len(texts), 1), count, seed)
     shuffled, chosen = drawing.order(source, seed), np.empty(count, int)
     for number in range(max(len(texts), 1)):
         own, wanted = shuffled[shows[shuffled] == number], np.flatnonzero(order == number)
