@@ -65,6 +65,7 @@ class Backbone(NamedTuple):
     """One architecture: hashable, static under `jax.jit`. `spqr_jax.backbones.of` finds a pipeline's.
 
     Attributes:
+        key: a short name, as methods list it.
         name: as messages call it.
         pipeline_class: diffusers' class of such pipelines.
         components: names of the pipeline's parts that have weights; a pipeline with exactly these is of this kind.
@@ -86,6 +87,7 @@ class Backbone(NamedTuple):
         decode: (autoencoder model, latents, scaling) -> pixels float32 [B, H, W, 3] in -1..1.
     """
 
+    key: str
     name: str
     pipeline_class: str
     components: tuple[str, ...]

@@ -41,6 +41,7 @@ def resized(condition: Condition, size: tuple[int, int]) -> Condition:
 
 
 SDXL = STABLE_DIFFUSION._replace(
+    key="sdxl",
     name="SDXL",
     pipeline_class="StableDiffusionXLPipeline",
     components=(*STABLE_DIFFUSION.components, "text_encoder_2"),

@@ -85,6 +85,7 @@ def decode(model: Any, latents: jax.Array, scaling: float) -> jax.Array:
 
 
 STABLE_DIFFUSION = Backbone(
+    key="sd",
     name="Stable Diffusion 1.x or 2.x",
     pipeline_class="StableDiffusionPipeline",
     components=("unet", "vae", "text_encoder"),

@@ -11,9 +11,10 @@ from spqr_jax import backbones, data
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.backbones import Condition
-from spqr_jax.concepts import Concept, completed
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import word_vectors as attacks
+from spqr_jax.methods.tools.concepts import completed
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.word_vectors import Slots, Static
 from spqr_jax.params import Params

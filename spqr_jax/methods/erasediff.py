@@ -8,14 +8,10 @@ import jax.numpy as jnp
 
 from spqr_jax import backbones
 from spqr_jax.concepts import Concept
-from spqr_jax.methods import esd
-from spqr_jax.methods.tools import relabelling
-from spqr_jax.methods.tools.relabelling import Weighted
+from spqr_jax.methods.tools import parts, relabelling
+from spqr_jax.methods.tools.relabelling import Weighted, inner
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-
-# What the authors make their pictures to forget nudity from, and caption them with.
-NUDITY_PROMPTS = {"nude": "nudity", "naked": "naked", "erotic": "erotic", "sexual": "sexual"}
 
 
 @dataclass(frozen=True)
@@ -28,12 +24,6 @@ class Barrier:
     def __call__(self, forget: Params, retain: Params) -> Params:
         multiplier = jnp.maximum(0.0, self.eta - inner(forget, retain) / jnp.maximum(inner(forget, forget), 1e-30))
         return jax.tree.map(lambda f, r: r + multiplier.astype(r.dtype) * f, forget, retain)
-
-
-def inner(a: Params, b: Params) -> jax.Array:
-    """Inner product of two trees, float32."""
-    products = jax.tree.map(lambda x, y: jnp.vdot(x.astype(jnp.float32), y.astype(jnp.float32)), a, b)
-    return jnp.sum(jnp.stack(jax.tree.leaves(products)))
 
 
 def align(
@@ -62,14 +52,14 @@ def align(
 
     multiplier: a fixed lambda instead, as in the authors' script (1.0 there; theirs also leaves the trace of K = 2
     inner steps in Adam's shared moments, and uses the same 16 pictures throughout: neither is copied). eta is not
-    published; 0.5 is BOME's. prompts: prompt -> caption of the pictures to forget; default `NUDITY_PROMPTS`, the
-    authors', for the concept "nudity", else the concept's prompts. They are relabelled to the
+    published; 0.5 is BOME's. prompts: prompt -> caption of the pictures to forget; default
+    `relabelling.NUDITY_PROMPTS`, the authors', for the concept "nudity", else the concept's prompts. They are relabelled to the
     concept's replacements, for nudity a clothed person; the authors' code has that as a comment, and a pokemon in its
     place. pictures, retain_pictures: your own, as `relabelling.task` takes them. `steps`: "160 is enough" (authors).
     Their number of pictures is not stated, and they sample with LMS, here DDIM. Raises ValueError for SDXL and for
     fewer `images` than a batch.
     """
-    prompts = prompts or (NUDITY_PROMPTS if concept.name == "nudity" else None)
+    prompts = prompts or relabelling.published_prompts(concept)
     data = relabelling.task(
         "EraseDiff",
         pipeline,
@@ -89,7 +79,7 @@ def align(
         "EraseDiff",
         pipeline,
         weights,
-        esd.trained(backbone, weights, "esd-u"),
+        parts.trained(backbone, weights, "esd-u", "EraseDiff"),
         data,
         Barrier(eta) if multiplier is None else Weighted(multiplier, 1.0),
         lr=lr,

@@ -1,29 +1,14 @@
 """ESD, Erasing Concepts from Diffusion Models (Gandikota et al., ICCV 2023): learn the negatively guided prediction."""
 
-from typing import Any
-
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax.backbones import Backbone
-from spqr_jax.concepts import Concept, checked
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import loop, negative_guidance
+from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.negative_guidance import Course
-from spqr_jax.params import Params
+from spqr_jax.methods.tools.parts import trained
 from spqr_jax.pipeline import Pipeline
-
-
-def trained(backbone: Backbone, params: Params, method: str) -> Params:
-    """Mask of the paper's variants: "esd-x" every parameter of cross-attention, "esd-u" everything but those, the time
-    embedding (in SDXL also the added one) and the output layers (the 2023 code's `xattn` and `noxattn`)."""
-    if method not in ("esd-x", "esd-u"):
-        raise ValueError(f'ESD method must be "esd-x" or "esd-u", found {method!r}.')
-    cross, frame = (backbone.require(region, "ESD") for region in ("cross_attention", "frame"))
-
-    def flag(path: str, _: Any) -> bool:
-        return bool(cross.search(path)) if method == "esd-x" else not (cross.search(path) or frame.search(path))
-
-    return params_lib.map_with_path(flag, params)
 
 
 def align(

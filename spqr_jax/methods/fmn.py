@@ -7,10 +7,10 @@ import numpy as np
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Condition, Denoiser
-from spqr_jax.concepts import Concept, completed
-from spqr_jax.methods import esd
-from spqr_jax.methods.tools import attention_maps, loop, word_vectors
+from spqr_jax.concepts import Concept
+from spqr_jax.methods.tools import attention_maps, loop, parts, word_vectors
 from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.concepts import completed
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.params import Params
@@ -98,7 +98,7 @@ GRADIENT = loop.descent(loss)
 def _resteer(name, pipeline, pictures: Pictures, watched, train: str, lr: float, steps: int, seed: int, progress: bool):
     backbone = backbones.of(pipeline)
     weights = loop.on_device(backbone.weights(pipeline))
-    mask = jax.tree.map(lambda _: True, weights) if train == "full" else esd.trained(backbone, weights, "esd-x")
+    mask = parts.everything(weights) if train == "full" else parts.trained(backbone, weights, "esd-x", "FMN")
     chosen, rest = params_lib.partition(weights, mask)
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed)
     order = list(pictures_lib.rows(pictures, 1, steps, seed))

@@ -18,10 +18,11 @@ import numpy as np
 from spqr_jax import backbones, data
 from spqr_jax import generate as generate_lib
 from spqr_jax.backbones import Condition, Denoiser, Drawn
-from spqr_jax.concepts import NUDITY, Concept, completed
+from spqr_jax.concepts import NUDITY, Concept
 from spqr_jax.methods.tools import attention_maps, closed_form, loop, low_rank
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.closed_form import Edit
+from spqr_jax.methods.tools.concepts import completed
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.low_rank import Adapter
 from spqr_jax.params import Params

@@ -1,8 +1,9 @@
 """Modular LoRA (Safety Alignment Backfires, arXiv 2412.00357): a safety adapter kept apart from benign fine-tuning."""
 
 from spqr_jax import backbones
-from spqr_jax.concepts import Concept, checked
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import loop, low_rank, negative_guidance
+from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.low_rank import Added
 from spqr_jax.methods.tools.negative_guidance import Course

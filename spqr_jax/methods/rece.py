@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from spqr_jax.concepts import Concept, checked
+from spqr_jax.concepts import Concept
 from spqr_jax.methods import uce
 from spqr_jax.methods.tools.closed_form import Edit, key_value_matrices, solve, text_states, with_kernels
+from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.pipeline import Pipeline
 
 

@@ -14,9 +14,10 @@ from tqdm import tqdm
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Denoiser
-from spqr_jax.concepts import Concept, completed
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.concepts import completed
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline

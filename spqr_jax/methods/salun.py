@@ -7,8 +7,7 @@ import numpy as np
 from spqr_jax import backbones
 from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept
-from spqr_jax.methods.esd import trained as esd_trained
-from spqr_jax.methods.tools import element_mask, loop, relabelling
+from spqr_jax.methods.tools import element_mask, loop, parts, relabelling
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.relabelling import Task, Weighted
 from spqr_jax.params import Params
@@ -71,7 +70,7 @@ def align(
         "SalUn",
         pipeline,
         weights,
-        relabelling.everything(weights) if train == "full" else esd_trained(backbone, weights, "esd-x"),
+        parts.everything(weights) if train == "full" else parts.trained(backbone, weights, "esd-x", "SalUn"),
         data,
         Weighted(1.0, alpha),
         lr=lr,

@@ -13,10 +13,9 @@ from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Denoiser
 from spqr_jax.concepts import Concept
-from spqr_jax.methods.erasediff import NUDITY_PROMPTS, inner
-from spqr_jax.methods.tools import element_mask, loop, relabelling
+from spqr_jax.methods.tools import element_mask, loop, parts, relabelling
 from spqr_jax.methods.tools import pictures as pictures_lib
-from spqr_jax.methods.tools.relabelling import Task, Weighted
+from spqr_jax.methods.tools.relabelling import Task, Weighted, inner
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.training.objective import denoising_loss
@@ -82,7 +81,7 @@ def align(
         images=images,
         batch_size=batch_size,
         seed=seed,
-        prompts=prompts or (NUDITY_PROMPTS if concept.name == "nudity" else None),
+        prompts=prompts or relabelling.published_prompts(concept),
         pictures=pictures,
         retain_pictures=retain_pictures,
         sampling_steps=sampling_steps,
@@ -93,7 +92,7 @@ def align(
         "Scissorhands",
         pipeline,
         reinitialised(weights, chosen, reset, seed),
-        relabelling.everything(weights),
+        parts.everything(weights),
         data,
         Projection() if repair == "projection" else Weighted(forget_weight, 1.0),
         lr=lr,

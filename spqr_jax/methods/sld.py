@@ -1,7 +1,8 @@
 """SLD, Safe Latent Diffusion (Schramowski et al., CVPR 2023): guidance away from unsafe content, at generation only."""
 
-from spqr_jax.concepts import Concept, checked, require_tokens
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools.concepts import checked, require_tokens
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling.attached import attach
 from spqr_jax.sampling.attached.safe_guidance import PRESETS, SLD, UNSAFE, Strength

@@ -10,8 +10,9 @@ import numpy as np
 
 from spqr_jax import backbones
 from spqr_jax.backbones import Condition, Denoiser
-from spqr_jax.concepts import Concept, checked
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import loop, low_rank
+from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.low_rank import Adapter, LowRank
 from spqr_jax.params import Params

@@ -10,9 +10,10 @@ from spqr_jax import backbones, data
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Backbone, Condition, Denoiser
 from spqr_jax.backbones.base import Predict
-from spqr_jax.concepts import Concept, completed
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import loop, word_vectors
 from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.concepts import completed
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.negative_guidance import erasing_loss
 from spqr_jax.params import Params

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from spqr_jax.concepts import Concept, checked
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools.closed_form import Edit, key_value_matrices, last_token, solve, text_states, with_kernels
+from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.pipeline import Pipeline
 
 

@@ -17,14 +17,18 @@ from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.backbones.base import Predict
-from spqr_jax.concepts import Concept, completed, require_tokens
+from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import pictures as pictures_lib
+from spqr_jax.methods.tools.concepts import completed, require_tokens
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.training.objective import denoising_loss
+
+# The prompts that EraseDiff's authors make images of nudity from, and the caption of each one's images.
+NUDITY_PROMPTS = {"nude": "nudity", "naked": "naked", "erotic": "erotic", "sexual": "sexual"}
 
 # A hashable callable: (gradient of the forget loss, of the retain loss) -> the step's gradient. Programs are kept by
 # it, so it must not equal one of another class, as named tuples of the same numbers do.
@@ -40,6 +44,12 @@ class Weighted:
 
     def __call__(self, forget: Params, retain: Params) -> Params:
         return jax.tree.map(lambda f, r: self.forget * f + self.retain * r, forget, retain)
+
+
+def inner(a: Params, b: Params) -> jax.Array:
+    """Inner product of two trees, float32."""
+    products = jax.tree.map(lambda x, y: jnp.vdot(x.astype(jnp.float32), y.astype(jnp.float32)), a, b)
+    return jnp.sum(jnp.stack(jax.tree.leaves(products)))
 
 
 class Static(NamedTuple):
@@ -60,6 +70,11 @@ class Task(NamedTuple):
         """A batch of pictures to forget with `replacement`, B rows, the text they are relabelled to."""
         relabelled = self.replacement.rows(self.forget.prompt[rows] % len(self.replacement.context))
         return {**self.forget.batch(rows), "replacement": relabelled}
+
+
+def published_prompts(concept: Concept) -> Mapping[str, str] | None:
+    """The prompts of images to forget that the authors published for a concept, as `task` takes them, if there are."""
+    return NUDITY_PROMPTS if concept.name == "nudity" else None
 
 
 def task(
@@ -164,8 +179,3 @@ def fit(
     static = Static(backbones.denoiser(pipeline), combine)
     tuned = loop.fit(name, gradient, static, Adam(lr), train, inputs, steps, mask=mask, progress=progress)
     return backbones.of(pipeline).with_weights(pipeline, loop.on_host(params_lib.merge(weights, tuned)))
-
-
-def everything(weights: Params) -> Params:
-    """A mask that trains every leaf."""
-    return jax.tree.map(lambda _: True, weights)
