@@ -1,8 +1,15 @@
-"""Safety alignment methods: one file each, each with `align(pipeline, concept, *, seed, ...) -> Pipeline`."""
+"""Safety alignment methods: one file each, with a function `align(pipeline, concept, *, seed, ...) -> Pipeline`.
 
-import inspect
-from collections.abc import Callable
-from typing import Any
+A method turns a pipeline into a safer one. It may know backbones, training and sampling, and makes its images with
+`spqr_jax.generate`; it knows nothing of configs, runs, judges or scores. What methods share is in `tools`.
+
+Options that mean the same in every method that has them:
+    seed: of everything that is drawn at random.
+    progress: whether to show a progress bar.
+    images: the number of images to learn from.
+    steps, batch_size, lr: of training; the steps of the optimiser, samples a step, and the learning rate.
+    sampling_steps, sampling_guidance: of the samples that a method draws while it works.
+"""
 
 from spqr_jax.concepts import Concept
 from spqr_jax.methods import (
@@ -23,33 +30,46 @@ from spqr_jax.methods import (
     stereo,
     uce,
 )
-from spqr_jax.pipeline import Pipeline
+from spqr_jax.methods.base import Method, defaults, imported, options
 
-# What a config or the command line may name.
-METHODS: dict[str, Callable[..., Pipeline]] = {
-    "none": none.align,
-    "uce": uce.align,
-    "rece": rece.align,
-    "esd": esd.align,
-    "sld": sld.align,
-    "modular_lora": modular_lora.align,
-    "mace": mace.align,
-    "spm": spm.align,
-    "fmn": fmn.align,
-    "salun": salun.align,
-    "erasediff": erasediff.align,
-    "scissorhands": scissorhands.align,
-    "stereo": stereo.align,
-    "advunlearn": advunlearn.align,
-    "resalign": resalign.align,
-    "safety_dpo": safety_dpo.align,
+# The methods that a config may name. A new method adds its module here.
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD
+    for module in (
+        none,
+        uce,
+        rece,
+        esd,
+        sld,
+        modular_lora,
+        mace,
+        spm,
+        fmn,
+        salun,
+        erasediff,
+        scissorhands,
+        stereo,
+        advunlearn,
+        resalign,
+        safety_dpo,
+    )
 }
 
-__all__ = ["METHODS", "Concept", "options"]
+__all__ = ["METHODS", "Concept", "Method", "defaults", "find", "options"]
 
 
-def options(name: str) -> tuple[str, ...]:
-    """What a config may set of a method: the names of its keyword arguments, and of those that SPM passes on."""
-    takes: list[Callable[..., Any]] = [METHODS[name], *([spm.train] if name == "spm" else [])]
-    parameters = [p for function in takes for p in inspect.signature(function).parameters.values()]
-    return tuple(dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
+def find(name: str) -> Method:
+    """The method of this name: one of METHODS, or a function of your own by its dotted path, as "my_lab.erase".
+
+    A path is imported when it is named (`base.imported`). Raises ValueError, in one line, for any other name and for a
+    path at which there is no method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    parts = name.split(".")
+    if len(parts) > 1 and all(part.isidentifier() for part in parts):
+        return imported(name)
+    raise ValueError(
+        f"method {name!r} is unknown; expected one of {', '.join(METHODS)}, or the dotted path of a function of your "
+        "own, as my_lab.erase."
+    )

@@ -12,6 +12,7 @@ from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.backbones import Condition
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import word_vectors as attacks
 from spqr_jax.methods.tools.concepts import completed
@@ -75,7 +76,7 @@ def align(
     """
     if attack not in ("full", "fast"):
         raise ValueError(f'AdvUnlearn: attack must be "full" or "fast", found {attack!r}.')
-    loop.check_backbone("AdvUnlearn", pipeline)
+    METHOD.check_backbone(pipeline)
     least = {"batch_size": (batch_size, 1), "walks": (1 if walks is None else walks, 1)}
     loop.check_at_least("AdvUnlearn", attack_steps=(attack_steps, 1), **least)
     full = completed(concept, pipeline, "retain")
@@ -209,3 +210,6 @@ def _attacked(
 
     context = np.asarray(world.concept.context)[text]
     return attacks.find_prefix(world.static, world.weights, encoder, slots, context, samples, start, lr=lr, steps=steps)
+
+
+METHOD = Method("advunlearn", "AdvUnlearn", align, backbones=("sd",))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from spqr_jax import backbones
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import parts, relabelling
 from spqr_jax.methods.tools.relabelling import Weighted, inner
 from spqr_jax.params import Params
@@ -53,12 +54,13 @@ def align(
     multiplier: a fixed lambda instead, as in the authors' script (1.0 there; theirs also leaves the trace of K = 2
     inner steps in Adam's shared moments, and uses the same 16 pictures throughout: neither is copied). eta is not
     published; 0.5 is BOME's. prompts: prompt -> caption of the pictures to forget; default
-    `relabelling.NUDITY_PROMPTS`, the authors', for the concept "nudity", else the concept's prompts. They are relabelled to the
-    concept's replacements, for nudity a clothed person; the authors' code has that as a comment, and a pokemon in its
-    place. pictures, retain_pictures: your own, as `relabelling.task` takes them. `steps`: "160 is enough" (authors).
-    Their number of pictures is not stated, and they sample with LMS, here DDIM. Raises ValueError for SDXL and for
-    fewer `images` than a batch.
+    `relabelling.NUDITY_PROMPTS`, the authors', for the concept "nudity", else the concept's prompts. These pictures are
+    relabelled to the concept's replacements, for nudity a clothed person; the authors' code has that as a comment, and
+    a pokemon in its place. pictures, retain_pictures: your own, as `relabelling.task` takes them. `steps`: "160 is
+    enough" (authors). Their number of pictures is not stated, and they sample with LMS, here DDIM. Raises ValueError
+    for SDXL and for fewer `images` than a batch.
     """
+    METHOD.check_backbone(pipeline)
     prompts = prompts or relabelling.published_prompts(concept)
     data = relabelling.task(
         "EraseDiff",
@@ -88,3 +90,6 @@ def align(
         seed=seed,
         progress=progress,
     )
+
+
+METHOD = Method("erasediff", "EraseDiff", align, backbones=("sd",), data_options=("pictures", "retain_pictures"))

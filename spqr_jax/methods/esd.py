@@ -3,6 +3,7 @@
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import loop, negative_guidance
 from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.methods.tools.loop import Adam
@@ -44,3 +45,6 @@ def align(
     course = Course(seed, steps, eta, batch_size, sampling_steps, sampling_guidance, progress)
     tuned = negative_guidance.fit(method, pipeline, concept, params_lib.merge, weights, train, Adam(lr), course)
     return backbone.with_weights(pipeline, loop.on_host(params_lib.merge(weights, tuned)))
+
+
+METHOD = Method("esd", "ESD", align)

@@ -8,6 +8,7 @@ from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import attention_maps, loop, parts, word_vectors
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.concepts import completed
@@ -52,7 +53,7 @@ def align(
     gradients clipped to norm 1, batches of one. There is neither a noise nor a prior loss: few steps, or everything
     goes. Little erasure is expected of this method. Several texts take turns. Raises ValueError for SDXL.
     """
-    loop.check_backbone("FMN", pipeline)
+    METHOD.check_backbone(pipeline)
     loop.check_at_least("FMN", images=(images, 1), inversion_steps=(inversion_steps, 0))
     if train not in ("full", "xattn"):
         raise ValueError(f'FMN: train must be "full" or "xattn", found {train!r}.')
@@ -151,3 +152,6 @@ def inverted(
     if pooler:
         watched |= slots.ids == pipeline.tokenizers["tokenizer"].eos_token_id
     return Pictures(pictures.mean, pictures.std, pictures.prompt, Condition(context)), watched
+
+
+METHOD = Method("fmn", "FMN", align, backbones=("sd",), data_options=("pictures",))

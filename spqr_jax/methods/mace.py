@@ -19,6 +19,7 @@ from spqr_jax import backbones, data
 from spqr_jax import generate as generate_lib
 from spqr_jax.backbones import Condition, Denoiser, Drawn
 from spqr_jax.concepts import NUDITY, Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import attention_maps, closed_form, loop, low_rank
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.closed_form import Edit
@@ -97,7 +98,7 @@ def align(
     VAE; the authors' code has ImageNet's constants. Raises ValueError for SDXL, which the authors do not define, and
     for a concept without a retain or preserve set.
     """
-    loop.check_backbone("MACE", pipeline)
+    METHOD.check_backbone(pipeline)
     loop.check_at_least("MACE", images=(images, 1), rank=(rank, 1))
     if isinstance(masks, str) and masks not in ("ones", "attention"):
         raise ValueError(f'MACE: masks must be "ones", "attention" or a segmenter, found {masks!r}.')
@@ -354,3 +355,6 @@ def masks_from_attention(pipeline: Pipeline, mean: np.ndarray, context: np.ndarr
 @functools.partial(jax.jit, static_argnums=0)
 def _maps(denoiser: Denoiser, weights: Params, noisy: jax.Array, t: jax.Array, text: Condition) -> list[jax.Array]:
     return attention_maps.cross_attention(denoiser, weights, noisy, t, text)
+
+
+METHOD = Method("mace", "MACE", align, backbones=("sd",), data_options=("pictures",))

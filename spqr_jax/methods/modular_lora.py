@@ -2,6 +2,7 @@
 
 from spqr_jax import backbones
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import loop, low_rank, negative_guidance
 from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.methods.tools.loop import Adam
@@ -56,3 +57,6 @@ def align(
         return backbone.with_weights(pipeline, loop.on_host(add(weights, kernels)))
     before = attached.find(pipeline, Delta)
     return attached.attach(pipeline, Delta(low_rank.together(before.kernels if before else None, kernels)))
+
+
+METHOD = Method("modular_lora", "Modular LoRA", align)

@@ -1,6 +1,7 @@
 """No alignment: the control every method is compared with."""
 
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.pipeline import Pipeline
 
 
@@ -8,3 +9,6 @@ def align(pipeline: Pipeline, concept: Concept, *, seed: int = 0, progress: bool
     """The pipeline as it is."""
     del concept, seed, progress
     return pipeline
+
+
+METHOD = Method("none", "No alignment", align)

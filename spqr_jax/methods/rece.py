@@ -4,6 +4,7 @@ import numpy as np
 
 from spqr_jax.concepts import Concept
 from spqr_jax.methods import uce
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools.closed_form import Edit, key_value_matrices, solve, text_states, with_kernels
 from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.pipeline import Pipeline
@@ -57,3 +58,6 @@ def reviving_embeddings(
         gram += kernel @ kernel.T
         cross += kernel @ original[path].T
     return concepts @ np.linalg.solve(gram, cross).T
+
+
+METHOD = Method("rece", "RECE", align)

@@ -15,6 +15,7 @@ from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Denoiser
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.concepts import completed
@@ -91,7 +92,7 @@ def align(
     configuration among the tunings; Adam's moments start anew in every simulated fine-tuning (the code carries them
     over). Raises ValueError for SDXL and for fewer `images` than a batch.
     """
-    loop.check_backbone("ResAlign", pipeline)
+    METHOD.check_backbone(pipeline)
     loop.check_at_least("ResAlign", batch_size=(batch_size, 1), neumann=(neumann, 1), tunings=(len(tunings), sampled))
     if unknown := {tuning.optimiser for tuning in tunings} - set(OPTIMISERS):
         raise ValueError(f"ResAlign: tunings with optimiser {sorted(unknown)}; expected some of {OPTIMISERS}.")
@@ -305,3 +306,6 @@ def low_rank(delta: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 def ramp(low: float, high: float, done: float) -> float:
     """`low` until half is done, then along a sigmoid to `high`."""
     return low if done < 0.5 else low + (high - low) / (1 + math.exp(-12 * (2 * done - 1.5)))
+
+
+METHOD = Method("resalign", "ResAlign", align, backbones=("sd",), data_options=("pictures", "retain_pictures"))

@@ -9,6 +9,7 @@ from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.concepts import completed
@@ -148,3 +149,6 @@ def pair_batch(
         "unsafe": {"mean": unsafe.mean[rows], "std": unsafe.std[rows]},
         "condition": texts.rows(caption),
     }
+
+
+METHOD = Method("safety_dpo", "SafetyDPO", align, data_options=("pictures", "retain_pictures"))

@@ -7,6 +7,7 @@ import numpy as np
 from spqr_jax import backbones
 from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import element_mask, loop, parts, relabelling
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.relabelling import Task, Weighted
@@ -47,6 +48,7 @@ def align(
     what it leaves out stays bit-identical. Unlike the code, which reads its pictures in order, every epoch here is a
     new permutation. Raises ValueError for SDXL and for fewer `images` than a batch.
     """
+    METHOD.check_backbone(pipeline)
     if train not in ("full", "xattn"):
         raise ValueError(f'SalUn: train must be "full" or "xattn", found {train!r}.')
     loop.check_at_least("SalUn", mask_steps=(mask_steps, 1))
@@ -110,3 +112,6 @@ def forgetting_objective(
     without = predict(noisy, drawn.times, nothing)
     guided = (1 + guidance) * predict(noisy, drawn.times, batch["condition"]) - guidance * without
     return -jnp.square(guided.astype(jnp.float32) - target).mean()
+
+
+METHOD = Method("salun", "SalUn", align, backbones=("sd",), data_options=("pictures", "retain_pictures"))

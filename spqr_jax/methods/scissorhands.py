@@ -13,6 +13,7 @@ from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Denoiser
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import element_mask, loop, parts, relabelling
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.relabelling import Task, Weighted, inner
@@ -66,6 +67,7 @@ def align(
     script's use of the same first batch throughout is not copied. Raises ValueError for SDXL, for fewer `images` than
     a batch, and for a UNet without the layers to reset.
     """
+    METHOD.check_backbone(pipeline)
     if repair not in ("projection", "sum"):
         raise ValueError(f'Scissorhands: repair must be "projection" or "sum", found {repair!r}.')
     loop.check_at_least("Scissorhands", prune_batches=(prune_batches, 1))
@@ -136,3 +138,6 @@ def reinitialised(weights: Params, chosen: Params, reset: re.Pattern, seed: int)
         return np.where(mask[path], fresh, value)
 
     return params_lib.map_with_path(leaf, weights)
+
+
+METHOD = Method("scissorhands", "Scissorhands", align, backbones=("sd",), data_options=("pictures", "retain_pictures"))

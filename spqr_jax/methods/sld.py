@@ -1,7 +1,7 @@
 """SLD, Safe Latent Diffusion (Schramowski et al., CVPR 2023): guidance away from unsafe content, at generation only."""
 
 from spqr_jax.concepts import Concept
-from spqr_jax.methods.tools import loop
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools.concepts import checked, require_tokens
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling.attached import attach
@@ -33,7 +33,7 @@ def align(
     """
     del seed, progress
     concept = checked(concept, pipeline)
-    loop.check_backbone("SLD", pipeline)
+    METHOD.check_backbone(pipeline)
     if preset not in PRESETS:
         raise ValueError(f"SLD preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}.")
     unknown = set(strength or {}) - set(Strength._fields)
@@ -60,3 +60,6 @@ def _checked_text(pipeline: Pipeline, concept: Concept, text: str | None) -> str
             f"takes {needed} tokens, the text encoder reads {length}; set a shorter `text`."
         )
     return text
+
+
+METHOD = Method("sld", "SLD", align, backbones=("sd",))

@@ -11,6 +11,7 @@ import numpy as np
 from spqr_jax import backbones
 from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import loop, low_rank
 from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.methods.tools.loop import Adam
@@ -274,3 +275,6 @@ def transported(pipeline: Pipeline, membranes: Sequence[Membrane], prompt: str, 
         }
         changes = [low_rank.delta(mixed, membranes[0].scale)]
     return _with_delta(pipeline, low_rank.together(*changes))
+
+
+METHOD = Method("spm", "SPM", align)

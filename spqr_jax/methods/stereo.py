@@ -11,6 +11,7 @@ from spqr_jax import params as params_lib
 from spqr_jax.backbones import Backbone, Condition, Denoiser
 from spqr_jax.backbones.base import Predict
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools import loop, word_vectors
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.concepts import completed
@@ -87,7 +88,7 @@ def align(
     encoder. Raises ValueError for SDXL, a concept without anchors, and fewer `images` than give every round a batch and
     every text.
     """
-    loop.check_backbone("STEREO", pipeline)
+    METHOD.check_backbone(pipeline)
     loop.check_at_least("STEREO", rounds=(rounds, 1), batch_size=(batch_size, 1))
     loop.check_at_least("STEREO", sampling_steps=(sampling_steps, 3), attack_batch_size=(attack_batch_size, 1))
     full = completed(concept, pipeline, "anchors")
@@ -223,3 +224,6 @@ def _word_states(pipeline: Pipeline, vectors: np.ndarray) -> np.ndarray:
     slots = word_vectors.framed(pipeline, ["{}"] * len(vectors))
     encoder = pipeline.definitions["text_encoder"], pipeline.params["text_encoder"]
     return np.asarray(word_vectors.encode_jit(*encoder, slots.ids, slots.places, vectors[:, None]))
+
+
+METHOD = Method("stereo", "STEREO", align, backbones=("sd",), data_options=("pictures",))

@@ -3,6 +3,7 @@
 import numpy as np
 
 from spqr_jax.concepts import Concept
+from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools.closed_form import Edit, key_value_matrices, last_token, solve, text_states, with_kernels
 from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.pipeline import Pipeline
@@ -67,3 +68,6 @@ def _edits(
         rows = state if variant == "v1" else state[last_token(pipeline, text)][None]
         edits.append(Edit(rows, rows, np.full(len(rows), preserve_scale)))
     return edits
+
+
+METHOD = Method("uce", "UCE", align)

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 
-from spqr_jax import profiles, schedulers
-from spqr_jax.config import Config
-from spqr_jax.methods import METHODS, options
+from spqr_jax import methods, profiles, schedulers
+from spqr_jax.config import Config, Subject
 from spqr_jax.run import names
 
 DTYPES = ("float32", "bfloat16")
@@ -37,9 +36,26 @@ def _check_subjects(config: Config) -> None:
             raise ValueError(f"config.subjects: the name {name!r} is used twice.")
     for subject in config.subjects:
         if not subject.checkpoint:
-            _one_of(f"subjects[{subject.name}].method", subject.method, METHODS)
-            for option in subject.options:
-                _one_of(f"subjects[{subject.name}].options", option, options(subject.method))
+            _check_method(subject)
+
+
+def _check_method(subject: Subject) -> None:
+    where = f"subjects[{subject.name}]"
+    try:
+        method = methods.find(subject.method)
+    except ValueError as error:
+        raise ValueError(f"config.{where}: {error}") from error
+    for option in subject.options:
+        _one_of(f"{where}.options", option, methods.options(method))
+    values = methods.defaults(method) | {"seed": 0, "progress": True} | subject.options  # the stage sets these two
+    for option in methods.options(method):
+        if option not in values:
+            raise ValueError(f"config.{where}.options: {option!r} of method {method.name} has no default; set it.")
+    for option in method.data_options:
+        if values[option] and not isinstance(values[option], str):
+            raise ValueError(
+                f"config.{where}.options[{option!r}]={values[option]!r} is no text; name a data source (docs/data.md)."
+            )
 
 
 def _check_report(config: Config) -> None:

@@ -6,10 +6,13 @@ So the same command run again finds the work that is done, and a changed setting
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from spqr_jax import methods
 from spqr_jax.config import Config, Subject
+from spqr_jax.methods import Method
+from spqr_jax.methods.tools import pictures
 
 # Fields of config.bft that are part of a cell's name, or that change how a step is computed and not its result.
 NOT_HASHED = ("profiles", "scenarios", "seeds", "data", "steps", "epochs", "checkpoint_every", "accumulate", "remat")
@@ -23,7 +26,8 @@ class Inputs(NamedTuple):
         prompts: role -> hash of the chosen rows.
         data: scenario -> the data set's name, which identifies its content.
         checkpoints: path in the config -> sha256.
-        pictures: data source in a method's options -> hash of its images and captions.
+        pictures: data source in a subject's options -> hash of its images and captions.
+        methods: method of a subject that is not of this package -> its dotted path and the sha256 of its file.
     """
 
     backbone: str
@@ -31,6 +35,7 @@ class Inputs(NamedTuple):
     data: dict[str, str]
     checkpoints: dict[str, str]
     pictures: Mapping[str, str] = {}
+    methods: Mapping[str, str] = {}
 
 
 def digest(*values: Any) -> str:
@@ -41,10 +46,52 @@ def digest(*values: Any) -> str:
 
 def weights_id(config: Config, subject: Subject, inputs: Inputs) -> str:
     """Id of a subject's aligned weights. The subject's name is no part of it."""
-    checkpoint = inputs.checkpoints[subject.checkpoint] if subject.checkpoint else ""
-    options = {k: inputs.pictures.get(v, v) if isinstance(v, str) else v for k, v in subject.options.items()}
-    made = {"method": subject.method, "options": options, "checkpoint": checkpoint}
+    made: dict[str, Any] = {}
+    if subject.checkpoint:
+        made["checkpoint"] = inputs.checkpoints[subject.checkpoint]
+    else:
+        method = methods.find(subject.method)
+        made |= {"method": method.name, "source": method.source}
+        made["options"] = _options(method, subject, inputs, config.seed)
     return digest(inputs.backbone, config.dtype, made, config.concept, config.seed)
+
+
+def _options(method: Method, subject: Subject, inputs: Inputs, seed: int) -> dict[str, Any]:
+    """The values of all the method's options as the stage align passes them, data sources by their content.
+
+    So an id changes with a default, and does not when the default is named.
+    """
+    values = methods.defaults(method) | {"seed": seed} | subject.options
+    values |= {option: inputs.pictures[place] for option, place in _sources(subject).items()}
+    values.pop("progress", None)  # changes no result
+    return {name: _as_default(value, methods.defaults(method).get(name)) for name, value in values.items()}
+
+
+def _as_default(value: Any, default: Any) -> Any:
+    """The default if the value is an equal number (1 for 1.0), else the value."""
+    return default if isinstance(value, int | float) and value == default else value
+
+
+def data_sources(subjects: Iterable[Subject]) -> dict[str, str]:
+    """The data sources in the subjects' options, each with the hash of its content. Raises as `pictures.identity`."""
+    # By place, so that a source which several subjects name is read once.
+    named = {place: f"{s.name}: {option}" for s in subjects for option, place in _sources(s).items()}
+    return {place: pictures.identity(place, name) for place, name in named.items()}
+
+
+def _sources(subject: Subject) -> dict[str, str]:
+    """option -> data source, for the data options of a subject's method that are set."""
+    if subject.checkpoint:
+        return {}
+    method = methods.find(subject.method)
+    values = methods.defaults(method) | subject.options
+    return {option: values[option] for option in method.data_options if values.get(option)}
+
+
+def method_sources(subjects: Iterable[Subject]) -> dict[str, str]:
+    """Methods of the subjects that are not of this package, each with its dotted path and the sha256 of its file."""
+    found = {s.method: methods.find(s.method).source for s in subjects if not s.checkpoint}
+    return {name: source for name, source in found.items() if source}
 
 
 def images_id(config: Config, weights: str, inputs: Inputs) -> str:

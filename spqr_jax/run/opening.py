@@ -6,10 +6,12 @@ from pathlib import Path
 
 import jax
 
+from spqr_jax import methods
 from spqr_jax.config import Config
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
-from spqr_jax.methods.tools import pictures
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.run import identity
 from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import plan
 from spqr_jax.run.check import check
@@ -30,15 +32,27 @@ def open_run(config: Config, workdir: Path) -> Run:
     jury = open_jury(config.judges)
     checkpoints = {s.checkpoint: names_lib.weights_path(s.checkpoint) for s in config.subjects if s.checkpoint}
     backbone = names_lib.backbone(config)
+    check_backbone(config, backbone)
     inputs = Inputs(
         backbone=storage.sha256(names_lib.weights_path(config.base)),
         prompts={role: digest(rows) for role, rows in prompts.items()},
         data={scenario: names_lib.dataset(config, scenario).name for scenario in config.bft.scenarios},
         checkpoints={source: storage.sha256(path) for source, path in checkpoints.items()},
-        pictures=pictures.identities(config.subjects),
+        pictures=identity.data_sources(config.subjects),
+        methods=identity.method_sources(config.subjects),
     )
     subjects, cells = plan(config, workdir, inputs)
     return Run(config, workdir, backbone, jury, prompts, inputs, subjects, cells)
+
+
+def check_backbone(config: Config, backbone: Pipeline) -> None:
+    """Raise ValueError for the first subject whose method is not defined for the backbone, naming both."""
+    for subject in config.subjects:
+        if not subject.checkpoint:
+            try:
+                methods.find(subject.method).check_backbone(backbone)
+            except ValueError as error:
+                raise ValueError(f"config.subjects[{subject.name}]: {error}") from error
 
 
 def only(run: Run, names: Sequence[str] | None) -> Run:

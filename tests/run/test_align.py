@@ -35,7 +35,7 @@ def test_methods_work_in_float32_and_what_they_make_has_the_dtype_of_the_run(run
         seen.extend(leaf.dtype for leaf in jax.tree.leaves(pipeline.params))
         return pipeline.with_params(unet=jax.tree.map(lambda leaf: leaf + 1, pipeline.params["unet"]))
 
-    monkeypatch.setitem(METHODS, "none", method)
+    monkeypatch.setitem(METHODS, "none", METHODS["none"]._replace(align=method))
     aligned = make_safe(run, run.subjects[0])
     assert set(seen) == {np.dtype("float32")}
     for name, params in aligned.params.items():

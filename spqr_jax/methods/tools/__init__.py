@@ -1,4 +1,4 @@
-"""What several methods share: the training loop, images to learn from, closed forms, masks, adapters, attention maps.
+"""What several methods share: training loops, images to learn from, parts of a denoiser, and closed-form edits.
 
-A tool knows backbones, training and sampling. It knows no method.
+A tool may know whatever a method may. It knows no method: what only one of them needs is in that method's file.
 """

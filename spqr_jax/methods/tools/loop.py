@@ -10,11 +10,8 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from spqr_jax import backbones
-from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.methods.tools import element_mask
 from spqr_jax.params import Params
-from spqr_jax.pipeline import Pipeline
 
 # (static, params, *inputs) -> (loss, gradient with respect to params); static is hashable, inputs are pytrees.
 Gradient = Callable[..., tuple[jax.Array, Params]]
@@ -111,13 +108,6 @@ def check_trainable(name: str, params: Params) -> None:
             f"{name}: the weights to train are {', '.join(sorted(found))}, in which small steps are rounded away; load "
             "the pipeline in float32 (a run does so to align, whatever its dtype)."
         )
-
-
-def check_backbone(name: str, pipeline: Pipeline) -> None:
-    """Raise ValueError for a backbone other than SD1.x and SD2.x, for which the method's authors define it."""
-    backbone = backbones.of(pipeline)
-    if backbone != STABLE_DIFFUSION:
-        raise ValueError(f"{name} is not defined for {backbone.name}; use an SD1.x or SD2.x pipeline.")
 
 
 def check_at_least(name: str, **values: tuple[float, float]) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 from spqr_jax import backbones, data
 from spqr_jax import generate as generate_lib
 from spqr_jax.backbones import Condition
-from spqr_jax.config import Subject
 from spqr_jax.data import Dataset, drawing
 from spqr_jax.data.drawing import Look
 from spqr_jax.data.pictures import Preprocess
@@ -20,9 +19,6 @@ from spqr_jax.data.source import Source
 from spqr_jax.methods.tools.loop import check_at_least
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.training import latents
-
-# What methods call a user's pictures: of the concept, and benign ones. Data sources as docs/data.md has them.
-OPTIONS = ("pictures", "retain_pictures")
 
 
 @dataclass(frozen=True)
@@ -156,11 +152,13 @@ def pairs(
     and ValueError for sources that differ in captions or in length.
     """
     check_at_least(name, images=(count, least))
-    names = [f"{name}: {option}" for option in OPTIONS]
+    names = [f"{name}: pictures", f"{name}: retain_pictures"]
     sources = [_opened(place, who) for place, who in zip((unsafe, safe), names, strict=True)]
     if sources[0].captions != sources[1].captions:
         found = " and ".join(f"{len(source)} rows in {source.name}" for source in sources)
-        raise ValueError(f"{names[0]} and {OPTIONS[1]} must be pairs: row n of both under one caption; found {found}.")
+        raise ValueError(
+            f"{names[0]} and retain_pictures must be pairs: row n of both under one caption; found {found}."
+        )
     chosen = drawing.order(sources[0], seed)[:count]
     _check_enough(names[0], unsafe, len(chosen), count)
     made = [
@@ -176,13 +174,6 @@ def identity(place: str, name: str) -> str:
     looked = _looked(source, range(len(source)), name)
     content = (source.captions, source.parts, [found.digest for found in looked])
     return hashlib.sha256(repr(content).encode()).hexdigest()
-
-
-def identities(subjects: Iterable[Subject]) -> dict[str, str]:
-    """`identity` of every data source in the subjects' options, by the words that name it."""
-    # By place, so that a source which several subjects name is read once.
-    named = {s.options[option]: f"{s.name}: {option}" for s in subjects for option in OPTIONS if s.options.get(option)}
-    return {place: identity(place, name) for place, name in named.items()}
 
 
 def _opened(place: str, name: str) -> Source:

@@ -96,9 +96,8 @@ def task(
     prompts: prompt -> caption of the pictures to forget (default: the concept's prompts, captioned by themselves).
     pictures, retain_pictures: data sources used instead, under their own captions (`pictures_lib.read`); the pictures
     of the i-th of the captions to forget are relabelled to replacement i (modulo their number). Raises ValueError,
-    before any work, for SDXL, for texts without tokens, and for fewer pictures than a batch holds.
+    before any work, for texts without tokens and for fewer pictures than a batch holds.
     """
-    loop.check_backbone(name, pipeline)
     loop.check_at_least(name, batch_size=(batch_size, 1))
     full = completed(concept, pipeline, "replacements")
     prompts = prompts or {text: text for text in full.prompts}

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 import convert
-from spqr_jax import backbones, schedulers
+from spqr_jax import backbones, methods, schedulers
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models import clip_text
 from spqr_jax.devices import processes
 from spqr_jax.files import checkpoint, storage
-from spqr_jax.methods import METHODS
+from spqr_jax.methods.base import check_result
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
@@ -58,12 +58,15 @@ def make_safe(run: Run, subject: SubjectDir) -> Pipeline:
         loaded = convert.load(subject.settings.checkpoint, base=run.backbone, dtype=run.config.dtype)
         check_same_kind(loaded, run.backbone, subject.settings.checkpoint)
         return loaded
-    method = METHODS[subject.settings.method]
+    method = methods.find(subject.settings.method)
     concept, seed = names.concept(run.config), run.config.seed
     # In float32 whatever the run's dtype: in bfloat16 the methods' small steps would be rounded away.
     exact = {name: params_lib.cast(params, np.float32) for name, params in run.backbone.params.items()}
-    options = {"seed": seed, "progress": True, **subject.settings.options}
-    aligned = method(run.backbone.with_params(**exact), concept, **options)
+    progress = {"progress": True} if "progress" in methods.options(method) else {}
+    aligned = method.align(
+        run.backbone.with_params(**exact), concept, **{"seed": seed, **progress, **subject.settings.options}
+    )
+    check_result(method, run.backbone, aligned)
     kept = {name: _like(params, run.backbone.params[name]) for name, params in aligned.params.items()}
     return aligned.with_params(**kept)
 

@@ -1,0 +1,188 @@
+"""What the rest of the package knows of a method: a `Method`, and how one that is not of this package is imported."""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+from spqr_jax import backbones
+from spqr_jax import params as params_lib
+from spqr_jax.files import storage
+from spqr_jax.pipeline import Pipeline
+
+FORM = "align(pipeline, concept, *, seed, ...)"
+# Options of a function of your own that are data options by their names alone.
+DATA_OPTIONS = ("pictures", "retain_pictures")
+
+
+class Method(NamedTuple):
+    """A safety alignment method.
+
+    Attributes:
+        name: as a config has it: the name of its module here, or the dotted path of a function of your own.
+        title: as the papers call it.
+        align: (pipeline, concept, *, seed, ...) -> Pipeline. Its keyword-only parameters are the method's options.
+        backbones: keys (`Backbone.key`) of the backbones that it is defined for; empty: every backbone that has the
+            regions it asks for.
+        data_options: options that name a data source (docs/data.md). Results are identified by the content of the
+            source, not by its name.
+        source: of a method that is not of this package, the dotted path and the sha256 of its file; else empty.
+    """
+
+    name: str
+    title: str
+    align: Callable[..., Pipeline]
+    backbones: tuple[str, ...] = ()
+    data_options: tuple[str, ...] = ()
+    source: str = ""
+
+    def check_backbone(self, pipeline: Pipeline) -> None:
+        """Raise ValueError naming the method and the pipeline's backbone if it is not defined for that."""
+        backbone = backbones.of(pipeline)
+        if self.backbones and backbone.key not in self.backbones:
+            known = ", ".join(known.name for known in backbones.BACKBONES if known.key in self.backbones)
+            raise ValueError(
+                f"{self.title} is not defined for {backbone.name}, only for {known}; choose another method, or another "
+                "backbone."
+            )
+
+
+def options(method: Method) -> tuple[str, ...]:
+    """The names of a method's options."""
+    return tuple(parameter.name for parameter in _keyword_only(method.align))
+
+
+def defaults(method: Method) -> dict[str, Any]:
+    """option -> default, for every option that has one."""
+    return {p.name: p.default for p in _keyword_only(method.align) if p.default is not p.empty}
+
+
+def _keyword_only(align: Callable[..., Any]) -> list[inspect.Parameter]:
+    return [p for p in inspect.signature(align).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def fault(align: Callable[..., Any]) -> str:
+    """Why a function has not the form of `align`, in words that name a parameter; "" if it has."""
+    parameters = list(inspect.signature(align).parameters.values())
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            return f"it takes **{parameter.name}, so options could not be checked; name every option after *"
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return f"it takes *{parameter.name}; write a bare * there"
+    positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    if "seed" in positional:
+        return "the parameter `seed` must stand after *"
+    if len(positional) < 2:
+        missing = [name for name in ("pipeline", "concept") if name not in positional]
+        return f"the parameter `{missing[0]}` is missing"
+    if len(positional) > 2:
+        return f"the parameter `{positional[2]}` must stand after *, as every option"
+    return "" if "seed" in [p.name for p in parameters] else "the parameter `seed` is missing"
+
+
+def check_result(method: Method, before: Pipeline, after: Any) -> None:
+    """Raise ValueError unless `after` is a pipeline of the components of `before`, with weights of the same shapes."""
+    if not isinstance(after, Pipeline):
+        raise ValueError(f"method {method.name} returned {type(after).__name__}, expected a Pipeline.")
+    if set(after.params) != set(before.params):
+        raise ValueError(
+            f"method {method.name} returned the components {', '.join(sorted(after.params))}, expected "
+            f"{', '.join(sorted(before.params))}."
+        )
+    for component in before.params:
+        found, expected = _shapes(after, component), _shapes(before, component)
+        for path in sorted(found.keys() | expected.keys()):
+            if found.get(path) != expected.get(path):
+                raise ValueError(
+                    f"method {method.name} returned {component}.{path} of shape {found.get(path, 'nothing')}, expected "
+                    f"{expected.get(path, 'nothing')}."
+                )
+
+
+def _shapes(pipeline: Pipeline, component: str) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in params_lib.flatten(pipeline.params[component]).items()}
+
+
+# --- methods that are not of this package ----------------------------------------------------------------------------
+
+
+def imported(path: str) -> Method:
+    """The method that a dotted path names, as "my_lab.erase": a function of the form of `align`, or a `Method`.
+
+    A module that has a function `align` may be named too. A function has no place for the other fields of a `Method`:
+    it is defined for every backbone, and its data options are those of `DATA_OPTIONS` that it has. Its code is
+    identified by the sha256 of the file that defines it; what that file imports is not looked at.
+
+    Raises ValueError, in one line, for a path that cannot be imported and for anything of another form.
+    """
+    module, found = _entry(path)
+    if inspect.ismodule(found):
+        path, module, found = f"{path}.align", found, getattr(found, "align", None)
+    if not isinstance(found, FunctionType | Method):
+        raise ValueError(f"method {path!r} is {_kind(found)}, expected a function {FORM} or a Method.")
+    method = found if isinstance(found, Method) else Method(path, path, found)
+    if not inspect.isfunction(method.align):
+        raise ValueError(f"method {path!r}: its `align` is {_kind(method.align)}, expected a function {FORM}.")
+    if reason := fault(method.align):
+        raise ValueError(f"method {path!r} has not the form {FORM}: {reason}.")
+    if not isinstance(found, Method):
+        method = method._replace(data_options=tuple(name for name in DATA_OPTIONS if name in options(method)))
+    _check_fields(path, method)
+    return method._replace(name=path, source=f"{path} sha256:{_sha256(method.align, module)}")
+
+
+def _kind(found: Any) -> str:
+    return "not there" if found is None else f"of type {type(found).__name__}"
+
+
+def _check_fields(path: str, method: Method) -> None:
+    keys = [backbone.key for backbone in backbones.BACKBONES]
+    for field, named, known in (
+        ("backbones", method.backbones, keys),
+        ("data_options", method.data_options, options(method)),
+    ):
+        for name in named:
+            if name not in known:
+                raise ValueError(f"method {path!r}: {field} has {name!r}; expected some of {', '.join(known)}.")
+
+
+def _entry(path: str) -> tuple[ModuleType, Any]:
+    """(module, what a dotted path names in it); None if there is no such thing."""
+    parent, _, name = path.rpartition(".")
+    module = _import(path, parent)
+    if not hasattr(module, name) and hasattr(module, "__path__") and importlib.util.find_spec(path):
+        return module, _import(path, path)
+    return module, getattr(module, name, None)
+
+
+def _import(path: str, module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        remedy = "correct that module"
+        if missing and f"{module}.".startswith(f"{missing}."):
+            remedy = "set PYTHONPATH to the folder that holds it"
+        elif missing:
+            remedy = f"install {missing}"
+        raise ValueError(f"method {path!r} cannot be imported ({reason}); {remedy}.") from error
+
+
+@functools.cache  # the function in memory stays what it is when its file changes
+def _sha256(align: Callable[..., Any], module: ModuleType) -> str:
+    """Hash of the file that defines a function, and of the module that it is named in if that is another file."""
+    files = [inspect.getsourcefile(inspect.unwrap(align)), getattr(module, "__file__", None)]
+    paths = list(dict.fromkeys(Path(file).resolve() for file in files if file and Path(file).is_file()))
+    if not paths:
+        raise ValueError(
+            f"method {align.__module__}.{align.__qualname__} is in no file, so that results of another version could "
+            "not be told from its own; write it in a .py file."
+        )
+    hashes = [storage.sha256(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
