@@ -7,6 +7,8 @@ Options that mean the same in every method that has them:
     seed: of everything that is drawn at random.
     progress: whether to show a progress bar.
     images: the number of images to learn from.
+    pictures, retain_pictures: data sources (docs/data.md) of images that show the concept, and of benign ones, which
+        are used instead of images that the pipeline makes.
     steps, batch_size, lr: of training; the steps of the optimiser, samples a step, and the learning rate.
     sampling_steps, sampling_guidance: of the samples that a method draws while it works.
 """

@@ -65,7 +65,8 @@ def align(
     with the UNet e0 and the encoder T0 frozen, z and z_r guided DDIM samples down to a random step of `sampling_steps`
     under c and r, and t uniform within that step (the code's are two to three steps cleaner). Inner attack, from step
     `warmup` on before every outer step: c* = `prefix` learned word vectors before c, that minimise
-    MSE(e0(z, T(c*)), e0(z, c)) in `attack_steps` steps of Adam from random words of the vocabulary. Every sample of a
+    MSE(e0(z, T(c*)), e0(z, c)) in `attack_steps` steps of Adam at `attack_lr` from random words of the vocabulary. A
+    step erases from `batch_size` samples and retains `retain_batch_size` prompts. Every sample of a
     batch draws one of the texts in `erase`, and all of a step share t.
 
     Defaults are the authors' for nudity. attack: "full", or "fast": the sign of the gradient (with attack_steps=1, the

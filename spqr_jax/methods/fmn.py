@@ -48,6 +48,7 @@ def align(
         pooler: watch the end-of-text tokens too, which in SD1.x include all padding and then outweigh the concept's.
         inversion_steps: 0, or (the authors: 500) first learn a word for each text's pictures by textual inversion, and
             resteer attention to that instead of to the concept's name. The authors learn four vectors, here one.
+        inversion_lr: learning rate of the inversion.
 
     The authors publish no settings for nudity; these are their example's (a face in SD2.1), AdamW with decay 0.01,
     gradients clipped to norm 1, batches of one. There is neither a noise nor a prior loss: few steps, or everything

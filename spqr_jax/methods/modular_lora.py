@@ -32,7 +32,8 @@ def align(
     """Train an adapter dW_safe on the UNet's attention projections with ESD's loss, and attach it for generation.
 
     The weights W0 stay as they are: benign fine-tuning trains them without dW_safe, and pictures are made with
-    W0 + dW_safe + dW_ft, both at full strength (paper, section 5). `merged` adds dW_safe to the weights instead, so
+    W0 + dW_safe + dW_ft, both at full strength (paper, section 5). eta is that of ESD's loss; the adapter has `rank`
+    and is scaled by alpha / rank. `merged` adds dW_safe to the weights instead, so
     that fine-tuning starts from the aligned model: the arm to beat.
 
     No official code is known. Objective and rates are those of a third party's reproduction: rank 4, alpha 4, 1500

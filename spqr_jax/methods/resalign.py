@@ -85,7 +85,9 @@ def align(
 
     L_h the negated denoising loss on the concept's pictures and theta* a simulated fine-tuning of theta on benign ones;
     beta rises from the first to the second of `retain_weights` over the second half. The gradient through theta* is the
-    Moreau envelope's (`hypergradient`), averaged over `sampled` of the `tunings` a step.
+    Moreau envelope's (`hypergradient`, of `neumann` terms and step gamma), averaged over `sampled` of the `tunings` a
+    step and multiplied by `meta_rate`; Adam decays by `weight_decay`. The adapters have `rank`. L_h is of `batch_size`
+    images and the last term of `retain_batch_size`.
 
     Defaults are the paper's for SD1.4 (its script's differ). Ours: pictures made by the base model instead of the
     published set (or your own: data sources `pictures` and `retain_pictures`), so no DreamBooth-with-prior

@@ -55,7 +55,8 @@ def align(
     Loss: -log sigmoid(-beta / 2 ((m_w - m_l) - (r_w - r_l))), m and r the model's and the frozen reference's mean
     squared errors on the safe picture (w) and the unsafe one (l), which share noise and timestep; the caption of both
     is the unsafe prompt, or "" for a share `empty_share`. LoRA of `rank` = alpha with Gaussian A on to_q, to_k, to_v,
-    to_out of all attention layers, merged at the end. On SD1.x, SD2.x and SDXL.
+    to_out of all attention layers, merged at the end. Adam's rate rises over `warmup` steps, with decay `weight_decay`
+    and gradients clipped to the norm `clip`. On SD1.x, SD2.x and SDXL.
 
     Defaults are the authors' (rate 1e-5 times batch 4 times 4 accumulated, one device) but for the data: they use 23.7k
     pairs of CoProV2 in seven categories, with one expert a category merged by activation (their merging code is not

@@ -40,7 +40,8 @@ def align(
     Loss (paper eq. 6): MSE(eps(x_t, c), sg[eps(x_t, c')]) + alpha * denoising loss on benign pictures. Mask (eq. 4):
     the `share` of all UNet weights with the largest |sum over batches of the gradient of the forgetting objective|,
     ranked over the whole UNet; that objective is the negated denoising loss of the guided prediction
-    (1 + w) eps(x_t, c) - w eps(x_t, ""), w = `mask_guidance`, as in the authors' code (0: the plain prediction).
+    (1 + w) eps(x_t, c) - w eps(x_t, ""), w = `mask_guidance`, as in the authors' code (0: the plain prediction), and
+    `mask_steps` is the number of its batches.
 
     Defaults are the authors' for nudity: 800 pictures to forget and 800 to retain, one epoch of each in batches of 8.
     pictures, retain_pictures: your own, as `relabelling.task` takes them. train: "full" or "xattn" (attn2 alone), the

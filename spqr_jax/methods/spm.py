@@ -98,6 +98,10 @@ def align(
     Merged, a membrane acts on every prompt, and benign fine-tuning acts on it: the released checkpoints are mostly used
     so. transport: "paper" or "code" instead keep the membranes attached and scale them by each prompt, as the authors
     do (`spqr_jax.sampling.attached.membranes`): fine-tuning then trains the weights underneath without seeing them.
+
+    Each membrane has `rank`, is scaled by alpha / rank, and erases towards the text `neutral`. eta, anchoring and
+    eighths are explained at `train`; the learning rate rises over `warmup` steps and then falls in `cycles` cosines.
+
     The authors publish no settings for nudity; these are their general ones. On SD1.x, SD2.x and SDXL. Raises
     ValueError for a pipeline that has membranes already.
     """

@@ -81,6 +81,11 @@ def align(
     original, a an anchor, n the concept and the words found, m each of them in turn. z: the current UNet's guided
     DDIM sample after i ~ U{1..steps - 2} steps, at that step's timestep (the code says one step noisier).
 
+    A round takes `erase_steps` at `erase_lr` to erase and `attack_steps` at `attack_lr` to find a word, which starts
+    from the vector of `start_word`; the last stage takes `final_steps` at `final_lr`. batch_size is that of erasing,
+    attack_batch_size that of the search, weight_decay holds for all. Images of the concept are made in `image_steps`
+    at `image_guidance`.
+
     Defaults are the authors' for nudity (README: two rounds, two words; the script's own defaults are four). Several
     texts in `erase` get a word each, learned together on their own pictures, and every sample draws one of the texts.
     Pictures are encoded once, so they are not flipped at random as in the code; `pictures` names a data source used
