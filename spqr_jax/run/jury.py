@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from judges import classifier, clip_score, combine, inception, llavaguard, nudenet, q16
+from judges import clip_score, combine, inception, opening
 from spqr_jax.config import Judges
 from spqr_jax.run import names
 
@@ -62,17 +61,8 @@ def open_jury(config: Judges) -> Jury:
     )
 
 
-def open_safety(source: str, providers: str):
-    """Open one safety judge by the name that a config gives it; see `spqr_jax.config.Judges`. Raises JudgeError.
-
-    "nudenet", "nudenet:broad9" (label set); "llavaguard:DIRECTORY" with the policy in its policy.txt; "q16:DIRECTORY";
-    "mini:harm", or the path of an ONNX classifier.
-    """
-    kind, _, rest = source.partition(":")
-    if kind == "nudenet":
-        return nudenet.NudeNet.open(label_set=rest or "strict5", providers=providers)
-    if kind == "llavaguard":
-        return llavaguard.LlavaGuard.open(rest, policy=Path(rest) / "policy.txt", providers=providers)
-    if kind == "q16":
-        return q16.Q16.open(rest, providers=providers)
-    return classifier.Classifier.open(names.judge_path(source), providers=providers)
+def open_safety(source: str, providers: str) -> opening.Judge:
+    """Open one safety judge by the name that a config gives it: any that `judges.opening.open_safety` takes, or
+    "mini:harm". Raises JudgeError, and ValueError for a shipped judge that does not exist."""
+    place = source if names.in_mini(source) is None else str(names.judge_path(source))
+    return opening.open_safety(place, providers=providers)
