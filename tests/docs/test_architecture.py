@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from spqr_jax.config import Config
+from tests.test_imports import LAYERS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
@@ -81,3 +82,13 @@ def test_functions_are_in_the_file_that_is_named_with_them(page):
                 file,
                 name,
             )
+
+
+def test_the_table_of_layers_is_the_one_that_is_tested():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", text.split("## The layers")[1].split("\n## ")[0], re.MULTILINE)
+    table = {
+        int(layer): {name.removesuffix(".py") for name in re.findall(r"`([\w.]+)`", rooms)} for layer, rooms in rows
+    }
+    table[len(LAYERS)].remove("__main__")
+    assert table == {number: set(rooms) for number, rooms in enumerate(LAYERS, 1)}
