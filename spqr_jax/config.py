@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass
 class Subject:
-    """A model under test: the backbone made safe by a method, or a checkpoint that someone else made safe."""
+    """A model under test: the backbone after a method made it safe, or a checkpoint that someone else made safe."""
 
     name: str
     method: str = "none"  # a name in spqr_jax.methods.METHODS, or the dotted path of a function of your own
@@ -17,32 +17,32 @@ class Subject:
 
 @dataclass
 class Prompts:
-    """Prompt sets: "mini:harmful", "mini:benign", or a prompt file; `n` rows of each, `images` images a prompt."""
+    """Prompt sets: "mini:harmful", "mini:benign", or a prompt file."""
 
     harmful: str = "mini:harmful"
     benign: str = "mini:benign"
-    n_harmful: int = 500  # paper: 500 ViSU prompts
+    n_harmful: int = 500  # prompts drawn from the set (paper: 500 ViSU prompts)
     n_benign: int = 500
-    images: int = 1
+    images: int = 1  # images for each prompt
 
 
 @dataclass
 class Generation:
-    """Paper: default scheduler (PNDM), 50 steps, guidance 7.5, 512x512 (0: the backbone's own size)."""
+    """Sampling. The paper has the default scheduler (PNDM), 50 steps, guidance 7.5, and 512x512 pixels."""
 
     steps: int = 50
     guidance: float = 7.5
     scheduler: str = "pndm"
     negative: str = ""
-    height: int = 0
+    height: int = 0  # pixels; 0: the backbone's own size
     width: int = 0
-    noise: str = "jax"
-    batch_size: int = 0  # over all devices; 0: as many as fit and pay
+    noise: str = "jax"  # or "torch": the noise of PyTorch's CPU generator
+    batch_size: int = 0  # over all devices; 0: as many as fit, up to the size beyond which no time is saved
 
 
 @dataclass
 class PerProfile:
-    """One whole number a profile."""
+    """One whole number for each profile."""
 
     lite: int = 0
     moderate: int = 0
@@ -68,7 +68,7 @@ class BFT:
     batch_size: int = 16
     lr: float = 1e-4
     warmup_steps: int = 500
-    warmup_share: float = 0.0  # above 0: warm-up as a share of the steps, for runs scaled down in steps
+    warmup_share: float = 0.0  # above 0: warm-up as a share of the steps, for runs with fewer steps than the paper's
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     rank: int = 8
@@ -77,7 +77,7 @@ class BFT:
     snr_gamma: float = 0.0  # above 0: min-SNR weighting; this and the next two are off as published
     noise_offset: float = 0.0
     ema: float = 0.0
-    accumulate: int = 1  # parts of a batch computed one after the other
+    accumulate: int = 1  # parts of a batch that are computed one after the other, for less memory
     remat: bool = False  # compute activations again in the backward pass, for less memory
     checkpoint_every: int = 500  # steps between saved states
     eval_at: tuple[int, ...] = ()  # steps at which harmfulness is measured, for a drift curve
@@ -86,8 +86,8 @@ class BFT:
 
 @dataclass
 class Judges:
-    """The judges. `safety`: name -> judge ("nudenet", "llavaguard:DIR", "q16:DIR", "mini:harm", or the path of an ONNX
-    classifier with its sidecar); see docs/judges.md."""
+    """The judges. `safety` has names of your choice, each with a judge: "nudenet", "llavaguard:DIR", "q16:DIR",
+    "mini:harm", or the path of an ONNX classifier with its sidecar. See docs/judges.md."""
 
     safety: dict[str, str] = field(default_factory=lambda: {"harm": "mini:harm"})
     rule: str = "union"
@@ -102,7 +102,7 @@ class Judges:
 
 @dataclass
 class Score:
-    """Bounds of the quality score; equal bounds mean: the extremes among the subjects of this run."""
+    """Bounds of the quality score. If the two are equal, the lowest and highest FID of this run's subjects are used."""
 
     fid_min: float = 0.0
     fid_max: float = 0.0
@@ -116,20 +116,20 @@ class Report:
     tables: tuple[str, ...] = ()  # of 1, 2, 3, 4, 5, D, E, audit, drift
     figures: tuple[str, ...] = ()  # of 2, 3, 4, drift
     prompts: int = 48  # in the gallery, at most
-    blur: bool = True  # blur harmful prompts' images in the example figure (2); the page always blurs them
+    blur: bool = True  # blur images of harmful prompts in the figure of examples (2); the page always blurs them
 
 
 @dataclass
 class Mesh:
-    """How the devices are used; changes no result. See docs/scale.md."""
+    """The use of the devices. It changes no result. See docs/scale.md."""
 
-    fsdp: bool = False  # weights and optimiser state split over the devices, for models too big to be whole on each
-    cpu_devices: int = 1  # parts that a CPU is split into; small models run faster on several, each holding the weights
+    fsdp: bool = False  # split weights and optimiser state over the devices, for models that do not fit whole
+    cpu_devices: int = 1  # parts that a CPU is split into; small models run faster on several, but each has the weights
 
 
 @dataclass
 class Config:
-    """One run: subjects x profiles x scenarios x seeds."""
+    """One run. Its cells are all combinations of subjects, profiles, scenarios and seeds."""
 
     base: str = "mini"  # "mini", or anything convert.load takes
     dtype: str = "float32"

@@ -29,7 +29,7 @@ EPOCHS = {"lite": 1, "moderate": 3, "standard": 10}
 
 
 class Adapted(NamedTuple):
-    """What a fine-tuning made: the adapters ("lite") or the new values of the trained leaves, float32."""
+    """The result of a fine-tuning, float32: the adapters (profile "lite"), or the new values of the trained leaves."""
 
     profile: str
     leaves: Params
@@ -40,16 +40,17 @@ class Options(NamedTuple):
     """Options of a fine-tuning.
 
     Attributes:
-        steps: optimiser steps; default from `epochs` (default `EPOCHS[profile]`) over the curriculum's stages.
+        steps: optimiser steps; default: as many as `epochs` passes over the stages of the curriculum take.
+        epochs: passes over every stage; default `EPOCHS[profile]`.
         curriculum: cumulative stage sizes (paper: 1000, 3000, 5000); empty: one stage with all data.
-        rank, alpha, dropout: of the adapters under "lite".
+        rank, alpha, dropout: options of the adapters, for the profile "lite".
         mesh: devices (default: all).
-        fsdp: weights, gradients, optimiser state and average split over the devices, for models that do not fit whole.
-        latents_cache: directory where encoded images are kept for other subjects; see `spqr_jax.training.latents`.
-        checkpoints: directory that holds the state every `checkpoint_every` steps, and when asked to stop
-            (`spqr_jax.devices.preemption`); a run that finds a state there continues from it, to the same weights.
+        fsdp: split weights, gradients, optimiser state and average over the devices, for models that do not fit whole.
+        latents_cache: directory in which encoded images are kept for other subjects; see `spqr_jax.training.latents`.
+        checkpoints: directory of the state, which is saved every `checkpoint_every` steps, and when the run is asked to
+            stop (`spqr_jax.devices.preemption`). A run that finds a state there continues from it, to the same weights.
         on_step: called after each step with a Progress, one step late, so that the device does not wait for it.
-        eval_at: after these many steps, `on_eval(step, adapted pipeline)` is called (0: before the first).
+        eval_at: numbers of steps after which `on_eval(step, adapted pipeline)` is called (0: before the first step).
         progress: show a progress bar.
     """
 
@@ -83,7 +84,7 @@ def finetune(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 
 
 
 def apply(pipeline: Pipeline, adapted: Adapted) -> Pipeline:
-    """The pipeline with what was trained in place, in the dtype and order of its own weights."""
+    """The pipeline with the trained leaves in place, in the dtypes and the order of its own weights."""
     backbone, tuned = backbones.of(pipeline), adapted.leaves
     weights = backbone.weights(pipeline)
     if adapted.profile == "lite":
@@ -96,18 +97,18 @@ def apply(pipeline: Pipeline, adapted: Adapted) -> Pipeline:
 
 
 def train(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 42, **options: Any) -> Adapted:
-    """Train what `profile` says on captioned images.
+    """Train the leaves of a profile on captioned images.
 
     Args:
-        dataset: benign images with captions, already of the size to train at.
+        dataset: benign images with captions, in the size that training uses.
         profile: "lite" (LoRA), "moderate" or "standard"; see `spqr_jax.profiles`.
-        seed: of data order, noise, times and adapters (paper: 42).
+        seed: seed of data order, noise, times and adapters (paper: 42).
         options: fields of `Options`.
 
-    Images and captions are encoded once, and latents drawn afresh each step. The pipeline's dtype is the dtype of the
-    computation (bfloat16: mixed precision); what is trained and the optimiser's state are float32. Raises ValueError
-    for arguments or data that do not fit, before anything is computed, and FloatingPointError naming step and samples
-    at a loss or gradient that is not finite.
+    The autoencoder runs once over the data. Each step draws new latents from the stored mean and log-variance. Captions
+    are encoded once. The computation has the dtype of the pipeline (bfloat16: mixed precision). Trained leaves and the
+    optimiser's state are float32. Raises ValueError for arguments or data that do not fit, before anything is computed.
+    Raises FloatingPointError that names step and samples if a loss or gradient is not finite.
     """
     o = Options(**options)
     training = _prepare(pipeline, dataset, profile, seed, o)
@@ -150,7 +151,7 @@ def _evaluation(pipeline: Pipeline, profile: str, o: Options) -> Callable[[int, 
 
 
 class _Training(NamedTuple):
-    """A fine-tuning that is ready to begin: its first state, the samples of every step, and the step itself."""
+    """A fine-tuning that is ready to begin: the first state, the samples of every step, and the step function."""
 
     state: Any
     order: list[np.ndarray]
@@ -158,7 +159,7 @@ class _Training(NamedTuple):
 
 
 def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: Options) -> _Training:
-    """Check everything, then encode images and captions, and place weights on the devices."""
+    """Check all arguments, then encode images and captions, and place the weights on the devices."""
     stages = data_lib.curriculum_stages(len(dataset), o.curriculum)
     mesh = o.mesh or mesh_lib.make()
     _check_batch(o.batch_size, o.memory.accumulate, mesh.size)
@@ -185,7 +186,7 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
 
 
 def _condition(pipeline: Pipeline, dataset: Dataset) -> Condition:
-    """The captions as the denoiser reads them, NumPy arrays."""
+    """The condition of all captions, as NumPy arrays."""
     height, width = dataset.images(np.arange(1)).shape[1:3]
     condition = backbones.condition(pipeline, list(dataset.captions), size=(height, width))
     return jax.tree.map(np.asarray, condition)
@@ -196,7 +197,7 @@ def _result(profile: str, state: Any, o: Options) -> Adapted:
 
 
 class _Reports:
-    """What steps report, checked and passed on one step late: the host prepares a batch while the device works."""
+    """Reports of steps, passed on one step late, so that the host prepares a batch while the device works."""
 
     def __init__(self, on_step: Callable[[Progress], None] | None):
         self._on_step = on_step
@@ -223,7 +224,7 @@ class _Reports:
 
 
 def num_steps(profile: str, stages: list[int], batch_size: int, steps: int | None, epochs: int | None) -> int:
-    """`steps` if given, else as many as `epochs` passes over every stage take."""
+    """The number of steps: `steps` if it is given, else as many as `epochs` passes over every stage take."""
     passes = EPOCHS[profile] if epochs is None else epochs
     for name, value in (("steps", steps), ("epochs", passes)):
         if value is not None and value < 0:

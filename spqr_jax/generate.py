@@ -1,4 +1,4 @@
-"""Text to images: data-parallel over all devices, batch by batch, with what is attached to the pipeline acting."""
+"""From texts to images, batch by batch over all devices. The attachments of the pipeline take part."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,10 +23,10 @@ def generate(
     batch_size: int | None = None,
     **options: Any,
 ) -> np.ndarray:
-    """Images for prompts, the options of `batches` and `Sampling`: images_u8 uint8 [N, height, width, 3] RGB.
+    """Images for prompts: images_u8 uint8 [N, height, width, 3] RGB.
 
-    Raises ValueError for arguments that do not fit each other, and FloatingPointError naming the step and prompt when
-    latents or pixels are not finite.
+    options: arguments of `batches` and fields of `Sampling`. Raises ValueError for arguments that do not fit each
+    other. Raises FloatingPointError that names step and prompt if latents or pixels are not finite.
     """
     batch_size = batch_size and min(batch_size, len(prompts) or 1)
     parts = [images for _, images in batches(pipeline, prompts, seeds, batch_size=batch_size, **options)]
@@ -50,17 +50,17 @@ def batches(
 
     Args:
         prompts: N texts.
-        seeds: N seeds in 0..2**32-1, one an image; or one seed, then image i uses fold_in(key(seed), i).
-        latents: initial noise [N, H/f, W/f, C], standard normal, instead of the seeds'.
+        seeds: N seeds in 0..2**32-1, one for each image; or one seed, then image i uses fold_in(key(seed), i).
+        latents: initial noise [N, H/f, W/f, C], standard normal, in place of the noise of the seeds.
         noise: "jax", or "torch" for the noise of torch.Generator("cpu").manual_seed(seed).
         mesh: devices (default: all).
-        batch_size: images a batch over all devices (default: `largest_batch`); changes no noise.
-        fsdp: weights split over the devices, for models that do not fit whole; gathered at every step.
+        batch_size: images in a batch, over all devices (default: `largest_batch`). It does not change the noise.
+        fsdp: split the weights over the devices, for models that do not fit whole. They are gathered at every step.
         sampling: fields of `Sampling`.
 
-    What is attached to the pipeline acts here (`spqr_jax.sampling.attached`). The next batch is computed while the
-    caller works on this one. A last batch, or only one, of fewer than `batch_size` images is padded to it, so that a
-    part of a sweep made alone is made by the same program. Raises as `generate`.
+    Attachments of the pipeline act here (`spqr_jax.sampling.attached`). The next batch is computed while the caller
+    works on this one. A batch of fewer than `batch_size` images is padded, so that all batches run the same program,
+    also those of a part of a sweep. Raises as `generate`.
     """
     how, mesh = Sampling(**sampling), mesh or mesh_lib.make()
     scales = call_lib.guidance_scales(how.guidance, len(prompts))
@@ -112,11 +112,12 @@ def largest_batch(
     beside: bool = False,
     **sampling: Any,
 ) -> int:
-    """Images a batch over all devices for `count` images: as many as fit, but no more than there are or than pay.
+    """The batch size over all devices for `count` images: as many as fit into memory.
 
-    sampling: fields of `Sampling`, the guidance being the largest of the images'. beside: count only memory that is
-    free now, for a model that is in training. The program that is found to fit is compiled here and then run by
-    `batches`. Raises MemoryError when a single image a device does not fit, ValueError as `generate`.
+    It is at most `count`, and at most the size beyond which a larger batch saves no time (`batch_size.worthwhile`).
+    sampling: fields of `Sampling`; its guidance is the largest scale of all images. beside: count only memory that is
+    free now, for a model that is in training. The program that fits is compiled here, and `batches` runs it. Raises
+    MemoryError if a single image on each device does not fit, and ValueError as `generate`.
     """
     how, mesh = Sampling(**sampling), mesh or mesh_lib.make()
     size = call_lib.size_of(pipeline, how)

@@ -1,7 +1,7 @@
-"""Parameter pytrees: nested dicts of arrays whose joined path is the diffusers name.
+"""Parameter pytrees: nested dicts of arrays. The path of a leaf, joined by dots, is its name in diffusers.
 
-`{"down_blocks": {"0": {"attentions": ...}}}` <-> "down_blocks.0.attentions...". Keys are strings at every level, list
-positions too, so the tree survives Orbax and JSON unchanged.
+`{"down_blocks": {"0": {"attentions": ...}}}` <-> "down_blocks.0.attentions...". All keys are strings, positions in
+lists too, so that Orbax and JSON do not change a tree.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Definition(NamedTuple):
     graphdef: Any
 
     def bind(self, params: Params) -> Any:
-        """The NNX module with these weights; cheap, meant to be called inside a jitted function."""
+        """The NNX module with these weights. Cheap: call it inside a jitted function."""
         return nnx.merge(self.graphdef, _int_keys(params))
 
 
@@ -35,13 +35,13 @@ def _str_keys(tree: Any) -> Any:
 
 
 def split(model: nnx.Module) -> tuple[Definition, Params]:
-    """A module, taken apart into its definition and its weights."""
+    """The definition and the weights of a module."""
     graphdef, state = nnx.split(model)
     return Definition(graphdef), _str_keys(nnx.to_pure_dict(state))
 
 
 def skeleton(make: Callable[[], nnx.Module]) -> tuple[Definition, Params]:
-    """As `split(make())`, with shapes (jax.ShapeDtypeStruct) instead of arrays: nothing is allocated."""
+    """As `split(make())`, with shapes (jax.ShapeDtypeStruct) in the place of arrays. Nothing is allocated."""
     return split(nnx.eval_shape(make))
 
 
@@ -74,12 +74,12 @@ def unflatten(flat: dict[str, Any]) -> Params:
 
 
 def map_with_path(fn: Callable[[str, Any], Any], params: Params) -> Params:
-    """Apply `fn(path, leaf)` to every leaf."""
+    """The tree with `fn(path, leaf)` in the place of every leaf."""
     return unflatten({path: fn(path, leaf) for path, leaf in flatten(params).items()})
 
 
 def partition(params: Params, mask: Params) -> tuple[Params, Params]:
-    """(leaves where mask is True, the rest), each a nested dict without the other's leaves."""
+    """(the leaves where `mask` is True, the other leaves), each as a nested dict without the leaves of the other."""
     flat, flags = flatten(params), flatten(mask)
     chosen = {path: leaf for path, leaf in flat.items() if flags[path]}
     rest = {path: leaf for path, leaf in flat.items() if not flags[path]}
@@ -87,7 +87,7 @@ def partition(params: Params, mask: Params) -> tuple[Params, Params]:
 
 
 def merge(*trees: Params) -> Params:
-    """The union of trees with disjoint leaves; later trees win where they meet."""
+    """The union of trees. A leaf that is in several trees comes from the last of them."""
     flat: dict[str, Any] = {}
     for tree in trees:
         flat |= flatten(tree)
@@ -95,17 +95,17 @@ def merge(*trees: Params) -> Params:
 
 
 def count(params: Params) -> int:
-    """Number of scalars."""
+    """Number of scalars in a tree of arrays or shapes."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
 def nbytes(params: Params) -> int:
-    """Number of bytes."""
+    """Number of bytes of a tree of arrays or shapes."""
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params))
 
 
 def cast(params: Params, dtype: Any) -> Params:
-    """Every floating leaf in `dtype`; leaves that have it already are the same objects."""
+    """The tree with every floating-point leaf in `dtype`. A leaf that has this dtype already is not copied."""
     wanted = jax.numpy.dtype(dtype)
 
     def leaf(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A text-to-image pipeline: weights, and everything static beside them."""
+"""A text-to-image pipeline: weights, and everything else that is needed to make images with them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from spqr_jax.params import Definition, Params
 
 
 class Pipeline(NamedTuple):
-    """A loaded text-to-image model; a value: methods and fine-tuning return a new one.
+    """A loaded text-to-image model. It is a value: methods and fine-tuning return a new one.
 
     Attributes:
         params: component name ("unet", "vae", "text_encoder", SDXL also "text_encoder_2") -> nested dict of arrays
@@ -17,8 +17,9 @@ class Pipeline(NamedTuple):
         definitions: component name -> model without weights.
         configs: component name (and "scheduler") -> the dict of its config.json.
         tokenizers: "tokenizer" (SDXL also "tokenizer_2") -> transformers CLIPTokenizer.
-        name: where it came from, for messages.
-        attached: what acts only when generating and stays through fine-tuning (`spqr_jax.sampling.attached`).
+        name: its origin, for messages.
+        attached: attachments, which act only while images are made and stay through fine-tuning
+            (`spqr_jax.sampling.attached`).
     """
 
     params: dict[str, Params]
@@ -37,7 +38,7 @@ class Pipeline(NamedTuple):
 
 
 def tokenize(pipeline: Pipeline, texts: list[str], tokenizer: str = "tokenizer") -> np.ndarray:
-    """Texts -> int32 ids [B, L], padded and truncated to the encoder's length, as diffusers does."""
+    """Texts -> int32 token ids [B, L], padded and truncated to the length of the encoder, as in diffusers."""
     tok = pipeline.tokenizers[tokenizer]
     encoder = "text_encoder" if tokenizer == "tokenizer" else "text_encoder_2"
     length = pipeline.configs[encoder]["max_position_embeddings"]

@@ -9,12 +9,15 @@ PROFILES = ("lite", "moderate", "standard")
 
 
 def mask(params: Params, profile: str) -> Params:
-    """Which leaves a profile trains: a pytree of bool shaped like `params` (a denoiser's, or a pipeline's components).
+    """The leaves that a profile trains: a tree of bool with the structure of `params`.
 
-    lite: the LoRA leaves once adapters are attached (`spqr_jax.training.lora.attach`), before that the kernels that
-    receive one. moderate: the key, value and output projections of cross-attention. standard: every parameter of the
-    denoiser. The text encoders and the autoencoder are never trained. Raises ValueError for an unknown profile or one
-    that matches no parameter.
+    params: the weights of a denoiser, or of all components of a pipeline. The profiles are
+
+        lite      the adapters, if they are attached (`spqr_jax.training.lora.attach`), else the kernels that receive
+        one moderate  the key, value and output projections of cross-attention standard  every parameter of the denoiser
+
+    Text encoders and autoencoder are never trained. Raises ValueError for an unknown profile, and for one that matches
+    no parameter.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is unknown; expected one of {', '.join(PROFILES)}.")

@@ -179,7 +179,7 @@ def test_the_first_bad_step_is_named():
         ({"seeds": [1]}, "seeds: expected 5 .* found 1"),
         ({"seeds": [0, 1, 2, 3, -1]}, "seed -1 is outside"),
         ({"seeds": [0, 1, 2, 3, 2**32]}, "seed 4294967296 is outside"),
-        ({"seeds": 7, "noise": "torch"}, "needs one seed a picture"),
+        ({"seeds": 7, "noise": "torch"}, "needs one seed for each image"),
         ({"noise": "numpy"}, "noise must be"),
         ({"guidance": [1.0, 2.0]}, "guidance must be one finite number or 5"),
         ({"guidance": float("nan")}, "guidance must be one finite number"),

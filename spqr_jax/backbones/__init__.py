@@ -1,7 +1,7 @@
 """Backbones: one file an architecture, each a `Backbone` that owns what only this architecture knows.
 
-A backbone says what its denoiser is called, which weights play which part, how texts become conditioning, and how a
-time is drawn and a target formed. It may know parameters, pipelines, schedulers and its own models. It knows nothing of
+A backbone gives the name of its denoiser, the part that each of its weights plays, the way from texts to a condition,
+and the noising process of its training. This room may know parameters, pipelines and schedulers. It knows nothing of
 methods, profiles or runs.
 """
 
@@ -23,7 +23,7 @@ from spqr_jax.pipeline import Pipeline
 # A new architecture adds its row here.
 BACKBONES = (STABLE_DIFFUSION, SDXL)
 
-# Components of a diffusers model_index.json that there is a model for.
+# The model class of every component that a diffusers model_index.json may name.
 MODEL_CLASSES = {
     "unet": models.UNet2DConditionModel,
     "vae": models.AutoencoderKL,
@@ -35,12 +35,12 @@ __all__ = ["BACKBONES", "Backbone", "Condition", "Denoiser", "Drawn", "Noising",
 
 
 def define(component: str, config: dict[str, Any]) -> tuple[Definition, Params]:
-    """(definition, shapes) of one component from its config; nothing is allocated."""
+    """The definition and the shapes (jax.ShapeDtypeStruct) of one component, from its config. Nothing is allocated."""
     return params_lib.skeleton(lambda: MODEL_CLASSES[component](config, rngs=nnx.Rngs(0)))
 
 
 def of(pipeline: Pipeline) -> Backbone:
-    """The backbone of a pipeline, found by its components. Raises ValueError listing them if there is none."""
+    """The backbone with the components of a pipeline. Raises ValueError that lists them if no backbone has these."""
     for backbone in BACKBONES:
         if set(backbone.components) == set(pipeline.params):
             return backbone
@@ -51,9 +51,9 @@ def of(pipeline: Pipeline) -> Backbone:
 
 
 def regions(params: Params) -> Regions:
-    """The regions of a denoiser's weights, given as a tree of them or of a pipeline's components.
+    """The regions of a denoiser's weights: those of the first backbone whose region "lora" matches one of the paths.
 
-    They are those of the first backbone that has an attention layer among these paths. There are none without one.
+    params: the weights of a denoiser, or of all components of a pipeline. Every region is None if no backbone matches.
     """
     paths = list(params_lib.flatten(params))
     for backbone in BACKBONES:
@@ -69,7 +69,7 @@ def denoiser(pipeline: Pipeline) -> Denoiser:
 
 
 def prediction(pipeline: Pipeline) -> str:
-    """What the denoiser predicts: "epsilon" or "v_prediction"."""
+    """The kind of the denoiser's prediction: "epsilon" (noise) or "v_prediction" (velocity)."""
     return pipeline.configs["scheduler"].get("prediction_type", "epsilon")
 
 

@@ -1,4 +1,4 @@
-"""What the rest of the house knows of an architecture: a `Backbone`, and what passes between it and its callers."""
+"""The interface of an architecture: a `Backbone`, and the values that pass between it and its callers."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Array = jax.Array | np.ndarray
 
 
 class Condition(NamedTuple):
-    """What a denoiser reads beside the latents, one row a text or image.
+    """The inputs of a denoiser beside latents and time, with one row for each text or image.
 
     Attributes:
         context: text states [N, L, E], read by cross-attention.
@@ -38,16 +38,17 @@ Predict = Callable[[Array, Array, Condition], jax.Array]
 
 
 class Regions(NamedTuple):
-    """Which parameters of a denoiser play a part that methods and profiles name; patterns over paths.
+    """Parts of a denoiser that methods and profiles name, each as a pattern over the paths of its parameters.
 
-    A part that an architecture does not have is None, and `Backbone.require` refuses it.
+    A part that an architecture does not have is None. `Backbone.require` refuses a method that needs it.
 
     Attributes:
         key_value: kernels that turn text states into keys and values.
         cross_attention: every parameter of the layers that read the text.
-        cross_attention_projections: what the profile "moderate" trains of those layers (the paper's section 4.1).
+        cross_attention_projections: the parameters of those layers that the profile "moderate" trains (the paper's
+            section 4.1).
         lora: kernels that receive an adapter under the profile "lite" (Table C).
-        frame: layers outside the blocks, which embed the time and form the output.
+        frame: layers outside the blocks. They embed the time and form the output.
         transformer: kernels of all linear layers and 1x1 convolutions of the attention blocks.
         reset: attention layers that Scissorhands draws anew.
     """
@@ -62,28 +63,29 @@ class Regions(NamedTuple):
 
 
 class Backbone(NamedTuple):
-    """One architecture: hashable, static under `jax.jit`. `spqr_jax.backbones.of` finds a pipeline's.
+    """One architecture; hashable, static under `jax.jit`. `spqr_jax.backbones.of` finds the backbone of a pipeline.
 
     Attributes:
         key: a short name, as methods list it.
-        name: as messages call it.
+        name: its name in messages.
         pipeline_class: diffusers' class of such pipelines.
         components: names of the pipeline's parts that have weights; a pipeline with exactly these is of this kind.
         denoiser: the component that denoises.
         autoencoder: the component that turns images into latents and back.
-        noising: how training draws a time, mixes latents with noise, and forms the target.
-        regions: which parameters of the denoiser play which part.
+        noising: the noising process of its training: drawing a time, mixing latents with noise, forming the target.
+        regions: the parts of the denoiser that methods and profiles name.
         condition: (pipeline, texts, size, unconditional=()) -> Condition of N texts for images of `size` (height,
-            width) pixels. `unconditional` numbers the rows that stand for no prompt in classifier-free guidance: some
-            backbones have zeros there instead of the encoding of "".
+            width) pixels. `unconditional` holds the numbers of the rows that stand for no prompt in classifier-free
+            guidance. Some backbones have zeros there instead of the encoding of "".
         resized: (Condition, size) -> the same texts for images of another size.
         predict: (model, latents [B, h, w, C], times [B], Condition) -> prediction [B, h, w, C] of a bound denoiser.
         factor: pipeline -> pixels per latent along one side.
         side: pipeline -> side in pixels of the square images that the denoiser was trained on.
         latent_shape: (pipeline, size) -> (h, w, C) of the latents of an image of `size` pixels.
-        scaling: pipeline -> what `scaled` and `decode` need to know of the autoencoder's latents; hashable.
+        scaling: pipeline -> the scaling of the autoencoder's latents, for `scaled` and `decode`; hashable.
         encode: (autoencoder model, images_u8 [B, H, W, 3]) -> mean and log-variance [B, h, w, C], not scaled.
-        scaled: (mean, logvar, scaling) -> mean and standard deviation of the latents that are noised, float32.
+        scaled: (mean, logvar, scaling) -> mean and standard deviation of the scaled latents, float32. The denoiser is
+            trained on these.
         decode: (autoencoder model, latents, scaling) -> pixels float32 [B, H, W, 3] in -1..1.
     """
 
@@ -115,7 +117,7 @@ class Backbone(NamedTuple):
         return pipeline.with_params(**{self.denoiser: weights})
 
     def require(self, region: str, method: str) -> re.Pattern:
-        """The pattern of a region. Raises ValueError naming both the backbone and the method if it has no such one."""
+        """The pattern of a region. Raises ValueError naming backbone and method if the backbone lacks the region."""
         pattern = getattr(self.regions, region)
         if pattern is None:
             raise ValueError(
@@ -130,8 +132,8 @@ class Denoiser(NamedTuple):
 
     Attributes:
         backbone: its architecture.
-        definition: the model without weights; with adapters, if some were attached.
-        prediction: what the model predicts, "epsilon" or "v_prediction".
+        definition: the model without weights, together with the adapters that were attached to it.
+        prediction: the kind of its prediction, "epsilon" or "v_prediction".
     """
 
     backbone: Backbone
@@ -139,11 +141,11 @@ class Denoiser(NamedTuple):
     prediction: str
 
     def bind(self, weights: Params) -> Predict:
-        """A function (latents, times, Condition) -> prediction; cheap, meant to be called inside a jitted function."""
+        """A function (latents, times, Condition) -> prediction. Cheap: call it inside a jitted function."""
         return self.of_model(self.definition.bind(weights))
 
     def of_model(self, model: Any) -> Predict:
-        """As `bind`, of a model that has its weights already."""
+        """As `bind`, for a model that has its weights already."""
         return lambda latents, times, condition: self.backbone.predict(model, latents, times, condition)
 
     def draw(self, key: jax.Array, mean: Array, std: Array, schedule: jax.Array) -> Drawn:
@@ -151,7 +153,7 @@ class Denoiser(NamedTuple):
         return self.backbone.noising.draw(key, mean, std, schedule)
 
     def mix(self, schedule: jax.Array, drawn: Drawn) -> jax.Array:
-        """The drawn latents, noised."""
+        """The drawn latents mixed with the drawn noise, [B, h, w, C]."""
         return self.backbone.noising.mix(schedule, drawn.latents, drawn.noise, drawn.times)
 
     def with_definition(self, definition: Definition) -> "Denoiser":

@@ -1,4 +1,4 @@
-"""How training noises latents: a family of processes draws a time, mixes latents with noise, and forms the target."""
+"""Noising processes of training. A process draws a time, mixes latents with noise, and forms the target."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from spqr_jax.schedulers import ddpm
 
 
 class Drawn(NamedTuple):
-    """What is random in a training step: latents and noise [B, h, w, C], times [B]."""
+    """The random values of a training step: latents and noise [B, h, w, C], times [B]."""
 
     latents: jax.Array
     noise: jax.Array
@@ -21,10 +21,10 @@ class Noising(NamedTuple):
     """A noising process; hashable, static under `jax.jit`.
 
     Attributes:
-        schedule: scheduler config (a diffusers dict) -> what the functions below take as their schedule.
+        schedule: scheduler config (a diffusers dict) -> the `schedule` argument of the functions below.
         draw: (key, mean, std, schedule, noise_offset) -> Drawn, latents ~ N(mean, std^2).
         mix: (schedule, latents, noise, times) -> noised latents.
-        target: (prediction, schedule, Drawn) -> what a model that predicts this should output.
+        target: (prediction, schedule, Drawn) -> the right output of a model with this kind of prediction.
         weight: (prediction, schedule, times, gamma) -> weights [B] of min-SNR (Hang et al., 2023).
     """
 

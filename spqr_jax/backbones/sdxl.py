@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: a UNet that reads two CLIP encoders, a pooled text state, and the image's sizes."""
+"""Stable Diffusion XL: a UNet that reads the states of two CLIP encoders, a pooled text state, and image sizes."""
 
 from collections.abc import Sequence
 
@@ -16,9 +16,9 @@ def condition(
 ) -> Condition:
     """Penultimate states of both encoders side by side, the second's projected pooled state, and the sizes.
 
-    Original and target size are `size`, and the crop begins at (0, 0). An empty text in a row of `unconditional` is all
-    zeros if the pipeline's model_index.json says force_zeros_for_empty_prompt, as in diffusers. Elsewhere an empty text
-    is encoded like any other.
+    Original and target size are `size`, and the crop begins at (0, 0). An empty text in a row of `unconditional`
+    becomes zeros, as in diffusers, if force_zeros_for_empty_prompt is true in the pipeline's model_index.json. In all
+    other rows an empty text is encoded like any other.
     """
     first = text.encode(pipeline, texts, encoder="text_encoder", penultimate=True)
     second = text.encode(pipeline, texts, encoder="text_encoder_2", penultimate=True)
@@ -31,12 +31,12 @@ def condition(
 
 
 def time_ids(size: tuple[int, int], count: int) -> np.ndarray:
-    """The sizes that the UNet reads for images of `size` pixels, uncropped: float32 [count, 6]."""
+    """The sizes that the UNet reads for uncropped images of `size` (height, width) pixels: float32 [count, 6]."""
     return np.tile(np.array([*size, 0, 0, *size], np.float32), (count, 1))
 
 
 def resized(condition: Condition, size: tuple[int, int]) -> Condition:
-    """The same texts with other sizes beside them."""
+    """The same texts for images of another size."""
     return condition._replace(time_ids=time_ids(size, len(condition.context)))
 
 

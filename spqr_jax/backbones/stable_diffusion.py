@@ -13,7 +13,7 @@ from spqr_jax.backbones.base import Array, Backbone, Condition, Regions
 from spqr_jax.backbones.noising import DDPM
 from spqr_jax.pipeline import Pipeline
 
-# Parts of diffusers' UNet2DConditionModel, here and in SDXL.
+# Parts of diffusers' UNet2DConditionModel. SDXL has the same.
 UNET_REGIONS = Regions(
     key_value=re.compile(r"\.attn2\.to_[kv]\.kernel$"),
     cross_attention=re.compile(r"(^|\.)attn2\."),
@@ -33,13 +33,13 @@ UNET_REGIONS = Regions(
 def condition(
     pipeline: Pipeline, texts: Sequence[str], size: tuple[int, int], unconditional: Sequence[int] = ()
 ) -> Condition:
-    """The encoder's last hidden states. An empty text is encoded like any other, and the size is not read."""
+    """The encoder's last hidden states. An empty text is encoded like any other. The size has no effect."""
     del size, unconditional
     return Condition(text.encode(pipeline, texts).hidden)
 
 
 def resized(condition: Condition, size: tuple[int, int]) -> Condition:
-    """The same: the UNet does not read sizes."""
+    """The condition itself, since the UNet does not read sizes."""
     del size
     return condition
 

@@ -1,4 +1,4 @@
-"""Text states of CLIP encoders, each distinct text encoded once."""
+"""Text states of CLIP encoders. Each distinct text is encoded once."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -37,9 +37,9 @@ def encode(
     penultimate: bool = False,
     batch_size: int = BATCH,
 ) -> TextStates:
-    """States of texts under one of the pipeline's encoders, its last hidden states or the penultimate ones.
+    """States of texts under one of the pipeline's encoders: its last hidden states, or the penultimate ones.
 
-    Texts are encoded `batch_size` at once, or padded to the power of two from 8 that holds them all.
+    At most `batch_size` texts are encoded at once. Fewer texts are padded to the next power of two, at least 8.
     """
     distinct = list(dict.fromkeys(texts))
     where = {text: i for i, text in enumerate(distinct)}

@@ -1,4 +1,4 @@
-"""Devices and processes: one mesh over all devices, several processes as one program, and stopping in order.
+"""Devices and processes: one mesh over all devices, several processes as one program, and a stop on SIGTERM.
 
-This room knows JAX alone and no other room of the package.
+This room may know JAX, and no other room of the package.
 """

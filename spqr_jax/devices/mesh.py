@@ -9,27 +9,29 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Leaves of fewer elements (norms, biases, small adapters) stay whole: fetching one costs more than it frees.
+# Leaves of fewer elements (norms, biases, small adapters) stay whole: splitting them would save less than it costs.
 SMALL = 4096
 
 
 def make() -> Mesh:
-    """A mesh over all devices; batches are split along `data`, and so are parameters under `fsdp`."""
+    """A mesh over all devices. Batches are split along its axis `data`, and so are parameters under `fsdp`."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def split_cpu(devices: int) -> None:
-    """Make the CPU this many devices, before JAX first touches it; XLA_FLAGS that say otherwise win.
+    """Split the CPU into this many devices. Call it before JAX uses a device. A number in XLA_FLAGS takes precedence.
 
-    Operations of a small model are too short to be shared among cores; whole programs side by side are not.
+    The operations of a small model are too short to be shared among cores. Whole programs side by side use them better.
     """
     if devices > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
 
 
 def spec(shape: tuple[int, ...], devices: int) -> PartitionSpec:
-    """How a leaf is split under `fsdp`: along its largest axis that the number of devices divides; leaves that are
-    small or have no such axis stay whole."""
+    """The split of a leaf under `fsdp`: along the largest axis whose length the number of devices divides.
+
+    A leaf that is small or has no such axis stays whole.
+    """
     axes = [axis for axis, length in enumerate(shape) if length % devices == 0]
     if devices == 1 or not axes or math.prod(shape) < SMALL:
         return PartitionSpec()
@@ -37,9 +39,9 @@ def spec(shape: tuple[int, ...], devices: int) -> PartitionSpec:
 
 
 def layout(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
-    """How parameters lie on the devices: a NamedSharding for every leaf (anything with a shape).
+    """The placement of parameters on the devices: a NamedSharding for every leaf. A leaf is anything with a shape.
 
-    Whole on every device, or under `fsdp` (fully sharded data parallelism, also known as ZeRO stage 3) split by `spec`.
+    Leaves are whole on every device. Under `fsdp` (fully sharded data parallelism, ZeRO stage 3) `spec` splits them.
     """
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, spec(np.shape(leaf), mesh.size) if fsdp else PartitionSpec()), tree
@@ -47,7 +49,7 @@ def layout(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
 
 
 def place(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
-    """Parameters that every process holds whole, on the devices as `layout` says."""
+    """Parameters placed on the devices as `layout` says. Every process passes them whole."""
     return _place(tree, layout(tree, mesh, fsdp=fsdp))
 
 
@@ -62,7 +64,7 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
 
 
 def _place(tree: Any, shardings: Any) -> Any:
-    """Each process sends its own devices their part."""
+    """Place a tree. Each process sends its own devices their part."""
     if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
         return jax.device_put(tree, shardings)
 
@@ -74,7 +76,7 @@ def _place(tree: Any, shardings: Any) -> Any:
 
 
 def shapes(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
-    """The result of `place` as jax.ShapeDtypeStruct: to compile for, with nothing on a device."""
+    """The result of `place` as jax.ShapeDtypeStruct, for compiling. Nothing is placed on a device."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -83,7 +85,7 @@ def shapes(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
 
 
 def bytes_each(tree: Any) -> int:
-    """Bytes of a tree of arrays or shapes on each device of its mesh."""
+    """Bytes that a tree of arrays or shapes takes on each device of its mesh."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
@@ -91,18 +93,20 @@ def bytes_each(tree: Any) -> int:
 
 
 def constrain(tree: Any, mesh: Mesh, *, fsdp: bool) -> Any:
-    """Inside a compiled program: lay a tree out as `layout` says. With fsdp False, split leaves are gathered here."""
+    """Inside a compiled program: the tree, placed as `layout` says. With fsdp False split leaves are gathered here."""
     return jax.lax.with_sharding_constraint(tree, layout(tree, mesh, fsdp=fsdp))
 
 
 def each_turn(tree: Any, turn: Any) -> Any:
-    """Inside a compiled loop: the tree, tied to something that the loop changes, so that the compiler cannot move the
-    gathering of its leaves out of the loop, where all would be whole at once."""
+    """Inside a compiled loop: the tree, tied to a value `turn` that the loop changes.
+
+    Without the tie, the compiler could gather all leaves before the loop, and all would be whole at once.
+    """
     return jax.lax.optimization_barrier((tree, turn))[0]
 
 
 def to_host(tree: Any) -> Any:
-    """Every leaf whole as NumPy, on every process; a collective when a leaf is split over processes."""
+    """Every leaf as a whole NumPy array, on every process. If a leaf is split over processes, all must call this."""
 
     def fetch(x):
         if getattr(x, "is_fully_addressable", True):
@@ -115,11 +119,11 @@ def to_host(tree: Any) -> Any:
 
 
 def round_up(batch: int, mesh: Mesh) -> int:
-    """The next multiple of the number of devices."""
+    """`batch`, rounded up to a multiple of the number of devices."""
     return -(-batch // mesh.size) * mesh.size
 
 
 def pad_batch(array: np.ndarray, size: int) -> np.ndarray:
-    """Repeat the last row until the batch holds `size` rows, so that every batch runs the same compiled program."""
+    """The array [N, ...] with its last row repeated up to `size` rows, so that all batches run the same program."""
     array = np.asarray(array)
     return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)]) if len(array) < size else array

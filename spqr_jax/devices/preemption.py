@@ -1,6 +1,7 @@
-"""Stopping in order: on SIGTERM the current step ends, its state is saved, and the process exits with 143.
+"""A stop on SIGTERM: the current step ends, its state is saved, and the process exits with status 143.
 
-Schedulers of shared clusters send SIGTERM some seconds before they take a machine away, and requeue jobs that exit so.
+Schedulers of shared clusters send SIGTERM some seconds before they take a machine away. They queue a job with this exit
+status again.
 """
 
 import itertools
@@ -18,9 +19,9 @@ _sync_points = itertools.count()
 
 
 def listen() -> None:
-    """Note SIGTERM instead of dying of it. A second one ends the process at once.
+    """From now on, note SIGTERM instead of ending the process. A second SIGTERM ends it at once.
 
-    Among several processes JAX's own service listens, so that all stop after the same step.
+    With several processes JAX's own service listens for SIGTERM, so that all of them stop after the same step.
     """
     if jax.process_count() > 1:
         return
@@ -34,24 +35,24 @@ def listen() -> None:
 
 
 def asked() -> bool:
-    """Whether to stop. Several processes must call this equally often, and all get the same answer."""
+    """Whether the run was asked to stop. All processes must call this equally often, and all get the same answer."""
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(next(_sync_points))
     return _asked.is_set()
 
 
 def asked_here() -> bool:
-    """Whether this process was asked, for work that processes do apart; False where JAX's service listens."""
+    """Whether this process was asked to stop, for work that each process does alone. False if JAX's service listens."""
     return _asked.is_set()
 
 
 def exit_if_asked() -> None:
-    """Call between units of work, when everything finished is on disk; see `asked`. Raises SystemExit."""
+    """Raise SystemExit if the run was `asked` to stop. Call it when all finished work is on disk."""
     if asked():
         raise SystemExit(EXIT_STATUS)
 
 
 def exit_if_asked_here() -> None:
-    """As `exit_if_asked`, between units of work that processes do apart."""
+    """As `exit_if_asked`, for work that each process does alone."""
     if asked_here():
         raise SystemExit(EXIT_STATUS)

@@ -1,4 +1,4 @@
-"""Pytrees of arrays in a work directory, through Orbax; what can be loaded is whole."""
+"""Pytrees of arrays in a work directory, written by Orbax. A checkpoint that can be loaded is complete."""
 
 import os
 import re
@@ -17,17 +17,17 @@ from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import processes
 from spqr_jax.files import storage
 
-# Replicas share the writing of a leaf from this many bytes each: Orbax compiles a program for every shape it slices, on
-# every device, which for the hundreds of shapes of a UNet takes longer than the writing.
+# Devices that hold the same leaf share its writing if each part has at least this many bytes. For every shape that it
+# slices, Orbax compiles a program on every device. For the hundreds of shapes of a UNet this takes longer than writing.
 MIN_SLICE_BYTES = 64 * 2**20
 
 
 def save(path: Path, tree: dict[str, Any]) -> None:
-    """Write nested dicts of arrays at `path`, replacing what is there; every process calls this, with the same tree.
+    """Write nested dicts of arrays at `path`, and replace an older checkpoint there.
 
-    On a file system the directory is renamed when its last byte is written: it is whole or absent. An object store
-    cannot rename: there Orbax writes commit_success.txt last, and `load` refuses a directory without it.
-    Raises OSError when the disk refuses.
+    Every process calls this with the same tree. On a file system the directory gets its name after its last byte is
+    written, so it is complete or absent. An object store cannot rename. There Orbax writes commit_success.txt last, and
+    `load` refuses a directory without it. Raises OSError if the disk is full or cannot be written.
     """
     path = storage.absolute(path)
     # Flat names keep list positions ("0", "1") strings on the way back.
@@ -50,7 +50,7 @@ def save(path: Path, tree: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote, as NumPy arrays. Raises FileNotFoundError, or ValueError naming a damaged directory."""
+    """The tree that `save` wrote, as NumPy arrays. Raises FileNotFoundError, or ValueError for a damaged directory."""
     path = storage.absolute(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist; expected a saved checkpoint.")
@@ -67,8 +67,8 @@ def load(path: Path) -> dict[str, Any]:
 class Steps:
     """The latest state of a training run on disk, saved by Orbax while the run goes on; a context manager.
 
-    With `directory` None nothing is kept. A state is whole or absent: when its last byte is written, Orbax renames it,
-    or on an object store writes its commit file.
+    With `directory` None nothing is kept. A state is complete or absent: after its last byte, Orbax renames it, or on
+    an object store writes its commit file.
     """
 
     def __init__(self, directory: Path | None, *, every: int):
@@ -85,13 +85,13 @@ class Steps:
             )
 
     def due(self, step: int) -> bool:
-        """Whether a run that keeps its states saves this one."""
+        """Whether the state after this step is to be saved. False if no states are kept."""
         return self._saved is not None and step % self._every == 0
 
     def restore(self, state: Any) -> tuple[Any, int]:
-        """(the latest state, its step), on the devices `state` is on; (state, 0) when there is none.
+        """(the latest state, its step), placed on the devices like `state`; (state, 0) if no state is saved.
 
-        Raises ValueError naming a damaged directory.
+        Raises ValueError that names a damaged directory.
         """
         if self._saved is None or self._saved.latest is None:
             return state, 0
@@ -104,9 +104,9 @@ class Steps:
             ) from None
 
     def save(self, step: int, state: Any) -> None:
-        """Keep `state`; returns once it is copied from the devices. Raises OSError when the disk refuses."""
+        """Save `state`. Returns when it is copied from the devices. Raises OSError if the disk cannot be written."""
         if self._saved is not None and (self._saved.latest is None or self._saved.latest.step != step):
-            with _refusals(self._saved.directory):  # also of the state before, which was written meanwhile
+            with _refusals(self._saved.directory):  # also those of the state before, which was written meanwhile
                 self._saved.save_async(step, state, force=True)
 
     def __enter__(self) -> "Steps":
@@ -117,12 +117,12 @@ class Steps:
     ) -> None:
         if self._saved is not None:
             with _refusals(self._saved.directory):
-                self._saved.close()  # waits for what is being written
+                self._saved.close()  # waits until the last state is written
 
 
 @contextmanager
 def _refusals(path: object) -> Iterator[None]:
-    """TensorStore's errors, of whatever type, as the OSError that they report."""
+    """Raise the OSError that an error of TensorStore reports, in place of that error."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Images on disk, as PNG files that are complete or absent."""
+"""Images on disk, as PNG files. A file is complete or absent."""
 
 import re
 from collections.abc import Sequence

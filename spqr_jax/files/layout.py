@@ -1,6 +1,6 @@
 """The layout of a work directory: where each of its files lies. No other module spells these names.
 
-    WORKDIR/manifest.json                 the config, versions, devices, and hashes of all that went in
+    WORKDIR/manifest.json                 the config, versions, devices, and hashes of all inputs
     WORKDIR/pipelines/<key>/              weights that a method changed: params, attached, pipeline.json, times
     WORKDIR/subjects/<id>/                a subject before fine-tuning: images, records.parquet, features_before.npz
     WORKDIR/cells/<id>/                   a subject after one fine-tuning: images, records.parquet, features.npz, ...
@@ -46,7 +46,7 @@ class WeightsFolder(Folder):
 
     @property
     def attached(self) -> Path:
-        """What the method adds to sampling, where it does."""
+        """Directory of the attachments, if the method made any."""
         return self.path / "attached"
 
     @property
@@ -57,7 +57,7 @@ class WeightsFolder(Folder):
 
 @dataclass(frozen=True)
 class ImagesFolder(Folder):
-    """A directory with images of one or both phases, and what the judges said about them."""
+    """A directory with images of one or both phases, and the answers of the judges about them."""
 
     @property
     def all_images(self) -> Path:
@@ -70,7 +70,7 @@ class ImagesFolder(Folder):
 
     @property
     def records(self) -> Path:
-        """One row an image; see `files.records`."""
+        """Parquet file with one row for each image; see `files.records`."""
         return self.path / "records.parquet"
 
     def phase_features(self, phase: str) -> Path:
@@ -79,7 +79,7 @@ class ImagesFolder(Folder):
 
     @property
     def judged_by(self) -> Path:
-        """JSON: the judges that made these records, and the rule that combines them."""
+        """JSON: the judges behind these records, and the rule that combines their verdicts."""
         return self.path / "judges.json"
 
 
@@ -104,7 +104,7 @@ class CellFolder(ImagesFolder):
 
     @property
     def drift(self) -> Path:
-        """One row an image and step, where harm was measured during the fine-tuning; see `files.records`."""
+        """Parquet file with one row for each image and step, if harm was measured during the fine-tuning."""
         return self.path / "drift.parquet"
 
     @property
@@ -149,7 +149,7 @@ class ReportFolder(Folder):
 
     @property
     def thumbs(self) -> Path:
-        """Directory of the images of the gallery, where they are not inside the page."""
+        """Directory of the images of the gallery, if they are not inside the page."""
         return self.path / "thumbs"
 
 
@@ -159,7 +159,7 @@ class Workdir(Folder):
 
     @property
     def manifest(self) -> Path:
-        """JSON: the config, versions, devices, and hashes of all that went in."""
+        """JSON: the config, versions, devices, and hashes of all inputs."""
         return self.path / "manifest.json"
 
     @property
@@ -223,5 +223,5 @@ class Workdir(Folder):
 
 
 def reference_statistics(features: Path) -> Path:
-    """Where the mean and covariance of reference features are kept: beside their file."""
+    """The file with mean and covariance of reference features, beside the file of the features."""
     return features.with_name("reference_statistics.npz")

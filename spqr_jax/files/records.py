@@ -20,11 +20,11 @@ ROLES = ("harmful", "benign")
 
 
 class Record(TypedDict):
-    """A row of records.parquet: one image, where it comes from, and what the judges said about it."""
+    """A row of records.parquet: one image, its origin, and the answers of the judges about it."""
 
     cell: str
-    """Id of the cell: its subject, profile, scenario, seed and a hash of all that determines its results. The records
-    of a subject, which all of its cells share, have an empty one."""
+    """Id of the cell: its subject, profile, scenario, seed and a hash of all that determines its results. Empty in the
+    records of a subject, which all of its cells share."""
     subject: str
     """Name of the subject, as in the config."""
     profile: str
@@ -55,7 +55,7 @@ class Record(TypedDict):
     image: str
     """Path of the PNG, relative to the directory of records.parquet."""
     judges: str
-    """JSON object: the name of every safety judge and what it answered about the image."""
+    """JSON object: the name of every safety judge and its answer about the image."""
     verdict: str
     """`safe`, `unsafe` or `undecided`: the answers of all safety judges combined."""
     clip_score: float
@@ -82,7 +82,7 @@ class DriftRecord(TypedDict):
 
 
 class Kind(NamedTuple):
-    """A kind of file: its columns, and what to do when a file of this kind cannot be used."""
+    """A kind of file: its columns, and the remedy for a file of this kind that cannot be used."""
 
     schema: pa.Schema
     remedy: str
@@ -116,7 +116,7 @@ def read_table(path: Path, columns: Sequence[str], kind: Kind = IMAGES) -> pa.Ta
     """The named columns of a file, in their order and with their types. Nothing else is read.
 
     Raises ValueError for a file that cannot be read, lacks a column, or holds another type. The message names the file,
-    what is wrong with it, and what to do.
+    the fault and the remedy.
     """
     table, problem = read_leniently(path, columns)
     if table is not None and not problem:
@@ -133,11 +133,11 @@ def read_table(path: Path, columns: Sequence[str], kind: Kind = IMAGES) -> pa.Ta
 
 
 def read_leniently(path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()) -> tuple[pa.Table | None, str]:
-    """What can be read of a file, and what is wrong with the rest, in words without the path. Raises no error.
+    """The readable part of a file, and a text that describes the faults of the rest. Raises no error.
 
-    columns: what the caller needs. optional: what it also takes where it is there.
-    Returns the table of those columns that the file has, in the types that it has, and an empty text when all needed
-    ones are there. The table is None for a file that cannot be read at all.
+    columns: the columns that the caller needs. optional: columns that it also takes if they are there.
+    Returns the table of those columns that the file has, in the types that it has. The text does not name the path, and
+    is empty if all needed columns are there. The table is None for a file that cannot be read at all.
     """
     try:
         with path.open("rb") as stream, pq.ParquetFile(stream) as file:

@@ -57,10 +57,10 @@ def absolute(path: Path) -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
-    """A stream whose bytes become the file `path` when the block ends; a block that fails leaves what was there.
+    """A stream whose bytes become the file `path` when the block ends. If the block fails, an older file stays.
 
     sync: the bytes reach the disk before the name does, so that a loss of power leaves no damaged file. Files that are
-    checked whenever they are read, and cheap to make again, need no sync.
+    checked whenever they are read, and that are cheap to make again, need no sync.
     """
     if remote(path):
         buffer = io.BytesIO()
@@ -82,31 +82,34 @@ def writing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """Write a file whole; see `writing`."""
+    """Write a file, complete or not at all; see `writing`."""
     with writing(path, sync=sync) as stream:
         stream.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole, in UTF-8 and with the line ends that `text` has."""
+    """Write a text file, complete or not at all, in UTF-8 and with the line ends that `text` has."""
     write_bytes(path, text.encode())
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write named arrays whole."""
+    """Write named arrays as an npz file, complete or not at all."""
     with writing(path) as stream:
         np.savez(stream, allow_pickle=False, **arrays)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name. Raises FileNotFoundError, ValueError or zipfile.BadZipFile."""
+    """The arrays of an npz file by name. Raises FileNotFoundError, ValueError or zipfile.BadZipFile."""
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         return dict(arrays)
 
 
 def appending(path: Path) -> TextIO:
-    """A stream that adds lines to a file. Nothing can be added to an object: there the lines are written when the
-    stream is closed, after those of the object, and a process that is killed before loses its own."""
+    """A stream that adds lines to a file.
+
+    Nothing can be added to an object of an object store. There the lines are written, after the older ones, when the
+    stream is closed. A process that is killed before that loses its lines.
+    """
     return _Appended(path) if remote(path) else path.open("a", encoding="utf-8")
 
 
@@ -122,7 +125,7 @@ class _Appended(io.StringIO):
 
 
 def link(source: Path, target: Path) -> None:
-    """Show a file under a second name, without a second copy where the file system allows; what is there stays."""
+    """Give a file a second name, without a second copy if the file system allows it. An existing `target` stays."""
     if target.exists():
         return
     try:
@@ -133,7 +136,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def set_aside(path: Path, why: str) -> None:
-    """Rename a damaged file or directory, so that it is made again and can still be looked at."""
+    """Rename a damaged file or directory, so that it is made again but not lost. why: the reason, for the log."""
     number = 1
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
@@ -143,7 +146,7 @@ def set_aside(path: Path, why: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a directory that is no longer needed, if it is there."""
+    """Delete a directory and its content, if it exists."""
     if remote(path):
         cast(Any, path).rmtree(missing_ok=True)
     else:
@@ -152,7 +155,7 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """A local file with the content of `path`, for code that opens files by name: itself, or a temporary copy."""
+    """A local file with the content of `path`, for code that opens files by name: `path` or a temporary copy."""
     if not remote(path):
         yield path
         return
@@ -164,7 +167,7 @@ def local_copy(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_directory(path: Path) -> Iterator[Path]:
-    """A local directory for code that writes files by name: `path` itself, or one that is copied there afterwards."""
+    """A local directory for code that writes files by name: `path`, or a temporary one that is copied to it."""
     if not remote(path):
         yield path
         return

@@ -1,5 +1,5 @@
-"""Sampling: from noise to images under guidance, as one compiled program, with what attachments do inside it.
+"""Sampling: from noise to images under guidance, as one compiled program in which attachments take part.
 
-The room knows backbones, schedulers and devices. It is used through `spqr_jax.generate`, and by methods that train on
-latents part of the way to an image.
+This room may know backbones, schedulers, devices and files. It is used by `spqr_jax.generate`, and by methods that
+train on latents part of the way from noise to an image.
 """

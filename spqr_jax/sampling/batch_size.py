@@ -1,4 +1,4 @@
-"""Batch sizes: the largest that fits, by the compiled program's own account of its memory."""
+"""Batch sizes: the largest batch whose compiled program fits into the memory of the devices."""
 
 import json
 import os
@@ -14,28 +14,32 @@ from jax.sharding import Mesh
 from spqr_jax.devices import processes
 from spqr_jax.files import storage
 
-# Latent pixels that fill a device in one batch: 16 pictures of 512x512. Guided, the UNet's widest products then have
-# 131,072 rows and its narrowest 2,048, enough for every unit of a large accelerator: more pictures take longer in
-# proportion. Of small pictures 64, for what a step costs beside its arithmetic is then shared by as many.
+# Latent pixels that fill a device in one batch: those of 16 images of 512x512. With guidance, the widest matrix
+# products of the UNet then have 131,072 rows and the narrowest 2,048. That is enough for every unit of a large
+# accelerator, so the time of a larger batch grows in proportion. A batch holds at most 64 small images: beyond that,
+# the fixed cost of a step is shared by enough images.
 LATENTS_PER_BATCH = 16 * 64 * 64
 MAX_BATCH = 64
 
-# Share of a device's memory that one program may take: the rest is for the next batch, waiting, and for fragmentation.
+# Share of a device's memory that one program may take. The rest is for the next batch, which waits, and for gaps.
 SHARE = 0.9
 MIB = 2**20
 
 
 def worthwhile(latent_pixels: int, mesh: Mesh) -> int:
-    """Pictures a device beyond which bigger batches stop paying; latent_pixels: of one picture. Devices that a CPU is
-    split into count as one."""
+    """Images on each device beyond which a larger batch saves no time. latent_pixels: latent pixels of one image.
+
+    The devices that a CPU is split into count as one.
+    """
     parts = len(mesh.local_devices) if mesh.local_devices[0].platform == "cpu" else 1
     return -(-max(1, min(MAX_BATCH, LATENTS_PER_BATCH // latent_pixels)) // parts)
 
 
 def memory_limit(mesh: Mesh, *, beside: bool = False) -> int | None:
-    """Bytes that one program may take on each device, the same on every process; None where the device does not say.
+    """Bytes that one program may take on each device, the same number on every process.
 
-    beside: beside what the device holds now. On a CPU: half of the machine's memory, shared by its devices.
+    On a CPU it is half of the machine's memory, divided among its devices. None if a device does not report its memory.
+    beside: subtract the memory that is in use now.
     """
     device = mesh.local_devices[0]
     stats = device.memory_stats() or {}
@@ -45,12 +49,12 @@ def memory_limit(mesh: Mesh, *, beside: bool = False) -> int | None:
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (2 * len(mesh.local_devices))
     else:
         return None
-    # In MiB: what processes agree on has 32 bits.
+    # In MiB, since the number that processes agree on has 32 bits.
     return int(processes.agreed(np.array(max(limit, 0) // MIB, np.int32))) * MIB
 
 
 def program_bytes(compiled: Any) -> int:
-    """Bytes on each device that a jax.stages.Compiled takes while it runs: arguments, results, all between."""
+    """Bytes on each device that a jax.stages.Compiled takes while it runs: arguments, results and temporary arrays."""
     memory = compiled.memory_analysis()
     if memory is None:  # a backend without the analysis
         return 0
@@ -61,13 +65,13 @@ def program_bytes(compiled: Any) -> int:
 def largest(
     compiled: Callable[[int], Any], most: int, *, weights: int, limit: int | None, what: str = "generation"
 ) -> int:
-    """The first of most, most / 2, ..., 1 pictures a device whose program fits.
+    """The first number among most, most / 2, ..., 1 of images on each device whose program fits.
 
-    compiled: pictures a device -> compiled program. A program takes its weights, maybe something constant, and so much
-    a picture: from one that does not fit follows a bound for the smaller ones, and those that cannot fit are not
-    compiled. When `most` fits, its program is the only one.
-    weights: bytes of the weights on each device; limit: bytes there, None: unknown, then `most` is taken untested.
-    Raises MemoryError naming `what`, bytes and remedies when one picture a device does not fit.
+    compiled: number of images on each device -> compiled program. The memory of a program is at least that of its
+    weights, plus a share that grows with the batch. So the size of a program that does not fit gives a bound for
+    smaller batches, and batches that cannot fit are not compiled. If `most` fits, no other program is compiled.
+    weights: bytes of the weights on each device. limit: bytes that are there; if it is None, `most` is taken untested.
+    Raises MemoryError that names `what`, the bytes and the remedies if one image on each device does not fit.
     """
     if limit is None:
         return most
@@ -75,13 +79,13 @@ def largest(
     while (needed := _needed(compiled, size)) is None or needed > limit:
         if size == 1:
             raise MemoryError(_too_big(what, needed, weights, limit))
-        logging.info("%s: %d pictures a device take %s of %s.", what, size, _gigabytes(needed), _gigabytes(limit))
+        logging.info("%s: %d images on each device take %s of %s.", what, size, _gigabytes(needed), _gigabytes(limit))
         size = _smaller(size, needed, weights, limit)
     return size
 
 
 def _needed(compiled: Callable[[int], Any], size: int) -> int | None:
-    """Bytes of the program for `size` pictures; None when the compiler itself finds that it cannot fit (TPU)."""
+    """Bytes of the program for `size` images; None if the compiler itself finds that they cannot fit (TPU)."""
     try:
         return program_bytes(compiled(size))
     except jax.errors.JaxRuntimeError as error:
@@ -91,7 +95,10 @@ def _needed(compiled: Callable[[int], Any], size: int) -> int | None:
 
 
 def _smaller(size: int, needed: int | None, weights: int, limit: int) -> int:
-    """The next size to try: the first half, quarter, ... that fits if all but the weights shrinks with the batch."""
+    """The next size to try: the first of size / 2, size / 4, ... that can fit.
+
+    It is assumed that all memory except that of the weights shrinks with the batch.
+    """
     smaller = size // 2
     while needed is not None and smaller > 1 and weights + (needed - weights) * smaller / size > limit:
         smaller //= 2
@@ -104,17 +111,18 @@ def _gigabytes(value: int | None) -> str:
 
 def _too_big(what: str, needed: int | None, weights: int, limit: int) -> str:
     return (
-        f"{what}: one picture a device takes {_gigabytes(needed)} (weights {_gigabytes(weights)}), a device has "
+        f"{what}: one image on each device takes {_gigabytes(needed)} (weights {_gigabytes(weights)}), a device has "
         f"{_gigabytes(limit)} for it; split the weights over several devices (mesh.fsdp), use bfloat16 (dtype), or "
-        "make smaller pictures (generation.height, generation.width)."
+        "make smaller images (generation.height, generation.width)."
     )
 
 
 def remembered(file: Path, key: str, choose: Callable[[], int]) -> int:
-    """The batch size under `key` in a JSON file, on every process; `choose()` decides what is not there, and is kept.
+    """The batch size under `key` in a JSON file, the same on every process. `choose()` gives a missing one.
 
-    Work is cut into batches by it, so a run that is continued must not choose anew. Jobs that share the file may write
-    it at once: a size that is lost so is chosen again, from the same memory.
+    Work is cut into batches of this size, so a continued run must use the same size again. Several jobs may share the
+    file and write it at the same time. A size that is lost in this way is chosen again, with the same result on devices
+    with the same memory.
     """
     known = int(processes.agreed(np.array(_read(file).get(key, 0) if processes.first() else 0, np.int32)))
     if known:
@@ -126,7 +134,7 @@ def remembered(file: Path, key: str, choose: Callable[[], int]) -> int:
 
 
 def _read(file: Path) -> dict[str, int]:
-    """What a file holds; a damaged one is named and set aside."""
+    """The batch sizes in a file. A damaged file is named in the log and set aside."""
     if not file.exists():
         return {}
     try:

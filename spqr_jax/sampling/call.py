@@ -1,4 +1,4 @@
-"""One call of the sampler: its options, checked, its texts encoded, and what attachments bring to it."""
+"""One call of the sampler: checked options, encoded texts, and the contributions of attachments."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,11 +18,12 @@ from spqr_jax.sampling.sampler import Batch, Program
 
 
 class Sampling(NamedTuple):
-    """How images are made.
+    """The options of sampling.
 
     Attributes:
-        steps: denoising steps.
-        guidance: classifier-free guidance scale, one or one an image; at 1 or below it is off, as in diffusers.
+        steps: number of denoising steps.
+        guidance: scale of classifier-free guidance, one number or one for each image. At 1 or below there is no
+            guidance, as in diffusers.
         height, width: pixels; None: the size that the denoiser was trained at.
         negative: negative prompt.
         scheduler: one of `spqr_jax.schedulers.NAMES`.
@@ -37,7 +38,7 @@ class Sampling(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What the batches of a call share: their program, its weights (not yet placed), and every image's conditions."""
+    """Everything that the batches of one call share: the program, its weights (not yet placed), all N conditions."""
 
     program: Program
     tables: Any
@@ -52,7 +53,7 @@ class Call(NamedTuple):
         return tuple(one.numbers for one in self.attached)
 
     def batch(self, rows: slice, size: int) -> Batch:
-        """Inputs of some images, the last one's repeated up to `size`; what has one row for all is repeated."""
+        """Inputs of the images in `rows`. The last row is repeated up to `size`, and so is a single row for all."""
 
         def chosen(x: Any) -> np.ndarray:
             x = np.asarray(x)
@@ -71,7 +72,11 @@ def prepare(
     *,
     shapes: bool = False,
 ) -> Call:
-    """Encode all texts and let every attachment prepare. shapes: zeros instead of text states, nothing is computed."""
+    """Encode all texts and let every attachment prepare.
+
+    split: the mesh that weights are split over, or None. shapes: have zeros in the place of text states, so that
+    nothing is computed.
+    """
     backbone, count = backbones.of(pipeline), len(prompts)
     guided = bool((scales > 1).any())
     acting = [one for one in pipeline.attached if guided or not one.needs_guidance]
@@ -109,7 +114,7 @@ def _condition(
 
 
 def start_noise(pipeline: Pipeline, count: int, how: Sampling, seeds: Any, latents: Any, noise: str, mesh: Mesh):
-    """The noise that images start from: (their numbers, B) -> [B, h, w, C]."""
+    """A function (numbers of images, B) -> the noise [B, h, w, C] that these images start from."""
     shape = backbones.of(pipeline).latent_shape(pipeline, size_of(pipeline, how))
     if latents is None:
         return noise_lib.of_seeds(seeds, count, shape, mesh, noise)
@@ -117,7 +122,7 @@ def start_noise(pipeline: Pipeline, count: int, how: Sampling, seeds: Any, laten
 
 
 def size_of(pipeline: Pipeline, how: Sampling) -> tuple[int, int]:
-    """(height, width) in pixels. Raises ValueError for sides that the autoencoder cannot divide."""
+    """(height, width) in pixels. Raises ValueError for a side that is no multiple of the autoencoder's factor."""
     backbone = backbones.of(pipeline)
     side, multiple = backbone.side(pipeline), backbone.factor(pipeline)
     size = (side if how.height is None else how.height, side if how.width is None else how.width)
@@ -127,10 +132,10 @@ def size_of(pipeline: Pipeline, how: Sampling) -> tuple[int, int]:
 
 
 def guidance_scales(guidance: float | Sequence[float], count: int) -> np.ndarray:
-    """Guidance of every image, float32 [count]; 1 where it is off. Raises ValueError for another number of scales."""
+    """The guidance scale of every image, float32 [count], at least 1. Raises ValueError for another number."""
     scales = np.asarray(guidance, np.float32)
     scales = np.full(count, scales, np.float32) if scales.ndim == 0 else scales
     if scales.shape != (count,) or not np.isfinite(scales).all():
         raise ValueError(f"guidance must be one finite number or {count} of them, found shape {scales.shape}.")
-    # Scale 1 is the prompt's own prediction: beside guided prompts, as alone, lower scales turn guidance off.
+    # At scale 1 the guided prediction is the prompt's own. So a lower scale means no guidance in every batch.
     return np.maximum(scales, 1)

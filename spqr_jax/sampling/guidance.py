@@ -1,4 +1,4 @@
-"""Classifier-free guidance: what a batch of images is denoised under, and the guided prediction."""
+"""Classifier-free guidance: the texts of a batch of images, and the guided prediction."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from spqr_jax.backbones.base import Array, Condition, Predict
 
 
 class Guided(NamedTuple):
-    """What one batch of B images is denoised under: its prompts, the negative prompt, and the guidance scale [B]."""
+    """The guidance of one batch of B images: B prompts, B rows of the negative prompt, and the scales [B]."""
 
     text: Condition
     negative: Condition
@@ -17,9 +17,9 @@ class Guided(NamedTuple):
 
 
 def guided_prediction(predict: Predict, given: Guided, guided: bool, latents: jax.Array, time: jax.Array) -> jax.Array:
-    """The prediction under classifier-free guidance: negative + guidance * (positive - negative), float32.
+    """The prediction under classifier-free guidance: negative + guidance * (positive - negative), float32 [B, h, w, C].
 
-    Without `guided`, the prompts' own prediction.
+    If `guided` is False, it is the prompts' own prediction. time: scalar.
     """
     batch = latents.shape[0]
     if not guided:

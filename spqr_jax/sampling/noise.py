@@ -1,4 +1,4 @@
-"""The noise that pictures start from: a function of each one's seed, whatever the batch or the number of devices."""
+"""The noise that images start from. It depends on the seed of each image, not on the batch or the number of devices."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,22 +10,23 @@ from jax.sharding import Mesh
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.sampling import torch_noise
 
-# (numbers of pictures, B) -> their noise [B, h, w, C] split over the devices, the last row repeated where there are
-# fewer: drawn batch by batch, since a sweep's would not fit, and without waiting for it.
+# (numbers of images, B) -> their noise [B, h, w, C], split over the devices. If there are fewer than B images, the last
+# row is repeated. Noise is drawn batch by batch, because the noise of a whole sweep would not fit into memory.
 Batches = Callable[[slice, int], jax.Array]
 
 
 def of_seeds(seeds: Sequence[int] | int, count: int, shape: tuple[int, int, int], mesh: Mesh, kind: str) -> Batches:
-    """Standard normal noise of `count` pictures of latent `shape` [h, w, C].
+    """Standard normal noise of `count` images of latent `shape` [h, w, C].
 
-    seeds: one a picture, in 0..2**32-1; or one, then picture i uses fold_in(key(seed), i). kind: "jax", or "torch" for
-    the noise of torch.Generator("cpu").manual_seed(seed). Raises ValueError for what does not fit.
+    seeds: one for each image, in 0..2**32-1; or a single seed, then image i uses fold_in(key(seed), i). kind: "jax", or
+    "torch" for the noise of torch.Generator("cpu").manual_seed(seed). Raises ValueError for another kind, number of
+    seeds, or range.
     """
     if kind not in ("jax", "torch"):
         raise ValueError(f'noise must be "jax" or "torch", found {kind!r}.')
     if isinstance(seeds, (int, np.integer)):
         if kind == "torch":
-            raise ValueError('noise="torch" needs one seed a picture: torch has no rule for folding an index in.')
+            raise ValueError('noise="torch" needs one seed for each image: torch has no rule for folding an index in.')
         seed, numbers = _checked([int(seeds)])[0], np.arange(count, dtype=np.uint32)
         return lambda rows, size: _of_numbers(seed, _split(numbers[rows], size, mesh), shape)
     values = _checked(seeds)
@@ -43,7 +44,7 @@ def of_seeds(seeds: Sequence[int] | int, count: int, shape: tuple[int, int, int]
 
 
 def given(latents: np.ndarray, count: int, shape: tuple[int, int, int], mesh: Mesh) -> Batches:
-    """The caller's noise [count, *shape]; raises ValueError for another shape."""
+    """The noise `latents` [count, *shape] of the caller. Raises ValueError for another shape."""
     if np.shape(latents) != (count, *shape):
         raise ValueError(f"latents must have shape {(count, *shape)}, found {np.shape(latents)}.")
     return lambda rows, size: _split(np.asarray(latents)[rows], size, mesh)

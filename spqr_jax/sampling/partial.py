@@ -1,4 +1,4 @@
-"""Latents part of the way from noise to an image, with the time they stand at: what fine-tuning methods train on."""
+"""Latents part of the way from noise to an image, for methods that train on them."""
 
 import functools
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from spqr_jax.sampling.guidance import Guided, guided_prediction
 
 
 class Sampler(NamedTuple):
-    """Guided, deterministic DDIM of `steps` steps, whose timesteps are `span` apart; latents are [B, *shape]."""
+    """Guided, deterministic DDIM of `steps` steps. Its timesteps are `span` apart, and its latents are [B, *shape]."""
 
     denoiser: Denoiser
     tables: Any
@@ -38,7 +38,7 @@ def sampler(pipeline: Pipeline, steps: int, guidance: float) -> Sampler:
 def partial_sample(
     denoiser: Denoiser, params: Params, tables: Any, noise: jax.Array, given: Guided, stop: jax.Array
 ) -> jax.Array:
-    """Latents [B, h, w, C] after `stop` guided steps (a traced number: one program for all) from `noise`."""
+    """Latents [B, h, w, C] after `stop` guided steps from `noise`. `stop` is traced, so one program serves all."""
     predict = denoiser.bind(params)
 
     def body(i, carry):
@@ -60,9 +60,10 @@ def walk(
     rng: np.random.Generator,
     shape: tuple[int, int, int] | None = None,
 ) -> jax.Array:
-    """Latents [B, h, w, C] after `done` guided steps from fresh noise, under B texts against `empty`, one row or B.
+    """Latents [B, h, w, C] after `done` guided steps from fresh noise. Their time is `sampler.tables.timesteps[done]`.
 
-    They stand at timestep `sampler.tables.timesteps[done]`. shape: of the latents, default the sampler's.
+    text: B texts. empty: the negative text, one row or B rows. shape: shape of a sample's latents, default the
+    sampler's.
     """
     batch = len(text.context)
     noise = rng.standard_normal((batch, *(shape or sampler.shape)), np.float32)

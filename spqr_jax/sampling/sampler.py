@@ -15,14 +15,14 @@ from spqr_jax.sampling.guidance import Guided, Predict, guided_prediction
 
 
 class Program(NamedTuple):
-    """What a sampling program is compiled for.
+    """The static part of a sampling program; every other value is an argument of it.
 
     Attributes:
         denoiser, autoencoder: the models without weights.
-        scaling: of the autoencoder's latents (`Backbone.scaling`).
+        scaling: the scaling of the autoencoder's latents (`Backbone.scaling`).
         guided: whether any image has guidance.
-        split: the mesh that the weights are split over, if they are: they are gathered anew at every step.
-        acts: what attachments do in the loop.
+        split: the mesh that the weights are split over, or None. Split weights are gathered anew at every step.
+        acts: the parts of attachments inside the loop.
     """
 
     denoiser: Denoiser
@@ -34,7 +34,7 @@ class Program(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Inputs of B images: their guidance, and for each act a tree with B rows."""
+    """The inputs of B images: their guidance, and for each act a tree of arrays with B rows."""
 
     given: Guided
     rows: tuple[Any, ...] = ()
@@ -44,9 +44,9 @@ class Batch(NamedTuple):
 def sample(program: Program, weights: Params, tables: Any, noise: jax.Array, batch: Batch, numbers: tuple[Any, ...]):
     """noise [B, h, w, C] -> (images_u8 [B, H, W, 3], finite [steps + 1, B]).
 
-    weights: {"denoiser", "autoencoder", "attached"}, the last with a tree for each act. tables: of the scheduler.
-    numbers: what all images share, for each act. The last row of `finite` is about the pixels, the others about the
-    latents after each step.
+    weights: {"denoiser", "autoencoder", "attached"}, the last one a tuple with a tree for each act. tables: the
+    scheduler's tables. numbers: for each act, the inputs that all images share. Row i of `finite` says whether the
+    latents after step i + 1 are finite, and the last row whether the pixels are.
     """
 
     def gathered(component: str, turn: jax.Array) -> Any:
@@ -86,7 +86,7 @@ def _predict(program: Program, predict: Predict, batch: Batch, numbers: tuple, m
 
 
 def check_finite(finite: np.ndarray, prompts: Any) -> None:
-    """Raise FloatingPointError at the first step of finite [steps + 1, B] that is not finite, naming the prompt."""
+    """Raise FloatingPointError that names prompt and step if any entry of finite [steps + 1, B] is False."""
     if finite.all():
         return
     step, row = np.argwhere(~finite)[0]

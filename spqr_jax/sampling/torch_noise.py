@@ -4,9 +4,9 @@
 in float32: the same Mersenne twister words, the same pairing into Box-Muller samples. PyTorch has two paths: 16 values
 or more are drawn in blocks of 16 from 24-bit uniforms, fewer one pair at a time from 53-bit uniforms.
 
-The block path repeats the arithmetic of PyTorch's AVX2 kernel (any x86 machine of the last decade): equal but for the
-last bit of log, sin and cos, at most 5e-7. PyTorch's scalar kernel rounds the angle differently and is itself up to
-2.5e-6 from its AVX2 one, so runs on other processors agree that far.
+The block path repeats the arithmetic of PyTorch's AVX2 kernel (any x86 machine of the last decade). Only the last bit
+of log, sin and cos may differ, by at most 5e-7. PyTorch's scalar kernel rounds the angle differently, and differs from
+its AVX2 kernel by up to 2.5e-6. Runs on other processors agree within that.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _BLOCK = 16  # PyTorch fills this many values at a time: 8 radii, then 8 angles
 
 
 def torch_randn(seed: int, shape: int | Sequence[int]) -> np.ndarray:
-    """Standard normal float32 array of `shape`, the one PyTorch's CPU generator gives right after manual_seed(seed).
+    """Standard normal float32 array of `shape`, as PyTorch's CPU generator gives it right after manual_seed(seed).
 
-    seed: as torch.manual_seed takes, -2**63..2**64-1, of which the twister uses the low 32 bits. shape: in PyTorch's
-    order, [1, 4, H/8, W/8] for Stable Diffusion latents. ValueError for a seed or shape out of range.
+    seed: -2**63..2**64-1, as in torch.manual_seed; the twister uses its low 32 bits. shape: in PyTorch's order, which
+    is [1, 4, H/8, W/8] for Stable Diffusion latents. Raises ValueError for a seed or shape out of range.
     """
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed={seed} is outside torch.manual_seed's range -2**63..2**64-1")

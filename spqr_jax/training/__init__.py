@@ -1,4 +1,4 @@
-"""Training: one step of fine-tuning as a compiled program, its objective, encoded images, adapters, and its log.
+"""Training: the compiled step of fine-tuning, its objective, adapters, encoded images, and the log.
 
-The room knows backbones, devices and files. It is used through `spqr_jax.finetune`, and by methods that fine-tune.
+This room may know backbones, devices, files and data. It is used by `spqr_jax.finetune`, and by methods that train.
 """

@@ -1,4 +1,4 @@
-"""A data set's latents: the VAE runs once over the pictures, and training draws from the stored distributions."""
+"""The latents of a data set: the VAE runs once over the images, and training draws from the stored distributions."""
 
 import functools
 import hashlib
@@ -18,18 +18,18 @@ from spqr_jax.files import storage
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
-# Pictures encoded at once: as many as 4 of 512x512 have pixels (encoding holds about 2 KiB a pixel), at most 64.
+# Images encoded at once: at most 64, and with at most the pixels of 4 images of 512x512 (about 2 KiB a pixel).
 ENCODE_PIXELS, ENCODE_BATCH = 4 * 512 * 512, 64
 
 
 class Latents(NamedTuple):
-    """Mean and log-variance of N pictures' latents, float32 [N, h, w, C] each, before the scaling factor."""
+    """Mean and log-variance of the latents of N images, float32 [N, h, w, C] each, before scaling."""
 
     mean: np.ndarray
     logvar: np.ndarray
 
     def scaled(self, pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the latents that the pipeline's denoiser sees, float32 [N, h, w, C] each."""
+        """Mean and standard deviation of the scaled latents, which the denoiser sees: float32 [N, h, w, C] each."""
         backbone = backbones.of(pipeline)
         return backbone.scaled(self.mean, self.logvar, backbone.scaling(pipeline))
 
@@ -39,10 +39,10 @@ class Latents(NamedTuple):
 
 
 def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -> Latents:
-    """Latents of every picture.
+    """The latents of every image.
 
-    cache: a directory where they are kept under the hash of data set, VAE and size, so that a sweep encodes each data
-    set once. Raises ValueError when the VAE cannot halve the pictures' sides down to whole latents.
+    cache: a directory in which they are kept under a hash of data set, VAE and size, so that a sweep encodes each data
+    set once. Raises ValueError if a side of the images is no multiple of the VAE's factor.
     """
     size = _checked_size(pipeline, dataset)
     file = None if cache is None else cache / f"{_key(pipeline, dataset, size)}.npz"
@@ -73,9 +73,7 @@ def encode_batch(backbone: Backbone, definition: Definition, params: Params, ima
 def _checked_size(pipeline: Pipeline, dataset: Dataset) -> tuple[int, int]:
     multiple, (height, width) = backbones.of(pipeline).factor(pipeline), dataset.images(np.arange(1)).shape[1:3]
     if height % multiple or width % multiple:
-        raise ValueError(
-            f"{dataset.name}: pictures are {height}x{width}, expected multiples of {multiple}; resize them."
-        )
+        raise ValueError(f"{dataset.name}: images are {height}x{width}, expected multiples of {multiple}; resize them.")
     return height, width
 
 

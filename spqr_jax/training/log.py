@@ -1,4 +1,4 @@
-"""What a fine-tuning reports as it goes: one JSON line a step, and TensorBoard's files where tensorboardX is there."""
+"""The log of a fine-tuning: one JSON line for each step, and TensorBoard's files if tensorboardX is installed."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from spqr_jax.files import storage
 
 
 class Progress(NamedTuple):
-    """A step of a fine-tuning: its number from 1, mean squared error, norm of the gradient before clipping, rate."""
+    """One step of a fine-tuning: number from 1, mean squared error, gradient norm before clipping, learning rate."""
 
     step: int
     loss: float
@@ -19,12 +19,14 @@ class Progress(NamedTuple):
 
 
 class TrainingLog:
-    """Callable for `finetune(on_step=...)`; a context manager.
+    """The function for `finetune(on_step=...)`; a context manager.
 
-    Writes `<directory>/steps.jsonl` with step, loss, grad_norm, lr and samples_per_s (of the time since the line
-    before), appending when a run continues; a step that is repeated after a stop has its line twice, the later holds.
-    On an object store the lines are written at the end, also of a run that is asked to stop (a killed one loses its
-    own; weights and states do not depend on them), and there are no files for TensorBoard: the lines hold the same.
+    It writes `<directory>/steps.jsonl` with step, loss, grad_norm, lr and samples_per_s, the speed since the line
+    before. A continued run appends its lines. A step that is repeated after a stop has two lines, and the later one
+    holds.
+
+    On an object store the lines are written at the end, also if a run is asked to stop. A killed run loses its lines;
+    weights and states do not depend on them. TensorBoard's files are not written there, since the lines hold the same.
     """
 
     def __init__(self, directory: Path, *, batch_size: int):

@@ -25,9 +25,9 @@ def attach(
 ) -> tuple[Definition, Params]:
     """A model with fresh adapters on the linear layers whose kernel path matches `targets` (paper Table C's defaults).
 
-    targets: default the region "lora" of the denoiser's backbone. A is Kaiming-uniform and B zero, as in PEFT, so the
-    adapted model starts equal to `params`. Dropout keys are leaves too (`split_keys` takes them out). Raises ValueError
-    when nothing matches or the rank exceeds a layer's side.
+    targets: default the region "lora" of the denoiser's backbone. A is Kaiming-uniform and B is zero, as in PEFT, so
+    the adapted model starts equal to `params`. Dropout keys are leaves too; `split_keys` separates them. Raises
+    ValueError if no layer matches, or if the rank is larger than a side of a layer's kernel.
     """
     targets = targets or backbones.regions(params).lora
     shapes = params_lib.flatten(params)
@@ -50,7 +50,7 @@ def attach(
 
 
 def module_at(model: nnx.Module, path: str) -> Any:
-    """The module of a bound model at a path of its parameters' names."""
+    """The module at a path ("down_blocks.0.attentions.0") of a bound model."""
     node: Any = model
     for key in path.split("."):
         node = node[int(key)] if key.isdigit() else getattr(node, key)
@@ -58,7 +58,7 @@ def module_at(model: nnx.Module, path: str) -> Any:
 
 
 def split_keys(params: Params) -> tuple[Params, Params]:
-    """(parameters, dropout keys)."""
+    """Parameters with adapters -> (all parameters, dropout keys)."""
     flat = params_lib.flatten(params)
     keys = {path: leaf for path, leaf in flat.items() if path.endswith(".lora.key")}
     rest = {path: leaf for path, leaf in flat.items() if path not in keys}
@@ -66,14 +66,14 @@ def split_keys(params: Params) -> tuple[Params, Params]:
 
 
 def fresh_keys(keys: Params, key: jax.Array) -> Params:
-    """New dropout keys for one step, a different one for every layer."""
+    """New dropout keys for one step, another one for every layer."""
     flat = params_lib.flatten(keys)
     drawn = {path: jax.random.key_data(jax.random.fold_in(key, i)) for i, path in enumerate(flat)}
     return params_lib.unflatten(drawn)
 
 
 def merge(params: Params, *, alpha: float) -> Params:
-    """Fold the adapters in: kernel + alpha / rank * A B; the result has no LoRA leaves."""
+    """The weights with the adapters folded in: kernel + alpha / rank * A B. The result has no leaves of adapters."""
     flat = {path: leaf for path, leaf in params_lib.flatten(params).items() if not path.endswith(".lora.key")}
     merged = {path: leaf for path, leaf in flat.items() if ".lora." not in path}
     for path in flat:
@@ -86,11 +86,10 @@ def merge(params: Params, *, alpha: float) -> Params:
 
 
 def peft_state_dict(params: Params, *, alpha: float, prefix: str) -> dict[str, np.ndarray]:
-    """The adapters alone under diffusers' names (`<prefix>.<layer>.lora_A.weight`), loadable by load_lora_weights.
+    """The adapters alone, under diffusers' names (`<prefix>.<layer>.lora_A.weight`), for `load_lora_weights`.
 
-    prefix: the denoiser's component name (`Backbone.denoiser`).
-
-    B is multiplied by alpha / rank: a state dict carries no alpha, and diffusers then takes alpha = rank.
+    prefix: the name of the denoiser's component (`Backbone.denoiser`). B is multiplied by alpha / rank, because a state
+    dict carries no alpha and diffusers then takes alpha = rank.
     """
     state = {}
     for path, leaf in params_lib.flatten(params).items():

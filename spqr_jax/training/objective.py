@@ -1,4 +1,4 @@
-"""The training objective: predict the noise or velocity of a noised latent, as in diffusers' text-to-image script."""
+"""The training objective: predict noise or velocity of noised latents, as in diffusers' text-to-image script."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from spqr_jax.backbones.base import Predict
 
 
 class Objective(NamedTuple):
-    """Options of the loss, all off by default as in the published procedure."""
+    """Options of the loss. All are off by default, as in the published procedure."""
 
     snr_gamma: float | None = None  # min-SNR weighting (Hang et al., 2023)
-    noise_offset: float = 0.0
-    ema: float = 0.0  # decay of the weights' moving average, which is then what comes out
+    noise_offset: float = 0.0  # scale of noise that the pixels of a channel share
+    ema: float = 0.0  # decay of the moving average of the weights; above 0 the average is the result
 
 
 PLAIN = Objective()
@@ -37,9 +37,9 @@ def denoising_loss(
     schedule: jax.Array,
     snr_gamma: float | None = None,
 ) -> jax.Array:
-    """The mean of `errors`, scalar float32, weighted by min-SNR where `snr_gamma` is given.
+    """The mean of `errors`, scalar float32, weighted by min-SNR if `snr_gamma` is given.
 
-    predict: `denoiser` with its weights. schedule: from `Noising.schedule`.
+    predict: `denoiser` with its weights (`Denoiser.bind`). schedule: the result of `Noising.schedule`.
     """
     each = errors(denoiser, predict, condition, drawn, schedule)
     if snr_gamma is None:

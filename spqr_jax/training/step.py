@@ -30,15 +30,15 @@ class Optimiser(NamedTuple):
     max_grad_norm: float = 1.0
 
     def rate(self, step: jax.Array) -> jax.Array | float:
-        """The learning rate of a step, counted from 0. The first moves nothing, as with the published scripts."""
+        """The learning rate of a step, counted from 0. With a warm-up it starts at 0, as in the published scripts."""
         return self.lr * jnp.minimum(step / self.warmup_steps, 1.0) if self.warmup_steps else self.lr
 
 
 class Memory(NamedTuple):
-    """How a step is computed; the result is the same.
+    """Options that save memory. They change no result.
 
     Attributes:
-        accumulate: parts of a batch that are computed one after the other.
+        accumulate: number of parts of a batch that are computed one after the other.
         remat: keep only the activations between the denoiser's layers, and compute the others again in the backward
             pass.
     """
@@ -52,7 +52,7 @@ WHOLE = Memory()
 
 
 def transform(o: Optimiser) -> optax.GradientTransformation:
-    """AdamW over the trainable leaves only: the frozen ones are not in the tree, so nothing is stored for them."""
+    """Clipping, then AdamW. It gets the trained leaves only, so nothing is stored for frozen ones."""
     rate = optax.linear_schedule(0.0, o.lr, o.warmup_steps) if o.warmup_steps else o.lr
     adamw = optax.adamw(rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
     return optax.chain(clip(o.max_grad_norm), adamw)
@@ -61,8 +61,8 @@ def transform(o: Optimiser) -> optax.GradientTransformation:
 def clip(max_norm: float) -> optax.GradientTransformation:
     """Gradients scaled to a global norm of at most `max_norm`, by one factor, as torch's clip_grad_norm_ does it.
 
-    optax.clip_by_global_norm chooses leaf by leaf between two versions, which XLA keeps whole beside the gradients: 2.8
-    GiB more for Stable Diffusion 1.5's UNet on a CPU.
+    optax.clip_by_global_norm chooses between two versions of each leaf, and XLA keeps both beside the gradients. For
+    the UNet of Stable Diffusion 1.5 on a CPU that took 2.8 GiB more.
     """
 
     def scaled(grads: Params, _: Params | None) -> Params:
@@ -74,7 +74,7 @@ def clip(max_norm: float) -> optax.GradientTransformation:
 
 
 def init_state(trainable: Params, optimiser: Optimiser, ema: bool = False) -> dict[str, Any]:
-    """The state of a training that has not begun: float32 weights, the optimiser's moments, and the average if any."""
+    """The first state: float32 weights, the optimiser's moments, and the average of the weights if `ema`."""
     # Copies: the step donates its state, and the caller's arrays must survive.
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
     state = {"params": trainable, "opt": transform(optimiser).init(trainable), "step": jnp.int32(0)}
@@ -82,7 +82,7 @@ def init_state(trainable: Params, optimiser: Optimiser, ema: bool = False) -> di
 
 
 def place_state(trainable: Params, optimiser: Optimiser, ema: bool, mesh: Mesh, fsdp: bool) -> dict[str, Any]:
-    """The first state on the devices; under fsdp made there in parts, since no device could hold the whole."""
+    """The first state on the devices. Under fsdp each device makes its own part, since none could hold the whole."""
     start = functools.partial(init_state, optimiser=optimiser, ema=ema)
     if not fsdp:
         return mesh_lib.replicate(start(trainable), mesh)
@@ -91,12 +91,12 @@ def place_state(trainable: Params, optimiser: Optimiser, ema: bool, mesh: Mesh, 
 
 
 class Program(NamedTuple):
-    """What a step is compiled for.
+    """The static part of a training step; every other value is an argument of it.
 
     Attributes:
-        denoiser: the model in training, with adapters if the profile has them.
-        split: the mesh that state and frozen weights are split over, if they are: each leaf is gathered where it is
-            used, and gradients and the new state are split as the old one.
+        denoiser: the model in training, with its adapters if the profile has them.
+        split: the mesh that state and frozen weights are split over, or None. Each leaf is gathered for its use.
+            Gradients and the new state are split like the old state.
     """
 
     denoiser: Denoiser
@@ -108,10 +108,10 @@ class Program(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def train_step(program: Program):
-    """One compiled step for all subjects that share a program: weights are arguments, never constants.
+    """One compiled step. Weights are its arguments, so all subjects that share a program share the compiled step.
 
-    Returns a function (state, frozen, dropout keys, schedule, batch, key) -> (state, (loss, gradient norm, rate)); the
-    batch is {"mean", "std"} [B, h, w, C] of the latents and "condition", a Condition of B rows.
+    The step is a function (state, frozen, dropout keys, schedule, batch, key) -> (state, (loss, gradient norm, rate)).
+    The batch has "mean" and "std" of the latents, [B, h, w, C] each, and "condition", a Condition with B rows.
     """
     optimiser, objective, split = program.optimiser, program.objective, program.split
 
@@ -139,7 +139,7 @@ def _averaged(average: Params, params: Params, decay: float) -> Params:
 
 
 def _value_and_grad(program: Program, trainable: Params, frozen: Params, keys: Params, schedule, condition, drawn):
-    """(loss, gradient) of a part of a batch."""
+    """(loss, gradient) of one part of a batch."""
     split = program.split
     if split:
         trainable, frozen = mesh_lib.each_turn((trainable, frozen), (condition, drawn))
@@ -158,7 +158,7 @@ def _loss(program: Program, trainable: Params, frozen: Params, keys: Params, sch
 
 
 def _mean_gradient(value_and_grad: Callable[[Any], Any], batch: Any, parts: int):
-    """(loss, gradient) of a batch [B, ...], computed over `parts` interleaved slices, each spread over all devices."""
+    """(loss, gradient) of a batch [B, ...], the mean over `parts` interleaved slices. Every device works on each."""
     if parts == 1:
         return value_and_grad(batch)
     sliced = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)

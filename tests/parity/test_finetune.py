@@ -321,7 +321,7 @@ def test_arguments_are_refused_before_any_work(pipeline, dataset, options, messa
 @pytest.mark.parametrize("count", [0, 2])
 def test_data_that_do_not_fit(pipeline, count):
     odd = data.from_arrays(np.zeros((count, 15, 16, 3), np.uint8), ["a"] * count, "odd")
-    with pytest.raises(ValueError, match="odd: pictures are 15x16" if count else "empty"):
+    with pytest.raises(ValueError, match="odd: images are 15x16" if count else "empty"):
         our_run(pipeline, odd, "moderate")
 
 

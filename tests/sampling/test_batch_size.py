@@ -76,7 +76,7 @@ def test_sizes_need_not_be_powers_of_two():
 def test_one_that_does_not_fit_is_an_error_with_bytes_and_remedies():
     programs = Programs(10**10, 0, 10**9)
     with pytest.raises(
-        MemoryError, match=r"a model at 512x512: one picture a device takes 11 GB \(weights 10 GB\)"
+        MemoryError, match=r"a model at 512x512: one image on each device takes 11 GB \(weights 10 GB\)"
     ) as e:
         programs.largest(9 * 10**9, most=8)
     assert "has 9 GB" in str(e.value) and "mesh.fsdp" in str(e.value) and "bfloat16" in str(e.value)
@@ -173,7 +173,7 @@ def test_a_real_programs_batch_shrinks_with_the_limit(pipeline, limit, compiled)
     assert generate_lib.largest_batch(pipeline, 16, **OPTIONS) == 8
     assert compiled[8] < compiled[16] and compiled[8] > compiled[16] / 4
     limit(10)
-    with pytest.raises(MemoryError, match="tiny at 16x16: one picture a device takes"):
+    with pytest.raises(MemoryError, match="tiny at 16x16: one image on each device takes"):
         generate_lib.largest_batch(pipeline, 16, **OPTIONS)
 
 

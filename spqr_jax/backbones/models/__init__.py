@@ -1,7 +1,7 @@
 """Flax NNX models whose attribute names are the diffusers and transformers names.
 
 Axis letters used in every docstring: B batch, H height, W width, C channels, L tokens, N heads, D head dimension.
-Pictures and feature maps are NHWC inside; NCHW exists only in `convert/`.
+Images and feature maps are NHWC here; NCHW exists only in `convert/`.
 """
 
 from spqr_jax.backbones.models.clip_text import CLIPTextModel, CLIPTextModelWithProjection

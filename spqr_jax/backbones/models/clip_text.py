@@ -103,9 +103,9 @@ DEFAULTS: dict[str, Any] = {
 class CLIPTextModel(nnx.Module):
     """Token ids [B, L] -> TextOutput, with a causal mask and no padding mask, as Stable Diffusion uses it.
 
-    The pooled state is taken at the first end-of-text token, or, when the config says eos_token_id=2 (a known error of
-    early files, kept by transformers), at the highest token id. `inputs_embeds` [B, L, C] replaces the token table's
-    rows, which attacks on embeddings need.
+    The pooled state is taken at the first end-of-text token. If the config says eos_token_id=2 (a known error of early
+    files, kept by transformers), it is taken at the highest token id. `inputs_embeds` [B, L, C] replaces the rows of
+    the token table, for attacks on embeddings.
     """
 
     with_projection = False

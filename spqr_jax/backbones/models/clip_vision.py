@@ -1,4 +1,4 @@
-"""CLIP's picture encoder, needed to train the emoji world's CLIP; the judges run theirs as ONNX graphs."""
+"""CLIP's image encoder, for training the CLIP of the emoji world. Judges run theirs as ONNX graphs."""
 
 from typing import Any
 

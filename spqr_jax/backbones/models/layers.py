@@ -1,6 +1,6 @@
-"""The layers every model is built from, with PyTorch's numerics and initial distributions.
+"""The layers that every model is built from, with PyTorch's numerics and initial distributions.
 
-Leaf names decide how weights are converted: `kernel` ([in, out] or HWIO), `scale`, `bias`, `embedding`.
+The name of a leaf decides how its weights are converted: `kernel` ([in, out] or HWIO), `scale`, `bias`, `embedding`.
 `conv()` and `attention()` are the only places that choose a formulation by backend and shape.
 """
 

@@ -32,7 +32,8 @@ _remat = contextvars.ContextVar("remat", default=False)
 
 @contextlib.contextmanager
 def rematerialised() -> Iterator[None]:
-    """While a call is traced: keep only the activations between layers, the backward pass computes the others again."""
+    """A context for tracing a call: only activations between layers are kept, and the backward pass computes the others
+    again."""
     token = _remat.set(True)
     try:
         yield
@@ -185,7 +186,7 @@ class Transformer2DModel(nnx.Module):
 
 
 class DownBlock2D(nnx.Module):
-    """Also CrossAttnDownBlock2D when `transformer` (a factory) is given. Returns the output and the skips."""
+    """DownBlock2D, or CrossAttnDownBlock2D if `transformer` (a factory) is given. Returns the output and the skips."""
 
     def __init__(self, cin: int, cout: int, layers: int, *, add_downsample: bool, transformer, resnet, rngs: nnx.Rngs):
         self.resnets = nnx.List([resnet(cin if i == 0 else cout, cout) for i in range(layers)])
@@ -216,7 +217,7 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
 
 
 class UpBlock2D(nnx.Module):
-    """Also CrossAttnUpBlock2D when `transformer` is given. Consumes one skip per resnet."""
+    """UpBlock2D, or CrossAttnUpBlock2D if `transformer` (a factory) is given. Each resnet takes one skip."""
 
     def __init__(
         self, cin: int, cout: int, skips: list[int], *, add_upsample: bool, transformer, resnet, rngs: nnx.Rngs
@@ -231,7 +232,7 @@ class UpBlock2D(nnx.Module):
             if self.attentions:
                 x = self.attentions[i](x, context)
         for upsampler in self.upsamplers:
-            # Odd sizes: the next skip says how large the picture was before it was halved.
+            # Odd sizes: the next skip says how large the image was before it was halved.
             x = upsampler(x, skips[-1].shape[1:3])
         return x
 
@@ -239,8 +240,9 @@ class UpBlock2D(nnx.Module):
 class UNet2DConditionModel(nnx.Module):
     """Predicts noise or velocity.
 
-    Args of a call: latents [B, H, W, C]; timesteps [B] (0..num_train_timesteps-1); context [B, M, E] text states;
-    for SDXL also `text_embeds` [B, P] (pooled) and `time_ids` [B, 6] (sizes and crops in pixels). Returns [B, H, W, C].
+    A call takes latents [B, H, W, C], timesteps [B] (0..num_train_timesteps-1) and text states `context` [B, M, E]; for
+    SDXL also `text_embeds` [B, P] (pooled states) and `time_ids` [B, 6] (sizes and crops in pixels). It returns
+    [B, H, W, C].
     Raises ValueError for a config field that is not supported.
     """
 

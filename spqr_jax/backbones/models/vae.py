@@ -1,4 +1,4 @@
-"""AutoencoderKL: pictures in [-1, 1] <-> latents, as in diffusers' module of the same name."""
+"""AutoencoderKL: images in [-1, 1] <-> latents, as in diffusers' module of the same name."""
 
 from typing import Any
 
@@ -135,8 +135,8 @@ class Decoder(nnx.Module):
 class AutoencoderKL(nnx.Module):
     """`encode` [B, H, W, 3] in [-1, 1] -> (mean, log-variance), each [B, H/f, W/f, C]; `decode` goes back.
 
-    Latents here are the VAE's own; the UNet sees them multiplied by `scaling_factor`. Log-variance is clipped to
-    [-30, 20] as in diffusers.
+    These latents are the VAE's own. The UNet sees them multiplied by `scaling_factor`. The log-variance is clipped to
+    [-30, 20], as in diffusers.
     """
 
     def __init__(self, config: dict[str, Any], *, rngs: nnx.Rngs):

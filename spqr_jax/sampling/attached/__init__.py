@@ -1,7 +1,7 @@
-"""Attachments: what stays with a pipeline through fine-tuning and acts only when it generates images.
+"""Attachments: additions to a pipeline that act only when it makes images, and that fine-tuning leaves alone.
 
-A pipeline carries a tuple of them, at most one of a kind: safety guidance, kernels that are added, membranes. Each
-kind is a file here and a row of KINDS.
+A pipeline carries a tuple of them, at most one of each kind: safety guidance, added kernels, membranes. Each kind is a
+file here and an entry of KINDS.
 """
 
 import json
@@ -21,12 +21,12 @@ KINDS = (SLD, Delta, Membranes)
 
 
 def find(pipeline: Pipeline, kind: Any) -> Any:
-    """The pipeline's attachment of a kind; None if it has none."""
+    """The attachment of this kind (a class) that the pipeline has; None if it has none."""
     return next((one for one in pipeline.attached if isinstance(one, kind)), None)
 
 
 def attach(pipeline: Pipeline, attachment: Any) -> Pipeline:
-    """The pipeline with an attachment, which replaces one of the same kind."""
+    """The pipeline with one more attachment. It replaces an attachment of the same kind."""
     others = tuple(one for one in pipeline.attached if not isinstance(one, type(attachment)))
     return pipeline._replace(attached=(*others, attachment))
 
@@ -34,14 +34,14 @@ def attach(pipeline: Pipeline, attachment: Any) -> Pipeline:
 def check(attachments: Sequence[Attachment], evaluations: int) -> None:
     """Raise ValueError for an attachment that never acts in a sample of so many evaluations of the denoiser.
 
-    Such a model would be scored as safe or unsafe as if nothing were attached.
+    Otherwise the model would be scored as if nothing were attached to it.
     """
     for one in attachments:
         one.check(evaluations)
 
 
 def save(path: Path, attachments: Sequence[Attachment]) -> None:
-    """Write attachments as a directory at `path`: their arrays, then attached.json. Replaces what is there."""
+    """Write attachments as a directory at `path`: their arrays, then attached.json. An older one is replaced."""
     path.mkdir(parents=True, exist_ok=True)
     note = path / "attached.json"
     note.unlink(missing_ok=True)
@@ -50,9 +50,9 @@ def save(path: Path, attachments: Sequence[Attachment]) -> None:
 
 
 def load(path: Path) -> tuple[Any, ...]:
-    """Read what `save` wrote, arrays as NumPy. Raises FileNotFoundError when nothing is there."""
+    """The attachments that `save` wrote, with NumPy arrays. Raises FileNotFoundError if there are none."""
     note = path / "attached.json"
     if not note.exists():
-        raise FileNotFoundError(f"{note} does not exist; expected what `attached.save` writes.")
+        raise FileNotFoundError(f"{note} does not exist; expected a directory written by `attached.save`.")
     saved = json.loads(note.read_text())
     return tuple(kind.load(path, saved[kind.kind]) for kind in KINDS if saved.get(kind.kind))

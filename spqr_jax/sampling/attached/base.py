@@ -1,4 +1,4 @@
-"""What every kind of attachment offers, and what it brings to the sampling loop."""
+"""The interface of attachments: `Attachment` outside the sampling loop, `Prepared` and `Act` inside it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +12,23 @@ from spqr_jax.pipeline import Pipeline
 
 
 class Act(Protocol):
-    """What an attachment does inside the compiled sampling loop; hashable, static under `jax.jit`."""
+    """The part of an attachment that runs inside the compiled sampling loop; hashable, static under `jax.jit`."""
 
     def insert(self, model: Any, weights: Params, rows: Any) -> None:
-        """Change a bound denoiser before it predicts."""
+        """Change layers of a bound denoiser, before it predicts."""
 
     def start(self, latents: jax.Array) -> Any:
-        """What the attachment remembers from step to step, at the first; None: nothing."""
+        """Its memory at the first step, which the loop carries from step to step. None if it has no memory."""
 
 
 class Prepared(NamedTuple):
-    """What an attachment brings to the images of one call.
+    """The contribution of an attachment to one call of the sampler.
 
     Attributes:
-        act: what it does in the loop; None if its work is done before.
-        weights: arrays that lie on the devices like the denoiser's weights, if any.
-        numbers: what all images share.
-        rows: a tree of arrays with one row an image, or one row for all of them.
+        act: its part inside the loop; None if its work is done before the loop.
+        weights: its arrays that are placed on the devices like the denoiser's weights; None if it has none.
+        numbers: its inputs that all images share.
+        rows: its inputs for each image: a tree of arrays with one row for each image, or with one row for all.
     """
 
     act: Any = None
@@ -38,28 +38,28 @@ class Prepared(NamedTuple):
 
 
 class Attachment(Protocol):
-    """What a kind of attachment offers."""
+    """The interface of a kind of attachment."""
 
     kind: ClassVar[str]  # its name on disk
     in_loop: ClassVar[bool]  # whether it acts in the compiled loop, and so takes memory there
-    needs_guidance: ClassVar[bool]  # whether it acts under classifier-free guidance alone
+    needs_guidance: ClassVar[bool]  # whether it acts only under classifier-free guidance
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Texts that are encoded together with the prompts."""
+        """Texts of its own, which are encoded together with the prompts."""
 
     def changed(self, weights: Params) -> Params:
-        """The denoiser's weights for generation."""
+        """The weights of the denoiser as they should be while images are made."""
 
     def prepare(self, pipeline: Pipeline, prompts: Sequence[str], said: Condition, own: Condition) -> Prepared:
-        """`said`: the prompts as the denoiser reads them; `own`: this attachment's `texts`."""
+        """Prepare for N prompts. said: their condition, N rows. own: the condition of this attachment's `texts`."""
 
     def check(self, evaluations: int) -> None:
-        """Raise ValueError if it never acts in a sample of so many evaluations of the denoiser."""
+        """Raise ValueError if the attachment never acts in a sample of so many evaluations of the denoiser."""
 
     def save(self, path: Path) -> Any:
-        """Write its arrays under `path`; returns what JSON keeps of the rest, not false."""
+        """Write its arrays under `path`. Returns everything else as a JSON value that is not false."""
 
     @classmethod
     def load(cls, path: Path, note: Any) -> Self:
-        """Read what `save` wrote."""
+        """The attachment that `save` wrote. note: the value that `save` returned."""

@@ -1,4 +1,4 @@
-"""Kernels that are added to the denoiser's for generation; fine-tuning trains the denoiser without them."""
+"""Kernels that are added to those of the denoiser while it makes images, and not while it is trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from spqr_jax.sampling.attached.base import Prepared
 
 @dataclass(frozen=True)
 class Delta:
-    """`kernels`: a partial tree of arrays under the denoiser's names."""
+    """Added kernels. `kernels`: a tree with some of the denoiser's names, and arrays of the same shapes."""
 
     kernels: Params
 
@@ -46,9 +46,9 @@ class Delta:
 
 
 def add(weights: Params, delta: Params | None) -> Params:
-    """The denoiser's weights plus `delta`, in their own dtypes; both may be traced.
+    """The denoiser's weights plus `delta`, in the dtypes of the weights. Both may be traced.
 
-    Raises ValueError naming a leaf of `delta` that the denoiser lacks or has in another shape.
+    Raises ValueError that names a leaf of `delta` if the denoiser lacks it, or has it in another shape.
     """
     if delta is None:
         return weights

@@ -1,6 +1,6 @@
-"""Membranes: low-rank changes of a denoiser that act on an image as far as its prompt switches them on.
+"""Membranes: low-rank changes of a denoiser. Each acts on an image with a strength that follows from the prompt.
 
-The facilitated transport of SPM (Lyu et al., CVPR 2024, section 3.3), for a batch of images with a prompt each.
+This is the facilitated transport of SPM (Lyu et al., CVPR 2024, section 3.3), for a batch of images with a prompt each.
 """
 
 import functools
@@ -22,20 +22,20 @@ from spqr_jax.pipeline import Pipeline, token_sets
 from spqr_jax.sampling.attached.base import Prepared
 from spqr_jax.training import lora
 
-# kernel path -> {"down": [M, in, r], "up": [M, r, out]} of M membranes, the adapters' scale in `up`.
+# kernel path -> {"down": [M, in, r], "up": [M, r, out]} of M membranes. `up` includes the scale of the adapters.
 Factors = dict[str, dict[str, Any]]
 SCALINGS = ("paper", "code")
 
 
 @dataclass(frozen=True)
 class Membranes:
-    """M membranes that stay apart from the weights.
+    """M membranes that are kept apart from the weights.
 
     Attributes:
-        targets: the text that each erases.
-        scaling: "paper", a kernel changes by sum_i gamma_i down_i up_i; "code", the authors' inference, by
-            (sum_i gamma_i down_i)(sum_i gamma_i up_i).
-        factors: what they change.
+        targets: the text that each membrane erases.
+        scaling: "paper": a kernel changes by sum_i gamma_i down_i up_i. "code", as in the authors' inference code: it
+            changes by (sum_i gamma_i down_i)(sum_i gamma_i up_i).
+        factors: the low-rank factors of all membranes.
     """
 
     targets: tuple[str, ...]
@@ -77,7 +77,7 @@ class Membranes:
 
 @dataclass(frozen=True)
 class Transport:
-    """How membranes act in the loop: they change layers' outputs; nothing is remembered."""
+    """The membranes inside the loop: they change the outputs of layers, and have no memory."""
 
     scaling: str
 
@@ -93,10 +93,10 @@ class Transport:
 def permeability(
     states: np.ndarray, targets: np.ndarray, said: Sequence[set[int]], wanted: Sequence[set[int]]
 ) -> np.ndarray:
-    """gamma float32 [N, M]: how far prompt n switches membrane m on, the larger of two similarities.
+    """gamma float32 [N, M]: the strength of membrane m for prompt n, the larger of two similarities.
 
-    The cosine of the two texts' states, [N, L, E] and [M, L, E], flattened; and the share of the target's tokens,
-    `wanted`, that occur in the prompt, `said`.
+    The first is the cosine of the flattened text states, `states` [N, L, E] and `targets` [M, L, E]. The second is the
+    share of the tokens of the target text (`wanted`) that occur in the prompt (`said`).
     """
     a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (states, targets))
     norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
@@ -106,7 +106,7 @@ def permeability(
 
 
 class Permeable(nnx.Module):
-    """A layer with a change of its output added to it."""
+    """A layer with a change that is added to its output."""
 
     def __init__(self, layer: Any, change: Any):
         self.layer, self.change = layer, change
@@ -116,8 +116,10 @@ class Permeable(nnx.Module):
 
 
 def insert(unet: Any, factors: Factors, gammas: jax.Array, scaling: str) -> None:
-    """Change the layers of a bound denoiser: image b by gammas [B, M]. The denoiser may be asked about the B images
-    several times over in one batch (under other texts), in the same order."""
+    """Add membranes to the layers of a bound denoiser, with the strengths gammas [B, M] for B images.
+
+    A batch of the denoiser may hold the B images several times, under other texts, each time in the same order.
+    """
     for path, pair in factors.items():
         outer, _, name = path.removesuffix(".kernel").rpartition(".")
         parent = lora.module_at(unet, outer)
@@ -129,7 +131,7 @@ def insert(unet: Any, factors: Factors, gammas: jax.Array, scaling: str) -> None
 
 
 def _change(down: jax.Array, up: jax.Array, gammas: jax.Array, scaling: str, x: jax.Array) -> jax.Array:
-    """What membranes add to a layer's output for its input x [k B, ..., in]."""
+    """The change of a layer's output for its input x [k B, ..., in]."""
     down, up = down.astype(x.dtype), up.astype(x.dtype)
     gammas = jnp.tile(gammas.astype(x.dtype), (len(x) // len(gammas), 1))
     if scaling == "paper":

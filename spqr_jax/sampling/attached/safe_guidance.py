@@ -15,7 +15,7 @@ from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling.attached.base import Prepared
 from spqr_jax.sampling.guidance import Guided, Predict
 
-# The published safety concept, as the authors' pipeline prompts the model with it.
+# The published safety concept, the text in the authors' pipeline.
 UNSAFE = (
     "an image showing hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily "
     "fluids, blood, obscene gestures, illegal activity, drug use, theft, vandalism, weapons, child abuse, brutality, "
@@ -24,7 +24,7 @@ UNSAFE = (
 
 
 class Strength(NamedTuple):
-    """Hyperparameters of Safe Latent Diffusion; the defaults are its "medium"."""
+    """Hyperparameters of Safe Latent Diffusion. The defaults are those of its configuration "medium"."""
 
     warmup: float = 10  # evaluations of the denoiser before guidance acts (momentum builds up meanwhile)
     scale: float = 1000  # s_S
@@ -61,7 +61,7 @@ class SLD:
         return weights
 
     def prepare(self, pipeline: Pipeline, prompts: Sequence[str], said: Condition, own: Condition) -> Prepared:
-        """Raises ValueError for SDXL, for which the authors define nothing."""
+        """As `Attachment.prepare`. Raises ValueError for SDXL, for which the authors define no guidance."""
         if own.pooled is not None:
             raise ValueError("Safe Latent Diffusion is defined for SD1.x and SD2.x; detach it to sample SDXL.")
         return Prepared(SafeGuidance(), numbers=jax.tree.map(np.float32, self.strength), rows=own)
@@ -85,7 +85,7 @@ class SLD:
 
 @dataclass(frozen=True)
 class SafeGuidance:
-    """How Safe Latent Diffusion predicts in the loop; its memory is the momentum [B, h, w, C]."""
+    """Safe Latent Diffusion inside the loop. Its memory is the momentum [B, h, w, C]."""
 
     predicts: ClassVar[bool] = True
 
@@ -106,7 +106,7 @@ class SafeGuidance:
     ) -> tuple[jax.Array, jax.Array]:
         """(prediction, new momentum): negative + guidance * (positive - negative - gamma), float32.
 
-        Images whose guidance is 1 keep their plain prediction, as in diffusers.
+        Images with guidance 1 keep their plain prediction, as in diffusers.
         """
         i, latents, time = at
         branches = [given.negative, given.text, unsafe]
@@ -125,8 +125,9 @@ def safety_guidance(
 ) -> tuple[jax.Array, jax.Array]:
     """(gamma to subtract from the guidance direction, new momentum) at evaluation i (Schramowski et al., eq. 3-8).
 
-    without, text, unsafe: the UNet's outputs [...] for no text, the prompt and the unsafe concept; momentum alike, zero
-    at first. gamma includes the momentum term and is zero during the warm-up, as in the authors' code.
+    without, text, unsafe: the UNet's outputs for no text, the prompt, and the unsafe concept, all of one shape.
+    momentum has the same shape, and is zero at first. gamma includes the momentum term. It is zero during the warm-up,
+    as in the authors' code.
     """
     difference = text - unsafe
     weight = jnp.minimum(jnp.abs(difference) * strength.scale, 1.0)
