@@ -1,7 +1,8 @@
 """Functions that all schedulers share: reading a scheduler_config.json, spacing timesteps, reading predictions.
 
 Letters: T training timesteps, n requested steps, E evaluations of the model in one sample (E = n except for PNDM).
-Tables are NumPy float32, built with diffusers' own float32 operations so that rounding agrees with PyTorch.
+Tables are NumPy float32, equal to the bit on every machine: float32 operations are only those that IEEE 754 rounds
+correctly (+, -, *, /, square root); logarithms, exponentials and products over all timesteps are float64, rounded once.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def create(config: Mapping[str, Any], num_steps: int) -> DDIM:
     options = read_config("ddim", config, defaults=_DEFAULTS)
     total = options.num_train_timesteps
     check_steps("ddim", num_steps, total)
-    power = ddpm.cumulative(ddpm.betas_of(options))
+    power = ddpm.tables(options)[1]
     timesteps = as_timesteps("ddim", np.round(spaced_timesteps(options, num_steps)), total)
     # As diffusers: the next point is T // n below, for every spacing; below 0 it is clean (or as clean as t = 0).
     following = timesteps - total // num_steps

@@ -1,7 +1,8 @@
 """The DDPM forward process (Ho et al. 2020), for training: noise schedules, noising, and the targets of models.
 
-Tables are NumPy float32 equal to those of diffusers' DDPMScheduler. The functions of latents are pure JAX, broadcast
-over the batch axis, and compute and return float32 (diffusers follows the dtype of the latents).
+Tables are NumPy float32, equal to the bit on every machine. Those of diffusers' DDPMScheduler are the same within the
+rounding of its float32, which differs between processors. The functions of latents are pure JAX, broadcast over the
+batch axis, and compute and return float32 (diffusers follows the dtype of the latents).
 
 Letters: B batch. Latents have any shape [B, ...], as [B, H, W, C]. t is int [B] in 0..T-1; JAX clamps other values.
 """
@@ -27,34 +28,41 @@ def betas(config: Mapping[str, Any]) -> np.ndarray:
     or it is given as `trained_betas`. With rescale_betas_zero_snr, Algorithm 1 of Lin et al. 2023 (arXiv 2305.08891)
     follows. Raises ValueError for a field that is not supported.
     """
-    return betas_of(read_config("ddpm", config))
+    return tables(read_config("ddpm", config))[0]
 
 
 def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
     """Signal power abar_t = prod_{s<=t} (1 - beta_s), float32 [T], descending; exactly 0 at T-1 with zero-SNR."""
-    return cumulative(betas(config))
+    return tables(read_config("ddpm", config))[1]
 
 
-def betas_of(options: SimpleNamespace) -> np.ndarray:
-    """As `betas`, for fields that `read_config` has read."""
+def tables(options: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
+    """As `betas` and `alphas_cumprod`, for fields that `read_config` has read.
+
+    The schedule's betas, and 1 - beta, are float32 numbers, as in the training of published models. All that follows
+    from them is computed in float64 and rounded once.
+    """
+    beta = _schedule(options)
+    _check_betas(beta, options.num_train_timesteps)
+    power = np.cumprod((1 - beta).astype(np.float64))
+    if options.rescale_betas_zero_snr:
+        power = _zero_terminal_snr(power)
+        beta = 1 - np.append(power[:1], power[1:] / power[:-1])
+    return beta.astype(np.float32), power.astype(np.float32)
+
+
+def _schedule(options: SimpleNamespace) -> np.ndarray:
+    """beta_t before any rescaling, float32 [T]."""
     count, start, end = options.num_train_timesteps, options.beta_start, options.beta_end
     if options.trained_betas is not None:
-        table = np.asarray(options.trained_betas, np.float32)
-    elif options.beta_schedule == "linear":
-        table = _torch_linspace(start, end, count)
-    elif options.beta_schedule == "scaled_linear":
-        table = _torch_linspace(start**0.5, end**0.5, count) ** 2
-    elif options.beta_schedule == "sigmoid":
-        table = 1 / (1 + np.exp(-_torch_linspace(-6, 6, count))) * np.float32(end - start) + np.float32(start)
-    else:
-        table = _cosine_betas(count)
-    _check_betas(table, count)
-    return _zero_terminal_snr(table) if options.rescale_betas_zero_snr else table
-
-
-def cumulative(beta: np.ndarray) -> np.ndarray:
-    """beta float32 [T] -> abar float32 [T]. As PyTorch's cumprod on the CPU, the product is accumulated in float64."""
-    return np.cumprod((1 - beta).astype(np.float64)).astype(np.float32)
+        return np.asarray(options.trained_betas, np.float32)
+    if options.beta_schedule == "linear":
+        return _torch_linspace(start, end, count)
+    if options.beta_schedule == "scaled_linear":
+        return _torch_linspace(start**0.5, end**0.5, count) ** 2
+    if options.beta_schedule == "sigmoid":
+        return (1 / (1 + np.exp(-np.linspace(-6, 6, count))) * (end - start) + start).astype(np.float32)
+    return _cosine_betas(count)
 
 
 def _torch_linspace(start: float, end: float, count: int) -> np.ndarray:
@@ -75,12 +83,10 @@ def _cosine_betas(count: int, max_beta: float = 0.999) -> np.ndarray:
     return np.array([min(1 - signal(after) / signal(before), max_beta) for before, after in pairs], np.float32)
 
 
-def _zero_terminal_snr(beta: np.ndarray) -> np.ndarray:
-    """Shift and scale sqrt(abar) so that its last value is 0 and its first stays; float32 throughout, as diffusers."""
-    root = np.sqrt(cumulative(beta))
-    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    signal = root**2
-    return 1 - np.concatenate([signal[:1], signal[1:] / signal[:-1]])
+def _zero_terminal_snr(power: np.ndarray) -> np.ndarray:
+    """Shift and scale sqrt(abar), float64 [T], so that its last value is 0 and its first stays; returns abar."""
+    root = np.sqrt(power)
+    return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
 
 
 def _check_betas(beta: np.ndarray, count: int) -> None:

@@ -85,7 +85,7 @@ def create(config: Mapping[str, Any], num_steps: int) -> DPMPP:
     """
     options = read_config("dpmpp", config, defaults=_DEFAULTS, choices=_CHOICES)
     check_steps("dpmpp", num_steps, options.num_train_timesteps)
-    power = ddpm.cumulative(ddpm.betas_of(options))
+    power = ddpm.tables(options)[1]
     if options.rescale_betas_zero_snr:
         power[-1] = 2**-24  # as diffusers: the smallest float16, so that the first sigma is finite
     all_sigmas = np.sqrt((1 - power) / power)
@@ -105,9 +105,10 @@ def create(config: Mapping[str, Any], num_steps: int) -> DPMPP:
 
 def _timesteps(options: SimpleNamespace, power: np.ndarray, num_steps: int) -> np.ndarray:
     """One more point than steps is laid out and the last, at or near 0, is dropped; log-SNR is clipped from below."""
-    log_snr = (np.log(np.sqrt(power)) - np.log(np.sqrt(1 - power)))[::-1]
+    signal = power.astype(np.float64)
+    log_snr = (np.log(signal / (1 - signal)) / 2)[::-1]
     total = options.num_train_timesteps
-    usable = total - int(np.searchsorted(log_snr, np.float32(options.lambda_min_clipped)))
+    usable = total - int(np.searchsorted(log_snr, options.lambda_min_clipped))
     if options.timestep_spacing == "trailing":
         return np.round(np.arange(usable, 0, -total / num_steps)) - 1
     clipped = SimpleNamespace(**(vars(options) | {"num_train_timesteps": usable}))
@@ -117,13 +118,17 @@ def _timesteps(options: SimpleNamespace, power: np.ndarray, num_steps: int) -> n
 def _coefficients(
     options: SimpleNamespace, alpha: np.ndarray, sigma: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """keep, first, second, each float32 [E], from alpha and sigma [E + 1] (Algorithm 2, or its Heun variant)."""
-    steps = len(alpha) - 1
+    """keep, first, second, each float32 [E], from float32 alpha and sigma [E + 1] (Algorithm 2, or its Heun variant).
+
+    In float64, rounded once: float32 logarithms differ between processors, and differences of them magnify that.
+    """
+    steps, keep = len(alpha) - 1, sigma[1:] / sigma[:-1]
+    alpha, sigma = alpha.astype(np.float64), sigma.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):  # the last sigma may be 0: infinite lambda, first-order step
         lam = np.log(alpha) - np.log(sigma)
         h = np.diff(lam)
-        shrink = np.exp(-h) - 1
-        ratio = np.append(np.float32(1), h[:-1] / h[1:])
+        shrink = np.expm1(-h)
+        ratio = np.append(1, h[:-1] / h[1:])
         slope = alpha[1:] * (shrink / h + 1) if options.solver_type == "heun" else -0.5 * (alpha[1:] * shrink)
         second = slope * (1 / ratio)
     order_two = np.full(steps, options.solver_order == 2)
@@ -131,4 +136,4 @@ def _coefficients(
     if options.euler_at_final or options.final_sigmas_type == "zero" or (options.lower_order_final and steps < 15):
         order_two[-1] = False
     first = -(alpha[1:] * shrink)
-    return sigma[1:] / sigma[:-1], first, np.where(order_two, second, np.float32(0))
+    return keep, first.astype(np.float32), np.where(order_two, second, 0).astype(np.float32)

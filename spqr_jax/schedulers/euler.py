@@ -71,7 +71,7 @@ def create(config: Mapping[str, Any], num_steps: int) -> Euler:
     """
     options = read_config("euler", config, defaults=_DEFAULTS, choices=_CHOICES)
     check_steps("euler", num_steps, options.num_train_timesteps)
-    power = ddpm.cumulative(ddpm.betas_of(options))
+    power = ddpm.tables(options)[1]
     if options.rescale_betas_zero_snr:
         power[-1] = 2**-24  # as diffusers: the smallest float16, so that the first sigma is finite
     all_sigmas = np.sqrt((1 - power) / power)

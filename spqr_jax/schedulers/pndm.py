@@ -157,7 +157,7 @@ def _transfer(
     options: SimpleNamespace, source: np.ndarray, goal: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """eps_x, eps_m, keep, move, float32 [E]: eq. 9 from timestep `source` to `goal`, below 0 meaning clean."""
-    power = ddpm.cumulative(ddpm.betas_of(options))
+    power = ddpm.tables(options)[1]
     final = np.float32(1) if options.set_alpha_to_one else power[0]
     here, there = power[source], np.where(goal >= 0, power[np.maximum(goal, 0)], final)
     reading = prediction("pndm", options.prediction_type, np.sqrt(here), np.sqrt(1 - here))
