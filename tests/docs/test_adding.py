@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from judges import opening
-from spqr_jax import backbones
+from spqr_jax import backbones, methods
 from spqr_jax import params as params_lib
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,10 @@ def test_a_method():
     names = follow("A method")
     changed = different(names["pipeline"].params, names["safer"].params)
     assert changed and all(".attn2." in path for path in changed)
-    assert names["config"].subjects[1].method == "my_method.align"
+    assert "Mine x standard" in names["printed"]
+    method = methods.find("my_method.align")
+    assert methods.options(method) == ("seed", "strength", "progress")
+    names["METHOD"].check_backbone(names["pipeline"])
 
 
 def test_a_judge(capsys):
