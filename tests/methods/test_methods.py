@@ -204,7 +204,7 @@ def test_esd_trains_exactly_its_parameters(pipeline, method):
 def test_the_same_seed_gives_the_same_weights(pipeline, name):
     """Methods with files of their own are tested there."""
     options = {"steps": 1, "sampling_steps": 4, "batch_size": 2, "lr": 1e-3} if name == "esd" else {}
-    first, second = (METHODS[name](pipeline, CONCEPT, seed=3, **options) for _ in range(2))
+    first, second = (METHODS[name].align(pipeline, CONCEPT, seed=3, **options) for _ in range(2))
     assert not changed(first, second)
 
 
@@ -212,7 +212,7 @@ def test_the_same_seed_gives_the_same_weights(pipeline, name):
 def test_every_method_refuses_an_empty_concept_before_any_work(pipeline, name):
     for bad in (Concept("nothing", ()), Concept("blank", ("",))):
         with pytest.raises(ValueError, match=bad.name):
-            METHODS[name](pipeline, bad)
+            METHODS[name].align(pipeline, bad)
 
 
 @pytest.mark.slow

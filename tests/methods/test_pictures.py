@@ -155,7 +155,7 @@ def test_methods_train_on_given_pictures(pipeline, fed, tmp_path, name):
     options = {"pictures": f"folder:{tmp_path / 'forget'}"}
     if name in RETAINS:
         options["retain_pictures"] = f"folder:{tmp_path / 'retain'}"
-    METHODS[name](pipeline, CAT, **OPTIONS[name], **options)
+    METHODS[name].align(pipeline, CAT, **OPTIONS[name], **options)
     for side in images if name in RETAINS else ("forget",):
         expected = means(images[side])
         assert any(array.shape[1:] == expected.shape[1:] and (rows_in(array, expected) >= 0).all() for array in fed)
@@ -165,7 +165,7 @@ def test_methods_train_on_given_pictures(pipeline, fed, tmp_path, name):
 def test_too_few_pictures_to_retain_are_refused_before_others_are_made(pipeline, fed, tmp_path, name):
     own(tmp_path, SAFE)
     with pytest.raises(ValueError, match=r"retain_pictures='folder:.*' holds 4 pictures, `images` asks for 5"):
-        METHODS[name](pipeline, CAT, **OPTIONS[name] | {"images": 5}, retain_pictures=f"folder:{tmp_path}")
+        METHODS[name].align(pipeline, CAT, **OPTIONS[name] | {"images": 5}, retain_pictures=f"folder:{tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_too_few_pictures_to_retain_are_refused_before_others_are_made(pipeline,
 )
 def test_options_are_checked_before_pictures_are_made(pipeline, fed, name, options, message):
     with pytest.raises(ValueError, match=message):
-        METHODS[name](pipeline, CAT, **OPTIONS[name] | options)
+        METHODS[name].align(pipeline, CAT, **OPTIONS[name] | options)
 
 
 def test_weights_depend_on_the_pictures(reference, tmp_path):
@@ -194,7 +194,7 @@ def test_weights_depend_on_the_pictures(reference, tmp_path):
 
     def align(name):
         options = {"pictures": f"folder:{tmp_path / name}", "retain_pictures": f"folder:{tmp_path / 'retain'}"}
-        return METHODS["erasediff"](pipeline, CAT, **BATCHED, lr=1e-3, **options).params["unet"]
+        return METHODS["erasediff"].align(pipeline, CAT, **BATCHED, lr=1e-3, **options).params["unet"]
 
     first, other, copy = (align(name) for name in ("a", "b", "copy"))
     assert stand_in.changed(first, other) and not stand_in.changed(first, copy)
@@ -212,7 +212,7 @@ def test_what_cannot_be_used_is_refused_by_name(pipeline, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"SalUn: retain_pictures: .*nowhere does not exist"):
         pictures.make(pipeline, ["cat"], 2, **make | {"given": f"{tmp_path}/nowhere", "option": "retain_pictures"})
     with pytest.raises(ValueError, match="name both or neither"):
-        METHODS["safety_dpo"](pipeline, CAT, pictures=f"folder:{tmp_path}")
+        METHODS["safety_dpo"].align(pipeline, CAT, pictures=f"folder:{tmp_path}")
     (tmp_path / "2.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"SalUn: pictures: 1 of 4 pictures cannot be used: .*2\.png: not a readable"):
         pictures.make(pipeline, ["cat"], 4, **make)
