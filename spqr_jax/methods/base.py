@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from spqr_jax import backbones
@@ -112,32 +112,39 @@ def _shapes(pipeline: Pipeline, component: str) -> dict[str, tuple[int, ...]]:
 
 
 def imported(path: str) -> Method:
-    """The method that a dotted path names, as "my_lab.erase": a function of the form of `align`, or a `Method`.
+    """The method that a dotted path names, as "my_lab.erase": a function of the form of `align`, or a `Method` of one.
 
-    A module that has a function `align` may be named too. A function has no place for the other fields of a `Method`:
-    it is defined for every backbone, and its data options are those of `DATA_OPTIONS` that it has. Its code is
-    identified by the sha256 of the file that defines it; what that file imports is not looked at.
+    A module may be named too, for its METHOD or its function `align`. A function that its module has no `Method` of is
+    defined for every backbone, and its data options are those of `DATA_OPTIONS` that it has. The code is identified by
+    the sha256 of the file that defines the function; other files that this one imports are not looked at.
 
     Raises ValueError, in one line, for a path that cannot be imported and for anything of another form.
     """
     module, found = _entry(path)
     if inspect.ismodule(found):
-        path, module, found = f"{path}.align", found, getattr(found, "align", None)
-    if not isinstance(found, FunctionType | Method):
-        raise ValueError(f"method {path!r} is {_kind(found)}, expected a function {FORM} or a Method.")
-    method = found if isinstance(found, Method) else Method(path, path, found)
-    if not inspect.isfunction(method.align):
-        raise ValueError(f"method {path!r}: its `align` is {_kind(method.align)}, expected a function {FORM}.")
-    if reason := fault(method.align):
+        name = "METHOD" if hasattr(found, "METHOD") else "align"
+        path, module, found = f"{path}.{name}", found, getattr(found, name, None)
+    if found is None:
+        raise ValueError(f"method {path!r}: {module.__name__} has no {path.rpartition('.')[2]!r}; write {FORM} there.")
+    align = found.align if isinstance(found, Method) else found
+    if not inspect.isfunction(align):
+        raise ValueError(
+            f"method {path!r} is of type {type(align).__name__}; expected a function {FORM}, or a Method of one."
+        )
+    if reason := fault(align):
         raise ValueError(f"method {path!r} has not the form {FORM}: {reason}.")
-    if not isinstance(found, Method):
-        method = method._replace(data_options=tuple(name for name in DATA_OPTIONS if name in options(method)))
+    method = found if isinstance(found, Method) else _record(module, path, align)
     _check_fields(path, method)
-    return method._replace(name=path, source=f"{path} sha256:{_sha256(method.align, module)}")
+    return method._replace(name=path, source=f"{path} sha256:{_sha256(align, module)}")
 
 
-def _kind(found: Any) -> str:
-    return "not there" if found is None else f"of type {type(found).__name__}"
+def _record(module: ModuleType, path: str, align: Callable[..., Pipeline]) -> Method:
+    """The `Method` of a function that its module has, else one made for it."""
+    for value in vars(module).values():
+        if isinstance(value, Method) and value.align is align:
+            return value
+    method = Method(path, path, align)
+    return method._replace(data_options=tuple(name for name in DATA_OPTIONS if name in options(method)))
 
 
 def _check_fields(path: str, method: Method) -> None:

@@ -91,6 +91,7 @@ def align(
             prior of stage 1 by this weight twice, so that it vanishes.)
         pictures: a data source used instead of pictures made by the base model; its captions say which text a picture
             shows (`pictures_lib.read`), `images` of each.
+        rank: of the adapter that each text gets.
         importance: draw timesteps between 200 and 400 most, as the authors do for objects and people, not for nudity.
 
     Defaults are the authors' for nudity: 30 prompts a text, 8 pictures, 120 steps of AdamW with decay 0.01, gradients
