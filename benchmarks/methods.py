@@ -68,7 +68,7 @@ def on_the_emoji_world(name: str, options: dict[str, Any]) -> Prepared:
     monitoring.register_event_duration_secs_listener(compiling)
 
     def align() -> dict[str, float]:
-        aligned = METHODS[name](pipeline, concept, seed=config.seed, **options)
+        aligned = METHODS[name].align(pipeline, concept, seed=config.seed, **options)
         jax.block_until_ready(aligned.params)
         memory = jax.devices()[0].memory_stats() or {}
         return {"compiling": compiling.seconds, "device": memory.get("peak_bytes_in_use", 0) / 2**30}

@@ -27,7 +27,7 @@ import convert
 from spqr_jax import backbones, generate, mini
 from spqr_jax.backbones import Condition
 from spqr_jax.concepts import NUDITY
-from spqr_jax.methods import METHODS, Concept, mace, resalign, spm
+from spqr_jax.methods import METHODS, Concept, defaults, mace, resalign, spm
 from spqr_jax.methods.tools import element_mask, loop
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling import partial
@@ -85,9 +85,9 @@ def rehearse(name: str, concept: Concept = NUDITY, **options: Any) -> Counts:
     tally = Tally(evaluation_flop(pipeline))
     share = 1 if "steps" in options else OWN_LOOP.get(name, 1)
     if share > 1:
-        options["steps"] = inspect.signature(METHODS[name]).parameters["steps"].default // share
+        options["steps"] = defaults(METHODS[name])["steps"] // share
     with replaced(tally):
-        METHODS[name](pipeline, concept, **options)
+        METHODS[name].align(pipeline, concept, **options)
     tally.counts.steps *= share
     tally.counts.training *= share
     return tally.counts
