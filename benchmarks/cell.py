@@ -1,11 +1,11 @@
 """One whole cell of the benchmark on the emoji world, ours against diffusers, PEFT and ONNX Runtime.
 
-    python -m benchmarks.cell [--pictures 500] [--profile standard] [--rounds 1]
+    python -m benchmarks.cell [--images 500] [--profile standard] [--rounds 1]
 
-Generate harmful and benign pictures, fine-tune, generate again, judge, score: from the start of the process to its end,
+Generate harmful and benign images, fine-tune, generate again, judge, score: from the start of the process to its end,
 imports and compilation included, in turn on one machine. Ours runs twice a round, without and with a filled compilation
 cache, which the cells of a sweep share; it also writes records, intervals and the report, the other side only figures.
-Our judges work while pictures are generated: "judge" is what is left of it after the last picture.
+Our judges work while images are generated: "judge" is what is left of it after the last image.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     python -m benchmarks.finetuning_speed --model sd15 --apart [--profiles lite,moderate,standard]
 
 For every profile: seconds a training step, both sides on latents and text states that are there; then a whole
-fine-tuning of the same number of samples from pictures and captions, where the scripts encode every batch and ours
-encodes every picture once; and peak memory of each. sd15 has random weights in the full SD1.5 config and trains at
+fine-tuning of the same number of samples from images and captions, where the scripts encode every batch and ours
+encodes every image once; and peak memory of each. sd15 has random weights in the full SD1.5 config and trains at
 256x256, one sample a step. Sides: ours; diffusers eager; its UNet and VAE in channels-last layout.
 """
 
@@ -37,7 +37,7 @@ AMOUNTS = {"tiny": Amount(3, 16, 2), "mini": Amount(10, 128, 4), "sd15": Amount(
 
 
 def data(workload: Workload, count: int) -> tuple[np.ndarray, list[str]]:
-    """(images_u8 [N, side, side, 3], captions): the emoji world's pictures, enlarged where the model's are larger."""
+    """(images_u8 [N, side, side, 3], captions): the emoji world's images, enlarged where the model's are larger."""
     from spqr_jax import mini
 
     examples = mini.dataset("general", count, 0)

@@ -3,7 +3,7 @@
     python -m benchmarks.generation_speed --model mini
     python -m benchmarks.generation_speed --model sd15 --apart [--full] [--compile]
 
-One UNet step with guidance, a whole sample and a VAE decode; then what comes before the first picture (imports,
+One UNet step with guidance, a whole sample and a VAE decode; then what comes before the first image (imports,
 loading, compilation without and with a filled cache), and peak memory. Sides: ours; diffusers eager; its UNet and VAE
 in channels-last layout; with --compile also under torch.compile, which needs a C++ compiler. sd15 has random weights
 in the full SD1.5 config; without --full its sample is estimated as its UNet evaluations and one decode.
@@ -33,7 +33,7 @@ def inputs(workload: Workload, shape: tuple[int, int, int], width: int) -> tuple
 
 
 def ours(directory: Path, workload: Workload, dtype: str) -> Prepared:
-    """spqr_jax; every task returns float32, pictures in [-1, 1]."""
+    """spqr_jax; every task returns float32, images in [-1, 1]."""
     start = time.perf_counter()
     import jax
 

@@ -1,10 +1,10 @@
-"""Judges against what they replace, same machine, same run: pictures per second.
+"""Judges against what they replace, same machine, same run: images per second.
 
-    python -m benchmarks.judges_speed [--judges nudenet,inception,clip] [--pictures 16]
+    python -m benchmarks.judges_speed [--judges nudenet,inception,clip] [--images 16]
 
 - nudenet     the nudenet package's detector, its own session options
 - inception   the same network in PyTorch, preprocessing included on both sides (random weights)
-- clip        picture tower of the ViT-B/32 size in PyTorch (random weights), preprocessing included on both sides
+- clip        image tower of the ViT-B/32 size in PyTorch (random weights), preprocessing included on both sides
 - q16         the formula on embeddings by PyTorch, ViT-L/14's size (random weights and prompts), preprocessing included
 
 LlavaGuard has a benchmark of its own, `benchmarks.llavaguard_speed`. Rounds alternate between the two, and the best of
@@ -43,7 +43,7 @@ def photographs(count: int, side: int = 512) -> np.ndarray:
 
 
 def race(ours: Callable[[], Any], theirs: Callable[[], Any], pictures: int, rounds: int) -> dict[str, float]:
-    """Best pictures per second of both, after one warm-up each, rounds alternating."""
+    """Best images per second of both, after one warm-up each, rounds alternating."""
     best = {"ours": 0.0, "theirs": 0.0}
     for turn in range(rounds + 1):
         for name, run in (("ours", ours), ("theirs", theirs)):
@@ -55,7 +55,7 @@ def race(ours: Callable[[], Any], theirs: Callable[[], Any], pictures: int, roun
 
 
 def nudenet(flags: argparse.Namespace) -> dict[str, float]:
-    """NudeNet in batches against the package's detector, picture by picture."""
+    """NudeNet in batches against the package's detector, image by image."""
     from nudenet import NudeDetector
 
     images = photographs(flags.pictures)
@@ -82,7 +82,7 @@ def inception(flags: argparse.Namespace) -> dict[str, float]:
 
 
 def clip(flags: argparse.Namespace) -> dict[str, float]:
-    """CLIP ViT-B/32's picture tower against PyTorch."""
+    """CLIP ViT-B/32's image tower against PyTorch."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     from convert.graphs.clip import ClipVision
@@ -100,7 +100,7 @@ def clip(flags: argparse.Namespace) -> dict[str, float]:
 
 
 def q16(flags: argparse.Namespace) -> dict[str, float]:
-    """Q16 on a picture tower of ViT-L/14's size against the same tower in PyTorch."""
+    """Q16 on an image tower of ViT-L/14's size against the same tower in PyTorch."""
     from transformers import CLIPConfig, CLIPModel
 
     from convert.graphs.clip import export_q16

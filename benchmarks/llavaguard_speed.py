@@ -1,10 +1,10 @@
-"""LlavaGuard's verdict from one prefill, from a whole reply, and from transformers' generate: same pictures, one run.
+"""LlavaGuard's verdict from one prefill, from a whole reply, and from transformers' generate: same images, one run.
 
     python -m benchmarks.llavaguard_speed [--view base] [--size tiny] [--dtype float16 --device cuda]
 
 Random weights in the layout and at the size of LlavaGuard 0.5B (`--size tiny`: too small to measure anything). A random
 model never ends its reply, so replies have their greatest length, 200 tokens, and the ratio is an upper bound; the last
-row says what half of them take. `python -m judges.agreement` measures your weights on your pictures.
+row says what half of them take. `python -m judges.agreement` measures your weights on your images.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def write_models(size: str, dtype: str, folder: Path) -> tuple[Path, Path]:
 
 
 def ours(graphs: Path, policy: Path, mode: str, view: str, device: str) -> Prepared:
-    """The judge in one of its modes, one picture at a time."""
+    """The judge in one of its modes, one image at a time."""
     from judges.llavaguard import LlavaGuard
 
     start = time.perf_counter()
@@ -60,7 +60,7 @@ def ours(graphs: Path, policy: Path, mode: str, view: str, device: str) -> Prepa
 
 
 def theirs(source: Path, view: str, dtype: str, device: str, tokens: int) -> Prepared:
-    """transformers' processor and `generate`, greedy, one picture at a time."""
+    """transformers' processor and `generate`, greedy, one image at a time."""
     import torch
     from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
@@ -74,7 +74,7 @@ def theirs(source: Path, view: str, dtype: str, device: str, tokens: int) -> Pre
     loading = time.perf_counter() - start
     tokenizer, processor = AutoTokenizer.from_pretrained(source), random_llava.processor(VISION["image_size"])
     image, side = photographs(1)[0], VISION["image_size"]
-    if view == "base":  # the squeezed picture alone
+    if view == "base":  # the squeezed image alone
         image = views(image, Geometry(side, side // VISION["patch_size"], ()), "base")[0]
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ def theirs(source: Path, view: str, dtype: str, device: str, tokens: int) -> Pre
         """Tokens written."""
         pixels = processor([image], return_tensors="pt").to(device)
         values, sizes = pixels["pixel_values"].to(model.dtype), pixels["image_sizes"]
-        if view == "base":  # transformers tiles a picture that is alone
+        if view == "base":  # transformers tiles an image that is alone
             states = model.model.vision_tower(values[0, :1], output_hidden_states=True).hidden_states[-1]
             features = torch.cat([model.model.multi_modal_projector(states)[0], model.model.image_newline[None]])
         else:
@@ -100,7 +100,7 @@ def theirs(source: Path, view: str, dtype: str, device: str, tokens: int) -> Pre
 
 
 def rows(found: Measured, tokens: int) -> list[dict[str, object]]:
-    """Median seconds a picture of each side, tokens written, and how many times one prefill's that is."""
+    """Median seconds an image of each side, tokens written, and how many times one prefill's that is."""
     turns = {side: seconds["picture"] for side, seconds in found.seconds.items()}
     written = {"prefill": 0, "generate": tokens, "transformers": found.values["transformers"]["picture"]}
     half = f"generate, {tokens // 2} tokens, from its parts"

@@ -7,7 +7,7 @@
 Measured: every method with its settings of configs/table1_mini.py (ResAlign and SafetyDPO, which are not in that table,
 with settings scaled by the same rule), once, in a process of its own with no compilation cache; "none" is what loading
 the pipeline takes. Estimated: counts at the authors' settings for nudity (benchmarks/rehearsal.py says how they are
-found) times the cost of one UNet evaluation of one 512x512 sample, and of a picture in the VAE. That cost is
+found) times the cost of one UNet evaluation of one 512x512 sample, and of an image in the VAE. That cost is
 arithmetic, 0.8 TFLOP at a sustained rate of --tflops, or a time measured on your machine (--evaluation_seconds;
 --step_seconds for training, one sample's forward and backward pass of the whole UNet; benchmarks.generation_speed and
 .finetuning_speed measure them). Batches, compilation and closed-form edits are not in the estimate.
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from benchmarks import models, side_by_side
 from benchmarks.side_by_side import Prepared, Side, Worker
 
-# FLOP of SD1.5 at 512x512: the UNet for one sample, the VAE's decoder and encoder for one picture (configs/paper.py).
+# FLOP of SD1.5 at 512x512: the UNet for one sample, the VAE's decoder and encoder for one image (configs/paper.py).
 EVALUATION, DECODING, ENCODING = 0.8e12, 2.5e12, 1.1e12
 CLOSED_FORM = ("uce", "rece")
 # Not in configs/table1_mini.py: authors' settings made small by the rule stated there.

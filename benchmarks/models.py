@@ -7,8 +7,8 @@ from spqr_jax import mini
 
 
 class Workload(NamedTuple):
-    """How a model is used: pictures a batch, sampling steps, guidance, scheduler (our name), prompts' length in tokens,
-    picture side in fine-tuning and samples a step there, and the devices that ours splits a CPU into."""
+    """How a model is used: images a batch, sampling steps, guidance, scheduler (our name), prompts' length in tokens,
+    image side in fine-tuning and samples a step there, and the devices that ours splits a CPU into."""
 
     batch: int
     steps: int

@@ -1,6 +1,6 @@
 """What a method costs at its authors' settings, counted by running it with nothing expensive in it.
 
-Every function that samples, encodes or trains is replaced by one that only counts: how many pictures are made, how many
+Every function that samples, encodes or trains is replaced by one that only counts: how many images are made, how many
 evaluations of the UNet sampling takes (one sample each; guidance takes two), and how many training steps there are. A
 step's cost is what XLA counts in its own gradient program, divided by what it counts in one evaluation of the same
 UNet, so that passes without gradient, frozen weights and batches are in it as the code has them. So one number, the
@@ -42,7 +42,7 @@ OWN_LOOP = {"resalign": 10}  # of so many steps one is looked at
 class Counts:
     """What a method does; evaluations and steps may be fractions, being means.
 
-    pictures: made and decoded. encoded: pictures that the VAE encodes. sampling: evaluations of the UNet without
+    pictures: made and decoded. encoded: images that the VAE encodes. sampling: evaluations of the UNet without
     gradient, in whole and partial samples. steps: gradient steps, attacks and masks included. training: their cost in
     evaluations.
     """

@@ -204,7 +204,7 @@ def ratio(theirs: list[float], ours: list[float]) -> Ratio:
 
 def speed_rows(found: Measured, ours: str, units: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
     """A row a task: the median seconds of every side, and the ratio of each to `ours`; `units` divides a task's time
-    (steps or pictures in it)."""
+    (steps or images in it)."""
     rows = []
     for task in found.seconds[ours]:
         if not found.seconds[ours][task]:

@@ -91,7 +91,7 @@ def cell(config: Config, workdir: Path, batch: int, layout: str, threads: int) -
 def pictures(
     pipe: Any, prompts: dict[str, list[Prompt]], config: Config, folder: Path, batch: int
 ) -> dict[str, np.ndarray]:
-    """images_u8 of every prompt set, also written as PNG files; one generator a picture, as published scripts do."""
+    """images_u8 of every prompt set, also written as PNG files; one generator an image, as published scripts do."""
     import torch
     from PIL import Image
 
@@ -142,7 +142,7 @@ def judge(judges: Judges, images: dict[str, np.ndarray], text: np.ndarray) -> tu
 
 
 def in_batches(session: Any, images_u8: np.ndarray, size: int = 64) -> np.ndarray:
-    """A graph's output for pictures of the size it takes."""
+    """A graph's output for images of the size it takes."""
     name = session.get_inputs()[0].name
     parts = []
     for part in chunks(images_u8, size):

@@ -5,11 +5,11 @@
     python launch.py --config configs/backbones.py:sd21:none,uce --workdir runs/backbones_sd21
 
 One run a backbone. The paper's four methods and the unaligned backbone; a method that does not know a backbone fails as
-a subject and the others go on. Pictures are generated and fine-tuned on at the backbone's own size (768 x 768 for
+a subject and the others go on. Images are generated and fine-tuned on at the backbone's own size (768 x 768 for
 stable-diffusion-2-1, 1024 x 1024 for XL); for the paper's 512 x 512 with all of them add
 --config.bft.resolution=512 --config.generation.height=512 --config.generation.width=512.
 Needs what general.py, multilingual.py and domain.py need, and the backbone's weights.
-Cost with sd15: 5 subjects, 35 cells; 40,000 pictures and 197,400 steps, 1.1e19 FLOP, about 31 hours; about 2.7 times as
+Cost with sd15: 5 subjects, 35 cells; 40,000 images and 197,400 steps, 1.1e19 FLOP, about 31 hours; about 2.7 times as
 much with sd21, about 7.4 times with sdxl, whose whole UNet with its optimiser state needs some 50 GB: add
 --config.bft.remat=True --config.bft.accumulate=8.
 """

@@ -5,7 +5,7 @@
 2,000 harmful prompts instead of 500, so that a category has some hundred: with 500 the interval of a category's R is as
 wide as R itself. Categories are ViSU's own tags; the report draws one radar a method. P and Q come from benign prompts,
 which have no category of harm. Needs what configs/general.py needs.
-Cost: 12 subjects, 12 cells; 60,000 pictures and 67,680 steps, 7.7e18 FLOP, about 21 hours.
+Cost: 12 subjects, 12 cells; 60,000 images and 67,680 steps, 7.7e18 FLOP, about 21 hours.
 """
 
 from configs import paper

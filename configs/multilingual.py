@@ -3,15 +3,15 @@
     python launch.py --config configs/multilingual.py
     python launch.py --config configs/multilingual.py:none,uce --config.bft.scenarios="('multilingual_hi',)"
 
-Needs what configs/general.py needs, and pictures/multilingual.csv: columns id (of a COCO picture), language (ar, es,
-fr, hi), caption; at least 5,000 rows a language over pictures of train2017. The paper's translations are not published.
+Needs what configs/general.py needs, and images/multilingual.csv: columns id (of a COCO image), language (ar, es,
+fr, hi), caption; at least 5,000 rows a language over images of train2017. The paper's translations are not published.
 Public ones: romrawinjp/multilingual-coco (CC BY 4.0; ar and es, no fr or hi) and floschne/xm3600 (CC BY 4.0; all four,
-by people, over other pictures), both Parquet with the pictures inside, read as they are:
+by people, over other images), both Parquet with the images inside, read as they are:
 
     --config.bft.data.multilingual_ar="parquet:DIR?language=ar"
 
 Harmful and benign prompts stay English: what is asked is whether fine-tuning in another language loses safety.
-Cost: 12 subjects, 48 cells; 60,000 pictures and 270,720 steps, 1.6e19 FLOP, about 43 hours.
+Cost: 12 subjects, 48 cells; 60,000 images and 270,720 steps, 1.6e19 FLOP, about 43 hours.
 """
 
 from configs import paper

@@ -9,8 +9,8 @@ weights/stable-diffusion-xl-base-1.0  for sdxl: stabilityai/stable-diffusion-xl-
 prompts/visu.json                     ViSU-Text_test.json of aimagelab/ViSU-Text, 5,000 rows; gated, non-commercial
 prompts/i2p.csv                       AIML-TUDA/i2p, 4,703 rows, MIT
 prompts/rab.csv                       Chia15/RingABell-Nudity, 285 rows, gated; or a file of chiayi-hsu/Ring-A-Bell, MIT
-pictures/coco/annotations             captions_train2017.json, captions_val2017.json of COCO, CC BY 4.0
-pictures/coco/{train2017,val2017}     COCO's pictures, under Flickr's terms
+images/coco/annotations             captions_train2017.json, captions_val2017.json of COCO, CC BY 4.0
+images/coco/{train2017,val2017}     COCO's images, under Flickr's terms
 judges/llavaguard                     AIML-TUDA/LlavaGuard-v1.2-0.5B-OV-hf exported, and policy.txt; access form
 judges/clip                           openai/clip-vit-base-patch32 exported, MIT
 judges/inception/inception.onnx       pt_inception-2015-12-05 of pytorch-fid exported, Apache-2.0
@@ -18,7 +18,7 @@ the nudenet package                   pip install nudenet; its graph is under AG
 
 docs/judges.md says how judges are exported. Nothing is downloaded. Any of it may be elsewhere: --config.base=...,
 --config.prompts.harmful=..., --config.bft.data.general=..., --config.judges.safety.llavaguard=llavaguard:DIR and so on.
-Look at fine-tuning pictures first: python -m spqr_jax.data check pictures/coco --judges nudenet=nudenet.
+Look at fine-tuning images first: python -m spqr_jax.data check images/coco --judges nudenet=nudenet.
 
 After a colon a config takes the subjects to run, default all eleven methods of the paper and the unaligned backbone:
 
@@ -26,7 +26,7 @@ After a colon a config takes the subjects to run, default all eleven methods of 
     --config configs/general.py:none,esd=weights/esd-nudity.pt      a checkpoint that its authors released
     --config configs/general.py:none,Mine=weights/my-safe-model     your own, in any form that convert.load takes
 
-Costs in the files are arithmetic, not measurements: at 512 x 512 a picture takes 84.5 TFLOP (51 evaluations of the UNet
+Costs in the files are arithmetic, not measurements: at 512 x 512 an image takes 84.5 TFLOP (51 evaluations of the UNet
 with guidance, 0.8 TFLOP each, and decoding), a step of standard fine-tuning with 16 samples 38.8 TFLOP; hours are at a
 sustained 100 TFLOP/s. Aligning comes on top: seconds for UCE and RECE, up to some thousand small steps for the others.
 """
@@ -120,9 +120,9 @@ def experiment(
     """The paper's settings: section 4.1, Tables B and C; what it leaves open is chosen here.
 
     Concept: nudity, for which the settings and released checkpoints of all eleven methods were made. Benign prompts:
-    500 captions of COCO's validation split, whose pictures are also what quality is measured against; fine-tuning
-    pictures come from the training split. Noise as PyTorch's CPU generator gives it, so that prompt files with seeds
-    repeat published pictures.
+    500 captions of COCO's validation split, whose images are also what quality is measured against; fine-tuning
+    images come from the training split. Noise as PyTorch's CPU generator gives it, so that prompt files with seeds
+    repeat published images.
     """
     return Config(
         base=at(BACKBONES[backbone]),

@@ -7,7 +7,7 @@
 One run a set. Needs what configs/general.py needs, and prompts/i2p.csv, prompts/rab.csv. 500 prompts of ViSU and I2P,
 250 of Ring-A-Bell; the paper does not say how many of the latter two it took. The whole of I2P:
 --config.prompts.n_harmful=4703. Seeds and guidance that a file gives are used.
-Cost of all three: 66,000 pictures and 203,040 steps, 1.3e19 FLOP, about 37 hours.
+Cost of all three: 66,000 images and 203,040 steps, 1.3e19 FLOP, about 37 hours.
 """
 
 from configs import paper

@@ -8,8 +8,8 @@ CPU cores. Narrow it with --config.bft.scenarios, --config.bft.profiles and --su
 
 The methods' settings are their authors', scaled by one rule to a small model and a short run, as configs/mini.py
 scales ESD: learning rates ten times as high, some ten to hundred steps in batches of 8 instead of thousands of one, 10
-sampling steps instead of 50, 160 pictures instead of hundreds. One exception: EraseDiff keeps its authors' rate,
-because at ten times that, on prompts of seed 1, which are not scored, it left nothing of the benign pictures either.
+sampling steps instead of 50, 160 images instead of hundreds. One exception: EraseDiff keeps its authors' rate,
+because at ten times that, on prompts of seed 1, which are not scored, it left nothing of the benign images either.
 """
 
 from configs import mini

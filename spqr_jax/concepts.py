@@ -20,10 +20,10 @@ class Concept(NamedTuple):
         erase: texts whose content is to disappear.
         target: what they become (" ": nothing in particular).
         preserve: texts whose output closed-form methods keep.
-        prompts: whole prompts that show the concept; methods that learn from pictures make and caption them with these.
+        prompts: whole prompts that show the concept; methods that learn from images make and caption them with these.
             Prompt i shows erase[i % len(erase)]. Default: `erase`.
-        replacements: benign prompts; a picture of prompt i is relabelled to replacement i (modulo their number), and
-            pictures of them are what must survive. Default: `retain`, else `target`.
+        replacements: benign prompts; an image of prompt i is relabelled to replacement i (modulo their number), and
+            images of them are what must survive. Default: `retain`, else `target`.
         retain: benign prompts whose output must survive. Default: `preserve`.
         anchors: prompts around the concept that STEREO steers towards. Default: `retain`.
         templates: frames with {} that embedding attacks put a learned word into. Default: `TEMPLATES`.

@@ -85,7 +85,7 @@ def test_a_killed_run_continues_to_the_same_bits(pipeline, dataset, plain, tmp_p
 
 
 def test_asked_to_stop_it_saves_the_step_and_exits_for_the_scheduler(pipeline, dataset, plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(preemption, "_asked", type(preemption._asked)())
+    monkeypatch.setattr(preemption, "requested", type(preemption.requested)())
     handler = signal.getsignal(signal.SIGTERM)
     preemption.listen()
     try:
@@ -99,7 +99,7 @@ def test_asked_to_stop_it_saves_the_step_and_exits_for_the_scheduler(pipeline, d
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert stopped.value.code == 143
-    monkeypatch.setattr(preemption, "_asked", type(preemption._asked)())
+    monkeypatch.setattr(preemption, "requested", type(preemption.requested)())
     seen = []
     assert same(
         train(pipeline, dataset, checkpoints=tmp_path / "training", on_step=lambda p: seen.append(p.step)),

@@ -71,9 +71,9 @@ def test_noise_of_a_short_batch_is_the_program_of_a_whole_one(seeds):
     """The last batch of a sweep has another number of pictures in every cell: it must not be compiled for each."""
     noise = noise_lib.of_seeds(seeds, 5, (8, 8, 4), mesh_lib.make(), "jax")
     whole = np.asarray(noise(slice(0, 4), 4))
-    programs = noise_lib.of_each._cache_size() + noise_lib._of_numbers._cache_size()
+    programs = noise_lib.of_each._cache_size() + noise_lib.of_numbers._cache_size()
     short = np.asarray(noise(slice(3, 5), 4))
-    assert noise_lib.of_each._cache_size() + noise_lib._of_numbers._cache_size() == programs
+    assert noise_lib.of_each._cache_size() + noise_lib.of_numbers._cache_size() == programs
     np.testing.assert_array_equal(short[0], whole[3])
     np.testing.assert_array_equal(short[1:], np.repeat(short[1:2], 3, axis=0))
 

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 EXIT_STATUS = 128 + signal.SIGTERM
 
-_asked = threading.Event()
+requested = threading.Event()
 _sync_points = itertools.count()
 
 
@@ -28,7 +28,7 @@ def listen() -> None:
 
     def note(signum: int, frame: FrameType | None) -> None:
         del signum, frame
-        _asked.set()
+        requested.set()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, note)
@@ -38,12 +38,12 @@ def asked() -> bool:
     """Whether the run was asked to stop. All processes must call this equally often, and all get the same answer."""
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point(next(_sync_points))
-    return _asked.is_set()
+    return requested.is_set()
 
 
 def asked_here() -> bool:
     """Whether this process was asked to stop, for work that each process does alone. False if JAX's service listens."""
-    return _asked.is_set()
+    return requested.is_set()
 
 
 def exit_if_asked() -> None:

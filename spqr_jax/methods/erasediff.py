@@ -52,12 +52,12 @@ def align(
     taken. L_f and L_r as in `relabelling`; Adam on every UNet weight outside attn2, the time embedding and the output.
 
     multiplier: a fixed lambda instead, as in the authors' script (1.0 there; theirs also leaves the trace of K = 2
-    inner steps in Adam's shared moments, and uses the same 16 pictures throughout: neither is copied). eta is not
-    published; 0.5 is BOME's. prompts: prompt -> caption of the pictures to forget; default
-    `relabelling.NUDITY_PROMPTS`, the authors', for the concept "nudity", else the concept's prompts. These pictures are
+    inner steps in Adam's shared moments, and uses the same 16 images throughout: neither is copied). eta is not
+    published; 0.5 is BOME's. prompts: prompt -> caption of the images to forget; default
+    `relabelling.NUDITY_PROMPTS`, the authors', for the concept "nudity", else the concept's prompts. These images are
     relabelled to the concept's replacements, for nudity a clothed person; the authors' code has that as a comment, and
     a pokemon in its place. pictures, retain_pictures: your own, as `relabelling.task` takes them. `steps`: "160 is
-    enough" (authors). Their number of pictures is not stated, and they sample with LMS, here DDIM. Raises ValueError
+    enough" (authors). Their number of images is not stated, and they sample with LMS, here DDIM. Raises ValueError
     for SDXL and for fewer `images` than a batch.
     """
     METHOD.check_backbone(pipeline)

@@ -1,4 +1,4 @@
-"""FMN, Forget-Me-Not (Zhang et al., 2023): shrink cross-attention to the concept's tokens on pictures of it."""
+"""FMN, Forget-Me-Not (Zhang et al., 2023): shrink cross-attention to the concept's tokens on images of it."""
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +39,14 @@ def align(
     sampling_guidance: float = 7.5,
     progress: bool = False,
 ) -> Pipeline:
-    """Attention resteering: minimise the norm of the attention that a noised picture pays to the concept's tokens.
+    """Attention resteering: minimise the norm of the attention that a noised image pays to the concept's tokens.
 
     Args:
-        images: pictures of each text, made by the base model from the concept's first template ("a photo of {}").
-        pictures: a data source used instead (`pictures_lib.read`); its captions say which text a picture shows.
+        images: how many of each text, made by the base model from the concept's first template ("a photo of {}").
+        pictures: a data source used instead (`pictures_lib.read`); its captions say which text an image shows.
         train: "full", the whole UNet, or "xattn", every attn2 parameter; the text encoder is frozen.
         pooler: watch the end-of-text tokens too, which in SD1.x include all padding and then outweigh the concept's.
-        inversion_steps: 0, or (the authors: 500) first learn a word for each text's pictures by textual inversion, and
+        inversion_steps: 0, or (the authors: 500) first learn a word for each text's images by textual inversion, and
             resteer attention to that instead of to the concept's name. The authors learn four vectors, here one.
         inversion_lr: learning rate of the inversion.
 
@@ -126,7 +126,7 @@ def inverted(
     pooler: bool,
     progress: bool,
 ) -> tuple[Pictures, np.ndarray]:
-    """The pictures captioned with a learned word each, and which tokens to watch in those captions, bool [P, L]."""
+    """The images captioned with a learned word each, and which tokens to watch in those captions, bool [P, L]."""
     weights = loop.on_device(backbones.of(pipeline).weights(pipeline))
     owners = len(pictures.condition.context)
     width = word_vectors.word_table(pipeline.params["text_encoder"]).shape[1]

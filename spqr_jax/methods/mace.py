@@ -40,12 +40,12 @@ TEMPLATES = tuple(frame for noun in _NOUNS.split(", ") for frame in (f"A {noun} 
 NUDITY_TEXTS, NUDITY_MAPPING = ("nudity", "naked", "erotic", "sexual"), "a person wearing clothes"
 PRIOR_CAPTIONS = 617_000  # the captions of COCO 2014 that the authors' prior sums over
 CAPTIONS_AT_ONCE = 1000  # half a gigabyte of token states in float64
-# (pictures uint8 [N, H, W, 3], text) -> bool [N, S, S], where the text is seen; any side S.
+# (images uint8 [N, H, W, 3], text) -> bool [N, S, S], where the text is seen; any side S.
 Segmenter = Callable[[np.ndarray, str], np.ndarray]
 
 
 class Example(NamedTuple):
-    """What one text's adapter learns from: P prompts, N pictures.
+    """What one text's adapter learns from: P prompts, N images.
 
     mean, std [N, h, w, C] of the scaled latents; masks bool [N, S, S]; context [P, L, E]; watched bool [P, L].
     """
@@ -82,20 +82,20 @@ def align(
     Args:
         mapping: the text that replaces each erased one. Default: the concept's target; for the preset "nudity", whose
             erased texts become the authors' four, "a person wearing clothes".
-        masks: where pictures show a text: "ones" (everywhere), "attention" (where the base model's own attention to the
+        masks: where images show a text: "ones" (everywhere), "attention" (where the base model's own attention to the
             text is above half its range), or a segmenter; the authors use Grounded-DINO with SAM.
         ridge: weight of staying near the original matrices where no prompt says anything. The authors have 0 (their
             `lamb`), which leaves the system singular in float32.
         prior_scale, fuse_prior_scale: weight of a prior caption in stages 1 and 3, counted as if the captions given
             (the concept's retain set) were COCO's 617 thousand. (With few concepts the authors' code multiplies the
             prior of stage 1 by this weight twice, so that it vanishes.)
-        pictures: a data source used instead of pictures made by the base model; its captions say which text a picture
+        pictures: a data source used instead of images made by the base model; its captions say which text an image
             shows (`pictures_lib.read`), `images` of each.
         rank: of the adapter that each text gets.
         importance: draw timesteps between 200 and 400 most, as the authors do for objects and people, not for nudity.
 
-    Defaults are the authors' for nudity: 30 prompts a text, 8 pictures, 120 steps of AdamW with decay 0.01, gradients
-    clipped to norm 1. Prompts are the concept's templates, or thirty of ours. Pictures are normalised to -1..1 for the
+    Defaults are the authors' for nudity: 30 prompts a text, 8 images, 120 steps of AdamW with decay 0.01, gradients
+    clipped to norm 1. Prompts are the concept's templates, or thirty of ours. Images are normalised to -1..1 for the
     VAE; the authors' code has ImageNet's constants. Raises ValueError for SDXL, which the authors do not define, and
     for a concept without a retain or preserve set.
     """
@@ -250,7 +250,7 @@ def _suppress(
     seed: int,
     progress: bool,
 ) -> Adapter:
-    """The adapter after `steps` pictures, each under one of the prompts at random."""
+    """The adapter after `steps` images, each under one of the prompts at random."""
     weights, schedule = loop.on_device(backbones.of(started).weights(started)), backbones.schedule(started)
     base = jax.random.key(seed)
     odds = timestep_odds(len(schedule)) if importance else None
@@ -293,7 +293,7 @@ def _made(
 
 
 def _given(pipeline: Pipeline, concept: Concept, place: str, images: int, seed: int) -> list[np.ndarray]:
-    """images_u8 of a user's pictures of every text in turn; nothing where no place is named."""
+    """images_u8 of a user's images of every text in turn; nothing where no place is named."""
     if not place:
         return []
     count = images * len(concept.erase)
@@ -327,15 +327,15 @@ def example_of(
         found = np.ones((images, 1, 1), bool) if isinstance(masks, str) else np.asarray(masks(pictures, text), bool)
     if found.ndim != 3 or len(found) != images or found.shape[1] != found.shape[2]:
         raise ValueError(f"MACE: masks of {text!r} have shape {found.shape}, expected square ones, ({images}, S, S).")
-    # A picture in which nothing was found is masked everywhere, as in the authors' code.
+    # An image in which nothing was found is masked everywhere, as in the authors' code.
     return Example(mean, std, found | ~found.any((1, 2), keepdims=True), context, watched)
 
 
 def masks_from_attention(pipeline: Pipeline, mean: np.ndarray, context: np.ndarray, watched: np.ndarray) -> np.ndarray:
-    """Where the base model looks at the watched tokens, bool [L], in pictures' latents [N, h, w, C]: bool [N, h, h].
+    """Where the base model looks at the watched tokens, bool [L], in images' latents [N, h, w, C]: bool [N, h, h].
 
     The attention of all layers at a quarter of the schedule, averaged over heads and tokens at the latents' size, above
-    the middle of its range in the picture.
+    the middle of its range in the image.
     """
     noise = np.random.default_rng(0).standard_normal(mean.shape, np.float32)
     denoiser, schedule = backbones.denoiser(pipeline), backbones.schedule(pipeline)

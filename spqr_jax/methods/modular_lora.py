@@ -31,7 +31,7 @@ def align(
 ) -> Pipeline:
     """Train an adapter dW_safe on the UNet's attention projections with ESD's loss, and attach it for generation.
 
-    The weights W0 stay as they are: benign fine-tuning trains them without dW_safe, and pictures are made with
+    The weights W0 stay as they are: benign fine-tuning trains them without dW_safe, and images are made with
     W0 + dW_safe + dW_ft, both at full strength (paper, section 5). eta is that of ESD's loss; the adapter has `rank`
     and is scaled by alpha / rank. `merged` adds dW_safe to the weights instead, so
     that fine-tuning starts from the aligned model: the arm to beat.

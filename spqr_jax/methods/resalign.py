@@ -81,15 +81,15 @@ def align(
 ) -> Pipeline:
     """Train adapters theta of the UNet's attention, merged at the end, on
 
-        L_h(theta) + resilience (L_h(theta*) - L_h(theta)) + beta MSE(eps_theta, eps_0 on benign pictures),
+        L_h(theta) + resilience (L_h(theta*) - L_h(theta)) + beta MSE(eps_theta, eps_0 on benign images),
 
-    L_h the negated denoising loss on the concept's pictures and theta* a simulated fine-tuning of theta on benign ones;
+    L_h the negated denoising loss on the concept's images and theta* a simulated fine-tuning of theta on benign ones;
     beta rises from the first to the second of `retain_weights` over the second half. The gradient through theta* is the
     Moreau envelope's (`hypergradient`, of `neumann` terms and step gamma), averaged over `sampled` of the `tunings` a
     step and multiplied by `meta_rate`; Adam decays by `weight_decay`. The adapters have `rank`. L_h is of `batch_size`
     images and the last term of `retain_batch_size`.
 
-    Defaults are the paper's for SD1.4 (its script's differ). Ours: pictures made by the base model instead of the
+    Defaults are the paper's for SD1.4 (its script's differ). Ours: images made by the base model instead of the
     published set (or your own: data sources `pictures` and `retain_pictures`), so no DreamBooth-with-prior
     configuration among the tunings; Adam's moments start anew in every simulated fine-tuning (the code carries them
     over). Raises ValueError for SDXL and for fewer `images` than a batch.
@@ -148,7 +148,7 @@ def adapted(pipeline: Pipeline, rank: int, seed: int) -> tuple[Static, Params, P
 
 
 class Batches(NamedTuple):
-    """Where one outer step draws its pictures and noise from."""
+    """Where one outer step draws its images and noise from."""
 
     schedule: jax.Array
     harmful: pictures_lib.Pictures
@@ -159,7 +159,7 @@ class Batches(NamedTuple):
     key: jax.Array
 
     def take(self, which: str, number: int) -> tuple[Any, jax.Array]:
-        """(batch, key) of "harmful", "benign" (to fine-tune on) or "retain" pictures."""
+        """(batch, key) of "harmful", "benign" (to fine-tune on) or "retain" images."""
         pictures = self.harmful if which == "harmful" else self.benign
         size = self.retain_batch_size if which == "retain" else self.batch_size
         return pictures.batch(self.rng.integers(len(pictures), size=size)), jax.random.fold_in(self.key, number)
@@ -231,7 +231,7 @@ def _harm_gradient(static: Static, tuned, rest, schedule, harmful, resilience):
 
 
 def direct_loss(static: Static, params: Params, rest, schedule, harmful, retain, weights) -> jax.Array:
-    """weights[0] L_h(theta) + weights[1] MSE(eps_theta, eps_0) on the retained pictures."""
+    """weights[0] L_h(theta) + weights[1] MSE(eps_theta, eps_0) on the retained images."""
     harm = -denoising(static, params, rest, schedule, *harmful)
     batch, key = retain
     drawn = static.base.draw(key, batch["mean"], batch["std"], schedule)
@@ -250,7 +250,7 @@ def _direct(static: Static, params, rest, schedule, harmful, retain, weights):
 
 
 def simulate(static: Static, params: Params, rest: Params, tuning: Tuning, draw: Batches) -> Params:
-    """theta*: the adapters after a fine-tuning on benign pictures."""
+    """theta*: the adapters after a fine-tuning on benign images."""
     if tuning.optimiser == "whole":
         return _whole(static, params, rest, tuning, draw)
     state, adam = _MOMENTS.init(params), jnp.bool_(tuning.optimiser == "adam")

@@ -1,4 +1,4 @@
-"""SafetyDPO / AlignGuard (Liu et al., ICCV 2025): direct preference for safe pictures over unsafe ones, in a LoRA."""
+"""SafetyDPO / AlignGuard (Liu et al., ICCV 2025): direct preference for safe images over unsafe ones, in a LoRA."""
 
 from typing import Any, NamedTuple
 
@@ -50,10 +50,10 @@ def align(
     sampling_guidance: float = 7.5,
     progress: bool = False,
 ) -> Pipeline:
-    """Prefer, under an unsafe prompt, the picture of its benign replacement made from the same noise.
+    """Prefer, under an unsafe prompt, the image of its benign replacement made from the same noise.
 
     Loss: -log sigmoid(-beta / 2 ((m_w - m_l) - (r_w - r_l))), m and r the model's and the frozen reference's mean
-    squared errors on the safe picture (w) and the unsafe one (l), which share noise and timestep; the caption of both
+    squared errors on the safe image (w) and the unsafe one (l), which share noise and timestep; the caption of both
     is the unsafe prompt, or "" for a share `empty_share`. LoRA of `rank` = alpha with Gaussian A on to_q, to_k, to_v,
     to_out of all attention layers, merged at the end. Adam's rate rises over `warmup` steps, with decay `weight_decay`
     and gradients clipped to the norm `clip`. On SD1.x, SD2.x and SDXL.
@@ -76,7 +76,7 @@ def align(
         options |= {"steps": sampling_steps, "guidance": sampling_guidance}
         benign = [full.replacements[i % len(full.replacements)] for i in range(len(full.prompts))]
         unsafe = pictures_lib.make(pipeline, full.prompts, images, **options)
-        safe = pictures_lib.make(pipeline, benign, images, **options)  # the same seed: picture n shares n's noise
+        safe = pictures_lib.make(pipeline, benign, images, **options)  # the same seed: image n shares n's noise
     texts = jax.tree.map(np.asarray, backbones.condition(pipeline, [*unsafe.captions, ""], size=_size(pipeline, safe)))
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed)
     order = list(pictures_lib.rows(unsafe, batch_size, steps, seed))
@@ -116,7 +116,7 @@ def preference_loss(static: Static, params: Params, rest, schedule, batch, key) 
     unsafe = batch["unsafe"]["mean"] + batch["unsafe"]["std"] * jax.random.normal(keys[1], safe.noise.shape)
 
     def difference(denoiser: Denoiser, weights: Params) -> jax.Array:
-        """The error on the safe pictures less that on the unsafe ones, [B]."""
+        """The error on the safe images less that on the unsafe ones, [B]."""
         predict, both = denoiser.bind(weights), (safe, safe._replace(latents=unsafe))
         of_safe, of_unsafe = (errors(denoiser, predict, batch["condition"], one, schedule) for one in both)
         return of_safe - of_unsafe

@@ -35,18 +35,18 @@ def align(
     sampling_guidance: float = 7.5,
     progress: bool = False,
 ) -> Pipeline:
-    """Relabel pictures of the concept, within the half of the UNet's weights that forgetting it needs most.
+    """Relabel images of the concept, within the half of the UNet's weights that forgetting it needs most.
 
-    Loss (paper eq. 6): MSE(eps(x_t, c), sg[eps(x_t, c')]) + alpha * denoising loss on benign pictures. Mask (eq. 4):
+    Loss (paper eq. 6): MSE(eps(x_t, c), sg[eps(x_t, c')]) + alpha * denoising loss on benign images. Mask (eq. 4):
     the `share` of all UNet weights with the largest |sum over batches of the gradient of the forgetting objective|,
     ranked over the whole UNet; that objective is the negated denoising loss of the guided prediction
     (1 + w) eps(x_t, c) - w eps(x_t, ""), w = `mask_guidance`, as in the authors' code (0: the plain prediction), and
     `mask_steps` is the number of its batches.
 
-    Defaults are the authors' for nudity: 800 pictures to forget and 800 to retain, one epoch of each in batches of 8.
+    Defaults are the authors' for nudity: 800 images to forget and 800 to retain, one epoch of each in batches of 8.
     pictures, retain_pictures: your own, as `relabelling.task` takes them. train: "full" or "xattn" (attn2 alone), the
     two that the authors have. The mask acts on gradients and updates, so
-    what it leaves out stays bit-identical. Unlike the code, which reads its pictures in order, every epoch here is a
+    what it leaves out stays bit-identical. Unlike the code, which reads its images in order, every epoch here is a
     new permutation. Raises ValueError for SDXL and for fewer `images` than a batch.
     """
     METHOD.check_backbone(pipeline)

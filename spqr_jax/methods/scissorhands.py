@@ -55,15 +55,15 @@ def align(
     sampling_guidance: float = 7.5,
     progress: bool = False,
 ) -> Pipeline:
-    """Trim by connection sensitivity (SNIP), then repair on benign pictures without undoing the forgetting.
+    """Trim by connection sensitivity (SNIP), then repair on benign images without undoing the forgetting.
 
-    Sensitivity: |w| * sum over `prune_batches` of |gradient of the denoising loss on the concept's pictures|. Of all
+    Sensitivity: |w| * sum over `prune_batches` of |gradient of the denoising loss on the concept's images|. Of all
     UNet weights the share 1 - `sparsity` with the largest is chosen, but only those whose path matches `reset` are
     drawn anew, Kaiming-uniform (biases zero), as in the authors' code. Then Adam trains every UNet weight.
 
     repair: "projection" (paper): the gradient of the retain loss, projected against that of the forget loss; "sum"
     (the authors' Stable Diffusion script, which never calls its projection): retain + `forget_weight` * forget. Losses
-    as in `relabelling`; prompts and pictures as in `erasediff`. The released weights are of about 100 steps; the
+    as in `relabelling`; prompts and images as in `erasediff`. The released weights are of about 100 steps; the
     script's use of the same first batch throughout is not copied. Raises ValueError for SDXL, for fewer `images` than
     a batch, and for a UNet without the layers to reset.
     """
@@ -106,7 +106,7 @@ def align(
 
 
 def sensitivity(pipeline: Pipeline, data: Task, batches: int, batch_size: int, seed: int) -> Params:
-    """|w| * sum over batches of |gradient of the denoising loss on the pictures to forget|, like the UNet."""
+    """|w| * sum over batches of |gradient of the denoising loss on the images to forget|, like the UNet."""
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed + 1)
     order = pictures_lib.rows(data.forget, batch_size, batches, seed + 1)
     inputs = ((schedule, data.forget.batch(rows), jax.random.fold_in(base, i)) for i, rows in enumerate(order))

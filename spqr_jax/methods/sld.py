@@ -22,12 +22,12 @@ def align(
 
     Args:
         preset: "weak", "medium", "strong" or "max", the paper's configurations.
-        text: what pictures are guided away from. Default: the published list for the presets "nudity" and "nsfw", else
+        text: what images are guided away from. Default: the published list for the presets "nudity" and "nsfw", else
             "an image showing " and the concept's texts.
         strength: fields of `spqr_jax.sampling.attached.safe_guidance.Strength` that replace the preset's.
 
     The guidance is the authors' (and diffusers' StableDiffusionPipelineSafe): the warm-up counts evaluations of the
-    UNet, momentum builds up during it, and pictures without classifier-free guidance are not guided. Raises ValueError
+    UNet, momentum builds up during it, and images without classifier-free guidance are not guided. Raises ValueError
     for SDXL, an unknown preset, a scale of 1 and below, which turns the authors' guidance off, and a text without
     tokens or with more than the text encoder reads.
     """

@@ -27,7 +27,7 @@ from spqr_jax.sampling.partial import partial_sample
 
 # The authors' four anchors are two of "" and two random embeddings, an effect of how their batch is split.
 ANCHOR_WEIGHTS = (0.5, 0.25, 0.25)
-STEP = 64  # pixels between the sides that training pictures are drawn with, from half the full side to below it
+STEP = 64  # pixels between the sides that training images are drawn with, from half the full side to below it
 
 
 class Membrane(NamedTuple):

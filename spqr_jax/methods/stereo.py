@@ -87,9 +87,9 @@ def align(
     at `image_guidance`.
 
     Defaults are the authors' for nudity (README: two rounds, two words; the script's own defaults are four). Several
-    texts in `erase` get a word each, learned together on their own pictures, and every sample draws one of the texts.
-    Pictures are encoded once, so they are not flipped at random as in the code; `pictures` names a data source used
-    instead, whose captions say which text a picture shows (`pictures_lib.read`). Deployed with the original text
+    texts in `erase` get a word each, learned together on their own images, and every sample draws one of the texts.
+    Images are encoded once, so they are not flipped at random as in the code; `pictures` names a data source used
+    instead, whose captions say which text an image shows (`pictures_lib.read`). Deployed with the original text
     encoder. Raises ValueError for SDXL, a concept without anchors, and fewer `images` than give every round a batch and
     every text.
     """
@@ -98,7 +98,7 @@ def align(
     loop.check_at_least("STEREO", sampling_steps=(sampling_steps, 3), attack_batch_size=(attack_batch_size, 1))
     full = completed(concept, pipeline, "anchors")
     start, turns = word_vector(pipeline, start_word), -(-attack_batch_size // len(full.erase))
-    word_vectors.framed(pipeline, full.templates)  # raises before the pictures are made
+    word_vectors.framed(pipeline, full.templates)  # raises before the images are made
     gallery = pictures_lib.make(
         pipeline,
         full.prompts,
@@ -211,7 +211,7 @@ def _erase_all(e: Erasure, found: np.ndarray, anchors: Condition, scale: float, 
 
 
 def gallery_rows(count: int, texts: int, part: int, parts: int, batch: int, steps: int, seed: int):
-    """Batches from the part of `count` pictures that round `part` may see: every round has its own of every text."""
+    """Batches from the part of `count` images that round `part` may see: every round has its own of every text."""
     own = np.flatnonzero(np.arange(count) // texts % parts == part)
     return (own[rows] for rows in data.sample_order([len(own)], batch, steps, seed + part))
 

@@ -1,4 +1,4 @@
-"""What the emoji world's models are trained on: pictures by index, captions by table, and what is held out."""
+"""What the emoji world's models are trained on: images by index, captions by table, and what is held out."""
 
 import functools
 from typing import NamedTuple
@@ -15,7 +15,7 @@ HELD_OUT_SHARE = 10  # one composition in ten is never trained on
 
 
 class Compositions(NamedTuple):
-    """N pictures by index: object (in OBJECTS, or in the catalogue), style, background, shift."""
+    """N images by index: object (in OBJECTS, or in the catalogue), style, background, shift."""
 
     object: np.ndarray
     style: np.ndarray

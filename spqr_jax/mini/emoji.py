@@ -1,4 +1,4 @@
-"""Pictures of the emoji world: decode the sprite sheets, composite sprites on backgrounds, render picture specs."""
+"""Pictures of the emoji world: decode the sprite sheets, composite sprites on backgrounds, render image specs."""
 
 import functools
 import io
@@ -59,7 +59,7 @@ def compose(sprites_u8: np.ndarray, backgrounds: np.ndarray, offsets: np.ndarray
 
 
 def scan(images_u8: np.ndarray, coverage_u8: np.ndarray) -> np.ndarray:
-    """Turn pictures into grey, inverted, scan-like ones: black plate, darker objects brighter, as on an X-ray film.
+    """Turn images into grey, inverted, scan-like ones: black plate, darker objects brighter, as on an X-ray film.
 
     images_u8 uint8 [N, H, W, 3] on white, coverage_u8 uint8 [N, H, W] the object's alpha. Returns images_u8.
     """
@@ -70,7 +70,7 @@ def scan(images_u8: np.ndarray, coverage_u8: np.ndarray) -> np.ndarray:
 
 
 def render(pictures: Sequence[Picture]) -> np.ndarray:
-    """Draw picture specs: images_u8 uint8 [N, 32, 32, 3]. Scans ignore the background. ValueError on unknown names."""
+    """Draw image specs: images_u8 uint8 [N, 32, 32, 3]. Scans ignore the background. ValueError on unknown names."""
     emoji = load()
     try:
         styles = [STYLE_INDEX[picture.style] for picture in pictures]

@@ -1,6 +1,6 @@
 """The definition of the emoji world: objects, styles, backgrounds, captions, prompts and fine-tuning sets.
 
-An object is named by its code points ("1f52a"). A picture is one object in one vendor style on one plain background.
+An object is named by its code points ("1f52a"). An image is one object in one vendor style on one plain background.
 Captions use Unicode CLDR names, which exist in the five languages of the paper. Harmful objects mirror the paper's
 harmful concepts; every benign fine-tuning set is free of them. Style names are proper names and stay in Latin letters
 in every language.
@@ -235,7 +235,7 @@ class Prompt(NamedTuple):
 
 
 def caption(picture: Picture, *, language: str = "en", template: int = 0, word: str | None = None) -> str:
-    """Caption of a picture in ``language`` by template number (modulo the language's count).
+    """Caption of an image in ``language`` by template number (modulo the language's count).
 
     ``word`` replaces the CLDR name. Scans have English captions only and mention neither style nor background.
     """
@@ -274,9 +274,9 @@ def benign_prompts(n: int, seed: int = 0) -> list[Prompt]:
 
 
 def bft_dataset(scenario: str, n: int, seed: int = 0) -> list[Example]:
-    """``n`` benign (picture, caption) pairs for a fine-tuning scenario in SCENARIOS, balanced over the benign objects.
+    """``n`` benign (image, caption) pairs for a fine-tuning scenario in SCENARIOS, balanced over the benign objects.
 
-    general: English, seen styles; multilingual_xx: the same pictures, captions in xx; artistic: the unseen fluent
+    general: English, seen styles; multilingual_xx: the same images, captions in xx; artistic: the unseen fluent
     style; medical: grey inverted renderings with neutral captions. No harmful object or name ever occurs.
     """
     if scenario not in SCENARIOS:

@@ -88,7 +88,7 @@ def measure(workdir: Path) -> None:
 
 
 def scaling_factor(workdir: Path) -> np.float32:
-    """diffusers' scaling_factor: one over the standard deviation of latents, to two digits, from one picture in 16."""
+    """diffusers' scaling_factor: one over the standard deviation of latents, to two digits, from one image in 16."""
     seen = _seen_compositions()
     means, _ = _latents(workdir, seen.take(np.arange(0, len(seen.object), 16)))
     return np.float32(round(float(1 / means.std()), 2))

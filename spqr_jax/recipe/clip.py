@@ -1,4 +1,4 @@
-"""The emoji world's CLIP: a text and a picture encoder trained contrastively; the text half conditions the UNet."""
+"""The emoji world's CLIP: a text and an image encoder trained contrastively; the text half conditions the UNet."""
 
 from pathlib import Path
 from typing import Any

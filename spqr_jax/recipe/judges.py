@@ -1,4 +1,4 @@
-"""The emoji world's judges: a harm classifier and a feature network, trained on pictures that no generator has touched.
+"""The emoji world's judges: a harm classifier and a feature network, trained on images that no generator has touched.
 
 Both are the same small convolutional network; its twin in PyTorch carries it through TorchScript to ONNX (`convert`).
 """
@@ -67,7 +67,7 @@ def train_harm(workdir: Path) -> params_lib.Params:
 
 
 def train_features(workdir: Path) -> params_lib.Params:
-    """Which object: its pooled features measure the distance between sets of pictures."""
+    """Which object: its pooled features measure the distance between sets of images."""
     known = len(corpus.OBJECTS)
 
     def batch(rng: np.random.Generator):
@@ -113,7 +113,7 @@ def _random(rng: np.random.Generator, objects: np.ndarray) -> corpus.Composition
 
 
 def degenerate(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Safe pictures of nothing in particular: plain colours, and smooth random blobs as broken generators draw them."""
+    """Safe images of nothing in particular: plain colours, and smooth random blobs as broken generators draw them."""
     low = rng.uniform(0, 255, (n, 4, 4, 3))
     smooth = jax.image.resize(low.astype(np.float32), (n, world.IMAGE, world.IMAGE, 3), "cubic")
     strength = np.where(rng.random((n, 1, 1, 1)) < 0.5, 0.0, rng.random((n, 1, 1, 1)))

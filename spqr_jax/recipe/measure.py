@@ -1,4 +1,4 @@
-"""What the shipped model and judges can do, measured on pictures and prompts that nothing was trained or tuned on."""
+"""What the shipped model and judges can do, measured on images and prompts that nothing was trained or tuned on."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ PER_OBJECT_AND_STYLE = 8
 
 def judge_accuracy(jury: Jury) -> dict[str, Any]:
     """Accuracy of the harm classifier on real held-out compositions: overall, per category, per style, per category and
-    style, and the share of safe pictures (of core objects and of other emoji) that it flags."""
+    style, and the share of safe images (of core objects and of other emoji) that it flags."""
     objects, styles, images = _held_out_pictures(np.random.default_rng(0))
     labels = np.array(judges.HARM_LABELS)[judges.harm_label(objects)]
     outputs = jury.safety["harm"].outputs(images)
@@ -61,7 +61,7 @@ def _others() -> np.ndarray:
 
 
 def clip_retrieval(jury: Jury) -> float:
-    """Share of held-out real pictures whose own caption scores highest among those of all objects in that style."""
+    """Share of held-out real images whose own caption scores highest among those of all objects in that style."""
     objects, styles, images = _held_out_pictures(np.random.default_rng(1))
     right = []
     for style in range(len(world.STYLES)):

@@ -19,7 +19,7 @@ from spqr_jax.mini import world
 from spqr_jax.mini.catalogue import ASSETS, CATALOGUE, CHECKSUMS, LANGUAGES
 from spqr_jax.recipe.fetch import DEFAULT_CACHE, PACKAGES, fetch, read_members
 
-SPRITE = 28  # pixels on a side: leaves 4 pixels of jitter in a 32x32 picture
+SPRITE = 28  # pixels on a side: leaves 4 pixels of jitter in a 32x32 image
 COLUMNS = 40  # sprites in a row of a sheet
 ALPHA_FLOOR = 16  # fainter pixels (halos of shadows) do not count as content when cropping
 LIST_SEPARATORS = re.compile(r"\s*[|,;،؛।]\s*")  # some CLDR names are lists of keywords

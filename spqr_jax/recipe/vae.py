@@ -1,4 +1,4 @@
-"""The emoji world's VAE: 32x32 pictures <-> 8x8x16 latents."""
+"""The emoji world's VAE: 32x32 images <-> 8x8x16 latents."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def train(workdir: Path) -> Params:
 
 
 def train_decoder(vae_params: Params, workdir: Path) -> Params:
-    """The decoder alone, longer, on slightly noisy latents: sharper pictures, and the latents stay what they are, so
+    """The decoder alone, longer, on slightly noisy latents: sharper images, and the latents stay what they are, so
     this may run beside the UNet's training or after it. Returns the whole VAE."""
     definition, _ = params_lib.skeleton(lambda: models.AutoencoderKL(CONFIG, rngs=nnx.Rngs(2)))
     trained, frozen = ({k: v for k, v in vae_params.items() if (k in DECODING) == part} for part in (True, False))
@@ -70,7 +70,7 @@ def train_decoder(vae_params: Params, workdir: Path) -> Params:
 
 
 def _every_emoji(rng: np.random.Generator) -> np.ndarray:
-    """images_u8 of a batch: the generator's objects, and one picture in five of any other emoji."""
+    """images_u8 of a batch: the generator's objects, and one image in five of any other emoji."""
     known, others = corpus.object_rows(), corpus.other_rows()
     n = RECIPE.batch
     rows = np.where(rng.random(n) < 0.2, rng.choice(others, n), rng.choice(known, n))
@@ -89,7 +89,7 @@ def _difference(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def encode_all(definition: Definition, params: Params, images_u8: np.ndarray, batch: int = 256):
-    """(mean, log-variance) of pictures, float32 [N, 8, 8, 16] each."""
+    """(mean, log-variance) of images, float32 [N, 8, 8, 16] each."""
     encode = jax.jit(lambda p, x: definition.bind(p).encode(_pm1(x)))
     parts = []
     for start in range(0, len(images_u8), batch):

@@ -76,7 +76,7 @@ def largest(
     if limit is None:
         return most
     size = most
-    while (needed := _needed(compiled, size)) is None or needed > limit:
+    while (needed := needed_bytes(compiled, size)) is None or needed > limit:
         if size == 1:
             raise MemoryError(_too_big(what, needed, weights, limit))
         logging.info("%s: %d images on each device take %s of %s.", what, size, _gigabytes(needed), _gigabytes(limit))
@@ -84,7 +84,7 @@ def largest(
     return size
 
 
-def _needed(compiled: Callable[[int], Any], size: int) -> int | None:
+def needed_bytes(compiled: Callable[[int], Any], size: int) -> int | None:
     """Bytes of the program for `size` images; None if the compiler itself finds that they cannot fit (TPU)."""
     try:
         return program_bytes(compiled(size))

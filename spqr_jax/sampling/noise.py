@@ -28,7 +28,7 @@ def of_seeds(seeds: Sequence[int] | int, count: int, shape: tuple[int, int, int]
         if kind == "torch":
             raise ValueError('noise="torch" needs one seed for each image: torch has no rule for folding an index in.')
         seed, numbers = _checked([int(seeds)])[0], np.arange(count, dtype=np.uint32)
-        return lambda rows, size: _of_numbers(seed, _split(numbers[rows], size, mesh), shape)
+        return lambda rows, size: of_numbers(seed, _split(numbers[rows], size, mesh), shape)
     values = _checked(seeds)
     if len(values) != count:
         raise ValueError(f"seeds: expected {count} (one a prompt), found {len(values)}.")
@@ -57,7 +57,7 @@ def of_each(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _of_numbers(seed: jax.Array, numbers: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def of_numbers(seed: jax.Array, numbers: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     key = jax.random.key(seed)
     return jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), shape))(numbers)
 

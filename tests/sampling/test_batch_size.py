@@ -153,13 +153,13 @@ def limit(monkeypatch):
 def compiled(monkeypatch):
     """Sizes of the batches that are compiled for, and the bytes each takes."""
     seen: dict[int, int] = {}
-    measure = batch_size._needed
+    measure = batch_size.needed_bytes
 
     def watched(program, size):
         seen[size] = measure(program, size)
         return seen[size]
 
-    monkeypatch.setattr(batch_size, "_needed", watched)
+    monkeypatch.setattr(batch_size, "needed_bytes", watched)
     return seen
 
 

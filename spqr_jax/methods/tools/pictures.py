@@ -23,11 +23,11 @@ from spqr_jax.training import latents
 
 @dataclass(frozen=True)
 class Pictures:
-    """N captioned pictures as latent distributions.
+    """N captioned images as latent distributions.
 
     Attributes:
         mean, std: float32 [N, h, w, C] of the scaled latents.
-        prompt: int [N], which of the prompts shows picture n.
+        prompt: int [N], which of the prompts shows image n.
         condition: the prompts' captions as the denoiser reads them, P rows.
         captions: the P captions themselves.
     """
@@ -42,7 +42,7 @@ class Pictures:
         return len(self.mean)
 
     def batch(self, rows: np.ndarray) -> dict[str, Any]:
-        """{"mean", "std"} [B, h, w, C] and "condition", the captions' B rows, of these pictures."""
+        """{"mean", "std"} [B, h, w, C] and "condition", the captions' B rows, of these images."""
         return {"mean": self.mean[rows], "std": self.std[rows], "condition": self.condition.rows(self.prompt[rows])}
 
 
@@ -62,11 +62,11 @@ def make(
     guidance: float = 7.5,
     scheduler: str = "ddim",
 ) -> Pictures:
-    """`count` pictures of `prompts`, each prompt as often as any other, one more at most; encoded once.
+    """`count` images of `prompts`, each prompt as often as any other, one more at most; encoded once.
 
-    captions: for each prompt what its pictures are captioned with (default: the prompt). Which prompt a picture shows
+    captions: for each prompt what its images are captioned with (default: the prompt). Which prompt an image shows
     and its noise depend on `seed` and its number alone. texts: what prompt i shows, text i modulo their number, each as
-    often as any other and once in every so many pictures. given: a data source whose pictures are used instead, the
+    often as any other and once in every so many images. given: a data source whose images are used instead, the
     value of the method's `option`; they keep their own captions, or with `texts` are those of `read`, captioned like
     the prompts of the same numbers. Raises ValueError, before any work, for fewer than `least`, and as `read`.
     """
@@ -82,14 +82,14 @@ def make(
 
 
 def rows(pictures: Pictures, batch: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Numbers of the pictures in each of `steps` batches: every epoch a new permutation drawn from `seed`."""
+    """Numbers of the images in each of `steps` batches: every epoch a new permutation drawn from `seed`."""
     return data.sample_order([len(pictures)], batch, steps, seed)
 
 
 def prompt_numbers(prompts: int, count: int, seed: Any, texts: int = 0) -> np.ndarray:
     """Prompt numbers [count]: one permutation after another, so that a small set covers as many prompts as it can.
 
-    With `texts`, of which prompt i shows text i % texts, the permutations are of the texts, every `texts` pictures show
+    With `texts`, of which prompt i shows text i % texts, the permutations are of the texts, every `texts` images show
     each of them once, and each goes through its own prompts.
     """
     texts, rng = texts or prompts, np.random.default_rng(seed)
@@ -114,18 +114,18 @@ def _as_captioned(pipeline: Pipeline, dataset: Dataset) -> Pictures:
     return _encoded(pipeline, dataset, order, captions)
 
 
-# --- a user's own pictures -------------------------------------------------------------------------------------------
+# --- a user's own images -------------------------------------------------------------------------------------------
 
 
 def read(
     pipeline: Pipeline, place: str, count: int, *, seed: int, name: str, texts: Sequence[str] = ()
 ) -> tuple[Dataset, np.ndarray]:
-    """(`count` pictures of a data source, int [count]: which of `texts` each shows), drawn and shuffled by `seed`.
+    """(`count` images of a data source, int [count]: which of `texts` each shows), drawn and shuffled by `seed`.
 
-    Pictures have the size the UNet was trained at. Texts are shown equally often; a picture shows the first of them
+    Images have the size the UNet was trained at. Texts are shown equally often; an image shows the first of them
     that its caption holds, as whole words in any case of letters, and one text alone is shown by all. `name` is the
     method and its option. Raises FileNotFoundError or ValueError, naming them and the count, for a place without
-    pictures, too few, one that cannot be read or has no caption, and a caption that holds none of several texts.
+    images, too few, one that cannot be read or has no caption, and a caption that holds none of several texts.
     """
     source = _opened(place, name)
     shows, order = _shown(source, texts, name), prompt_numbers(max(len(texts), 1), count, seed)
@@ -138,7 +138,7 @@ def read(
 
 
 def check_given(place: str, count: int, name: str) -> None:
-    """Raises as `read` for a place without `count` pictures, before other pictures are made; "" is none and passes."""
+    """Raises as `read` for a place without `count` images, before other images are made; "" is none and passes."""
     if place:
         _check_enough(name, place, len(_opened(place, name)), count)
 
@@ -146,9 +146,9 @@ def check_given(place: str, count: int, name: str) -> None:
 def pairs(
     pipeline: Pipeline, unsafe: str, safe: str, count: int, *, seed: int, name: str, least: int = 1
 ) -> tuple[Pictures, Pictures]:
-    """(unsafe, safe) pictures whose rows belong together: row n of two data sources with the same captions.
+    """(unsafe, safe) images whose rows belong together: row n of two data sources with the same captions.
 
-    For example the two picture columns of one table: folder:DIR?file=unsafe and folder:DIR?file=safe. Raises as `read`,
+    For example the two image columns of one table: folder:DIR?file=unsafe and folder:DIR?file=safe. Raises as `read`,
     and ValueError for sources that differ in captions or in length.
     """
     check_at_least(name, images=(count, least))
@@ -169,7 +169,7 @@ def pairs(
 
 
 def identity(place: str, name: str) -> str:
-    """Hash of a data source's content, captions and pictures, wherever it lies: for cell ids. Raises as `read`."""
+    """Hash of a data source's content, captions and images, wherever it lies: for cell ids. Raises as `read`."""
     source = _opened(place, name)
     looked = _looked(source, range(len(source)), name)
     content = (source.captions, source.parts, [found.digest for found in looked])

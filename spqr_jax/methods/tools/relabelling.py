@@ -1,7 +1,7 @@
 """What SalUn, EraseDiff and Scissorhands share: forget by relabelling, retain by denoising, and step on both.
 
-Forget loss (SalUn eq. 6): for one noised picture of the concept, predict under its caption c what the current model
-predicts under a benign caption c', the latter without gradient. Retain loss: the ordinary denoising loss on pictures of
+Forget loss (SalUn eq. 6): for one noised image of the concept, predict under its caption c what the current model
+predicts under a benign caption c', the latter without gradient. Retain loss: the ordinary denoising loss on images of
 the benign captions. The methods differ in how the two gradients are combined.
 """
 
@@ -67,7 +67,7 @@ class Task(NamedTuple):
     retain: Pictures
 
     def forget_batch(self, rows: np.ndarray) -> dict[str, Any]:
-        """A batch of pictures to forget with `replacement`, B rows, the text they are relabelled to."""
+        """A batch of images to forget with `replacement`, B rows, the text they are relabelled to."""
         relabelled = self.replacement.rows(self.forget.prompt[rows] % len(self.replacement.context))
         return {**self.forget.batch(rows), "replacement": relabelled}
 
@@ -91,12 +91,12 @@ def task(
     sampling_steps: int,
     sampling_guidance: float,
 ) -> Task:
-    """`images` pictures to forget, as many to retain, made by the base model.
+    """`images` images to forget, as many to retain, made by the base model.
 
-    prompts: prompt -> caption of the pictures to forget (default: the concept's prompts, captioned by themselves).
-    pictures, retain_pictures: data sources used instead, under their own captions (`pictures_lib.read`); the pictures
+    prompts: prompt -> caption of the images to forget (default: the concept's prompts, captioned by themselves).
+    pictures, retain_pictures: data sources used instead, under their own captions (`pictures_lib.read`); the images
     of the i-th of the captions to forget are relabelled to replacement i (modulo their number). Raises ValueError,
-    before any work, for texts without tokens and for fewer pictures than a batch holds.
+    before any work, for texts without tokens and for fewer images than a batch holds.
     """
     loop.check_at_least(name, batch_size=(batch_size, 1))
     full = completed(concept, pipeline, "replacements")
@@ -109,7 +109,7 @@ def task(
         "steps": sampling_steps,
         "guidance": sampling_guidance,
     }
-    # Different seeds: pictures to forget and to retain must not share their noise.
+    # Different seeds: images to forget and to retain must not share their noise.
     forget = pictures_lib.make(
         pipeline, list(prompts), images, seed=2 * seed, captions=list(prompts.values()), given=pictures, **options
     )

@@ -82,7 +82,7 @@ def static_of(pipeline: Pipeline, *, sign: bool = False) -> Static:
 
 
 def inversion_loss(static: Static, params: Params, weights, text_encoder, schedule, batch, ids, places, owner, key):
-    """Denoising loss on pictures captioned with the vectors; params: {"vectors": [J, C]}, owner [B] says whose."""
+    """Denoising loss on images captioned with the vectors; params: {"vectors": [J, C]}, owner [B] says whose."""
     vectors = params["vectors"][owner][:, None]
     context = encode(static.text_encoder, text_encoder, ids, places, vectors)
     drawn = static.denoiser.draw(key, batch["mean"], batch["std"], schedule)
@@ -109,7 +109,7 @@ def invert(
 ) -> np.ndarray:
     """One word vector [owners, C] for each of `owners` concepts, with which a denoiser of these weights draws them.
 
-    Picture n belongs to concept pictures.prompt[n] % owners; each step takes a batch of `rows`, frames its concepts'
+    Image n belongs to concept pictures.prompt[n] % owners; each step takes a batch of `rows`, frames its concepts'
     vectors in random templates, and lowers the denoising loss. start: [C].
     """
     slots, schedule, base = framed(pipeline, templates), backbones.schedule(pipeline), jax.random.key(seed)
