@@ -18,7 +18,7 @@ from spqr_jax.methods import METHODS, Concept, resalign
 from spqr_jax.methods.tools import element_mask, loop, pictures
 from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.run import cells
-from spqr_jax.run.identity import Inputs, digest
+from spqr_jax.run.identity import Inputs, data_sources
 from spqr_jax.sampling import partial
 from tests import stand_in
 
@@ -217,7 +217,7 @@ def test_what_cannot_be_used_is_refused_by_name(pipeline, tmp_path):
     with pytest.raises(ValueError, match=r"SalUn: pictures: 1 of 4 pictures cannot be used: .*2\.png: not a readable"):
         pictures.make(pipeline, ["cat"], 4, **make)
     with pytest.raises(ValueError, match=r"Mine: pictures: 1 of 4"):
-        pictures.identities([Subject("Mine", "salun", {"pictures": f"folder:{tmp_path}"})])
+        data_sources([Subject("Mine", "salun", {"pictures": f"folder:{tmp_path}"})])
 
 
 def test_content_and_not_place_names_the_weights(tmp_path):
@@ -229,10 +229,11 @@ def test_content_and_not_place_names_the_weights(tmp_path):
     def weights(name: str):
         options = {"images": 4, **({"pictures": f"folder:{tmp_path / name}"} if name else {})}
         config = Config(subjects=(Subject("SalUn", "salun", options),))
-        inputs = Inputs("backbone", {}, {"general": "data"}, {}, pictures.identities(config.subjects))
+        inputs = Inputs("backbone", {}, {"general": "data"}, {}, data_sources(config.subjects))
         return cells.plan(config, tmp_path, inputs)[0][0].weights.name
 
     assert weights("a") == weights("copy")
     assert len({weights(name) for name in ("a", "other", "renamed", "")}) == 4
-    plain = {"method": "salun", "options": {"images": 4}, "checkpoint": ""}
-    assert weights("") == digest("backbone", "float32", plain, "mini", 0)  # as without this option
+    unset = Subject("SalUn", "salun", {"images": 4, "pictures": ""})  # the default, named
+    inputs = Inputs("backbone", {}, {"general": "data"}, {}, data_sources([unset]))
+    assert weights("") == cells.plan(Config(subjects=(unset,)), tmp_path, inputs)[0][0].weights.name

@@ -15,6 +15,7 @@ from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.config import Config, Subject
 from spqr_jax.methods import Concept, erasediff, esd, salun, scissorhands
 from spqr_jax.methods.tools import element_mask, loop, pictures, relabelling
+from spqr_jax.methods.tools.concepts import completed
 from spqr_jax.mini import world
 from spqr_jax.run import check, names
 
@@ -319,12 +320,12 @@ def test_emoji_categories_are_parts_of_the_whole():
 
 def test_presets_are_complete(pipeline):
     for preset in (*concepts.PRESETS.values(), mini.concept(), mini.concept("weapons")):
-        full = concepts.completed(preset, pipeline, "prompts", "replacements", "retain", "anchors", "templates")
+        full = completed(preset, pipeline, "prompts", "replacements", "retain", "anchors", "templates")
         assert full.erase == preset.erase
     for kept in ((), ("",)):  # "" may be preserved by a closed form, but shows nothing
         with pytest.raises(ValueError, match="`retain` is empty"):
-            concepts.completed(Concept("cat", ("cat",), preserve=kept), pipeline, "retain")
+            completed(Concept("cat", ("cat",), preserve=kept), pipeline, "retain")
     with pytest.raises(ValueError, match="3 `prompts` for 2"):
-        concepts.completed(Concept("c", ("cat", "dog"), prompts=("cat", "dog", "cat")), pipeline)
+        completed(Concept("c", ("cat", "dog"), prompts=("cat", "dog", "cat")), pipeline)
     with pytest.raises(ValueError, match="once"):
-        concepts.completed(CAT._replace(templates=("no slot",)), pipeline)
+        completed(CAT._replace(templates=("no slot",)), pipeline)
