@@ -12,7 +12,7 @@ from tqdm import tqdm
 from spqr_jax import backbones, profiles
 from spqr_jax import data as data_lib
 from spqr_jax import params as params_lib
-from spqr_jax.backbones import Condition, Denoiser
+from spqr_jax.backbones import Denoiser
 from spqr_jax.data import Dataset
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import preemption
@@ -168,7 +168,8 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     )
     steps = num_steps(profile, stages, o.batch_size, o.steps, o.epochs)
     encoded = latents.encode(pipeline, dataset, cache=o.latents_cache)
-    condition = _condition(pipeline, dataset)
+    size = denoiser.backbone.pixels(pipeline, encoded.mean)
+    condition = backbones.condition(pipeline, dataset.captions, size=size)
     step = train_step(Program(denoiser, o.optimiser, o.objective, o.memory, mesh if o.fsdp else None))
     schedule = denoiser.backbone.noising.schedule(pipeline.configs["scheduler"])
     state = place_state(trainable, o.optimiser, o.objective.ema > 0, mesh, o.fsdp)
@@ -183,13 +184,6 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
         return step(state, frozen, drop, schedule, mesh_lib.split_batch(batch, mesh), key)
 
     return _Training(state, order, numbered)
-
-
-def _condition(pipeline: Pipeline, dataset: Dataset) -> Condition:
-    """The condition of all captions, as NumPy arrays."""
-    height, width = dataset.images(np.arange(1)).shape[1:3]
-    condition = backbones.condition(pipeline, list(dataset.captions), size=(height, width))
-    return jax.tree.map(np.asarray, condition)
 
 
 def _result(profile: str, state: Any, o: Options) -> Adapted:

@@ -30,8 +30,10 @@ def generate(
     """
     batch_size = batch_size and min(batch_size, len(prompts) or 1)
     parts = [images for _, images in batches(pipeline, prompts, seeds, batch_size=batch_size, **options)]
-    height, width = call_lib.size_of(pipeline, Sampling(height=options.get("height"), width=options.get("width")))
-    return np.concatenate(parts) if parts else np.zeros((0, height, width, 3), np.uint8)
+    if parts:
+        return np.concatenate(parts)
+    size = call_lib.size_of(pipeline, Sampling(height=options.get("height"), width=options.get("width")))
+    return np.zeros((0, *size, 3), np.uint8)
 
 
 def batches(
@@ -63,12 +65,12 @@ def batches(
     also those of a part of a sweep. Raises as `generate`.
     """
     how, mesh = Sampling(**sampling), mesh or mesh_lib.make()
-    scales = call_lib.guidance_scales(how.guidance, len(prompts))
+    scales, tables = call_lib.guidance_scales(how.guidance, len(prompts)), call_lib.tables_of(pipeline, how)
     start = call_lib.start_noise(pipeline, len(prompts), how, seeds, latents, noise, mesh)
     largest = how._replace(guidance=float(scales.max(initial=1)))
     size = _batch_size(pipeline, len(prompts), largest, batch_size, mesh, fsdp)
     if prompts:
-        call = call_lib.prepare(pipeline, prompts, how, scales, mesh if fsdp else None)
+        call = call_lib.prepare(pipeline, prompts, how, scales, tables, mesh if fsdp else None)
         yield from _one_ahead(call, prompts, start, size, mesh, fsdp)
 
 
@@ -122,9 +124,8 @@ def largest_batch(
     how, mesh = Sampling(**sampling), mesh or mesh_lib.make()
     size = call_lib.size_of(pipeline, how)
     shape = backbones.of(pipeline).latent_shape(pipeline, size)
-    call = call_lib.prepare(
-        pipeline, [""], how, call_lib.guidance_scales(how.guidance, 1), mesh if fsdp else None, shapes=True
-    )
+    scales, tables = call_lib.guidance_scales(how.guidance, 1), call_lib.tables_of(pipeline, how)
+    call = call_lib.prepare(pipeline, [""], how, scales, tables, mesh if fsdp else None, shapes=True)
     weights = mesh_lib.shapes(call.weights, mesh, fsdp=fsdp)
 
     def compiled(each: int):

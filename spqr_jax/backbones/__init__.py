@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.nnx as nnx
 import jax
+import numpy as np
 
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import models
@@ -88,4 +89,4 @@ def condition(
     """`Backbone.condition` for images of `size` pixels, default the size that the denoiser was trained at."""
     backbone = of(pipeline)
     side = backbone.side(pipeline)
-    return backbone.condition(pipeline, texts, size or (side, side), unconditional)
+    return jax.tree.map(np.asarray, backbone.condition(pipeline, texts, size or (side, side), unconditional))

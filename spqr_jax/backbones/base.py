@@ -108,6 +108,11 @@ class Backbone(NamedTuple):
     scaled: Callable[[np.ndarray, np.ndarray, Any], tuple[np.ndarray, np.ndarray]]
     decode: Callable[[Any, jax.Array, Any], jax.Array]
 
+    def pixels(self, pipeline: Pipeline, latents: Array) -> tuple[int, int]:
+        """Height and width in pixels of the images of latents [N, h, w, C]."""
+        factor = self.factor(pipeline)
+        return latents.shape[1] * factor, latents.shape[2] * factor
+
     def weights(self, pipeline: Pipeline) -> Params:
         """The denoiser's weights."""
         return pipeline.params[self.denoiser]

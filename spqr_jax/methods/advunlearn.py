@@ -148,7 +148,7 @@ class World(NamedTuple):
 
 
 def _world(pipeline: Pipeline, full: Concept, prefix: int, steps: int, guidance: float, sign: bool) -> World:
-    said = jax.tree.map(np.asarray, backbones.condition(pipeline, [*full.erase, "", *full.retain]))
+    said = backbones.condition(pipeline, [*full.erase, "", *full.retain])
     count = len(full.erase)
     slots = attacks.prefixed(pipeline, full.erase, prefix)
     return World(

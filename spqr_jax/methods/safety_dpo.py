@@ -77,7 +77,7 @@ def align(
         benign = [full.replacements[i % len(full.replacements)] for i in range(len(full.prompts))]
         unsafe = pictures_lib.make(pipeline, full.prompts, images, **options)
         safe = pictures_lib.make(pipeline, benign, images, **options)  # the same seed: image n shares n's noise
-    texts = jax.tree.map(np.asarray, backbones.condition(pipeline, [*unsafe.captions, ""], size=_size(pipeline, safe)))
+    texts = backbones.condition(pipeline, [*unsafe.captions, ""], size=denoiser.backbone.pixels(pipeline, safe.mean))
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed)
     order = list(pictures_lib.rows(unsafe, batch_size, steps, seed))
 
@@ -127,12 +127,6 @@ def preference_loss(static: Static, params: Params, rest, schedule, batch, key) 
 
 
 _PREFERENCE = loop.descent(preference_loss)
-
-
-def _size(pipeline: Pipeline, pictures: Pictures) -> tuple[int, int]:
-    """Height and width of the images in pixels."""
-    factor = backbones.of(pipeline).factor(pipeline)
-    return pictures.mean.shape[1] * factor, pictures.mean.shape[2] * factor
 
 
 def pair_batch(

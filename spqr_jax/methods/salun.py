@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from spqr_jax import backbones
 from spqr_jax.backbones import Condition, Denoiser
@@ -89,7 +88,7 @@ def saliency(
     pipeline: Pipeline, data: Task, guidance: float, steps: int, batch_size: int, seed: int, share: float
 ) -> Params:
     """The element mask over the UNet: the `share` of weights with the largest absolute summed gradient."""
-    empty = jax.tree.map(np.asarray, backbones.condition(pipeline, [""]))
+    empty = backbones.condition(pipeline, [""])
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed + 1)
     order = pictures_lib.rows(data.forget, batch_size, steps, seed + 1)
     batches = (

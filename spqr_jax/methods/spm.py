@@ -148,7 +148,7 @@ def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = Fals
     region = backbone.require("transformer", "SPM")
     adapter = low_rank.create(weights, region, rank=o.rank, seed=seed, name="SPM")
     sampler = partial.sampler(pipeline, o.sampling_steps, o.sampling_guidance)
-    told = jax.tree.map(np.asarray, backbones.condition(pipeline, [text, o.neutral, ""]))
+    told = backbones.condition(pipeline, [text, o.neutral, ""])
     sides = [sampler.shape[0] * eighth // 8 for eighth in o.eighths] or _sides(pipeline, sampler.shape[0])
     build, total = low_rank.Added(o.alpha / o.rank), len(backbones.schedule(pipeline))
 

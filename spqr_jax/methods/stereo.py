@@ -111,11 +111,11 @@ def align(
         steps=image_steps,
         guidance=image_guidance,
     )
-    said = jax.tree.map(np.asarray, backbones.condition(pipeline, [*full.erase, ""]))
+    said = backbones.condition(pipeline, [*full.erase, ""])
     sampler = partial.sampler(pipeline, sampling_steps, sampling_guidance)
     erasure = Erasure(pipeline, sampler, said.rows(slice(-1, None)), batch_size, seed, progress)
     backbone = backbones.of(pipeline)
-    erased, found = backbone.weights(pipeline), [said.context[:-1]]
+    erased, found = backbone.weights(pipeline), [np.asarray(said.context)[:-1]]
     for k in range(rounds):
         erased = _erase(erasure, erased, found[-1], erase_scale, Adam(erase_lr, weight_decay), erase_steps, k)
         vectors = word_vectors.invert(
@@ -133,7 +133,7 @@ def align(
             progress=progress,
         )
         found.append(_word_states(pipeline, vectors))
-    anchors = jax.tree.map(np.asarray, backbones.condition(pipeline, full.anchors))
+    anchors = backbones.condition(pipeline, full.anchors)
     adam = Adam(final_lr, weight_decay)
     weights = _erase_all(erasure, np.stack(found), anchors, final_scale, adam, final_steps)
     return backbone.with_weights(pipeline, loop.on_host(weights))

@@ -61,10 +61,11 @@ def _options(method: Method, subject: Subject, inputs: Inputs, seed: int) -> dic
 
     So an id changes with a default, and does not when the default is named.
     """
-    values = methods.defaults(method) | {"seed": seed} | subject.options
+    defaults = methods.defaults(method)
+    values = defaults | {"seed": seed} | subject.options
     values |= {option: inputs.pictures[place] for option, place in _sources(subject).items()}
     values.pop("progress", None)  # changes no result
-    return {name: _as_default(value, methods.defaults(method).get(name)) for name, value in values.items()}
+    return {name: _as_default(value, defaults.get(name)) for name, value in values.items()}
 
 
 def _as_default(value: Any, default: Any) -> Any:

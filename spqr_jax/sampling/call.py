@@ -68,14 +68,15 @@ def prepare(
     prompts: Sequence[str],
     how: Sampling,
     scales: np.ndarray,
+    tables: Any,
     split: Mesh | None,
     *,
     shapes: bool = False,
 ) -> Call:
     """Encode all texts and let every attachment prepare.
 
-    split: the mesh that weights are split over, or None. shapes: have zeros in the place of text states, so that
-    nothing is computed.
+    tables: from `tables_of`. split: the mesh that weights are split over, or None. shapes: have zeros in the place of
+    text states, so that nothing is computed.
     """
     backbone, count = backbones.of(pipeline), len(prompts)
     guided = bool((scales > 1).any())
@@ -93,7 +94,7 @@ def prepare(
     kinds = tuple(one.act for one in acts)
     return Call(
         Program(backbones.denoiser(pipeline), decoder, backbone.scaling(pipeline), guided, split, kinds),
-        schedulers.create(how.scheduler, pipeline.configs["scheduler"], how.steps),
+        tables,
         {"denoiser": weights, "autoencoder": autoencoder, "attached": tuple(one.weights for one in acts)},
         condition.rows(slice(0, count)),
         condition.rows(slice(count, count + 1)),
@@ -119,6 +120,11 @@ def start_noise(pipeline: Pipeline, count: int, how: Sampling, seeds: Any, laten
     if latents is None:
         return noise_lib.of_seeds(seeds, count, shape, mesh, noise)
     return noise_lib.given(latents, count, shape, mesh)
+
+
+def tables_of(pipeline: Pipeline, how: Sampling) -> Any:
+    """The scheduler's tables. Raises ValueError for an unknown scheduler or a number of steps that it does not take."""
+    return schedulers.create(how.scheduler, pipeline.configs["scheduler"], how.steps)
 
 
 def size_of(pipeline: Pipeline, how: Sampling) -> tuple[int, int]:

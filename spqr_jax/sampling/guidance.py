@@ -21,11 +21,17 @@ def guided_prediction(predict: Predict, given: Guided, guided: bool, latents: ja
 
     If `guided` is False, it is the prompts' own prediction. time: scalar.
     """
-    batch = latents.shape[0]
     if not guided:
-        return predict(latents, jnp.broadcast_to(time, (batch,)), given.text).astype(jnp.float32)
-    condition = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), given.negative, given.text)
-    times = jnp.broadcast_to(time, (2 * batch,))
-    output = predict(jnp.concatenate([latents, latents]), times, condition).astype(jnp.float32)
-    without, with_text = jnp.split(output, 2)
+        return predict(latents, jnp.broadcast_to(time, latents.shape[:1]), given.text).astype(jnp.float32)
+    without, with_text = predictions(predict, (given.negative, given.text), latents, time)
     return without + given.guidance[:, None, None, None] * (with_text - without)
+
+
+def predictions(
+    predict: Predict, conditions: tuple[Condition, ...], latents: jax.Array, time: jax.Array
+) -> list[jax.Array]:
+    """The predictions [B, h, w, C] for the same latents under several conditions, float32, from one larger batch."""
+    count = len(conditions)
+    together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *conditions)
+    times = jnp.broadcast_to(time, (count * len(latents),))
+    return jnp.split(predict(jnp.concatenate([latents] * count), times, together).astype(jnp.float32), count)

@@ -52,21 +52,14 @@ def partial_sample(
 
 
 def walk(
-    sampler: Sampler,
-    params: Params,
-    text: Condition,
-    empty: Condition,
-    done: int,
-    rng: np.random.Generator,
-    shape: tuple[int, int, int] | None = None,
+    sampler: Sampler, params: Params, text: Condition, empty: Condition, done: int, rng: np.random.Generator
 ) -> jax.Array:
     """Latents [B, h, w, C] after `done` guided steps from fresh noise. Their time is `sampler.tables.timesteps[done]`.
 
-    text: B texts. empty: the negative text, one row or B rows. shape: shape of a sample's latents, default the
-    sampler's.
+    text: B texts. empty: the negative text, one row or B rows.
     """
     batch = len(text.context)
-    noise = rng.standard_normal((batch, *(shape or sampler.shape)), np.float32)
+    noise = rng.standard_normal((batch, *sampler.shape), np.float32)
     negative = empty if len(empty.context) == batch else empty.rows(np.zeros(batch, int))
     given = Guided(text, negative, np.full(batch, sampler.guidance, np.float32))
     return partial_sample(sampler.denoiser, params, sampler.tables, noise, given, done)

@@ -69,7 +69,7 @@ def fit(
 
 def encode(pipeline: Pipeline, prompts: tuple[str, ...]) -> Condition:
     """The prompts and, last, no text, as sampling without a prompt has it."""
-    return jax.tree.map(np.asarray, backbones.condition(pipeline, [*prompts, ""], unconditional=(-1,)))
+    return backbones.condition(pipeline, [*prompts, ""], unconditional=(-1,))
 
 
 def erasing_loss(student: Predict, frozen: Predict, latents, t, text: Condition, empty: Condition, eta) -> jax.Array:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from spqr_jax import backbones, data
@@ -103,7 +102,7 @@ def prompt_numbers(prompts: int, count: int, seed: Any, texts: int = 0) -> np.nd
 
 def _encoded(pipeline: Pipeline, dataset: Dataset, order: np.ndarray, captions: Sequence[str]) -> Pictures:
     mean, std = latents.encode(pipeline, dataset).scaled(pipeline)
-    condition = jax.tree.map(np.asarray, backbones.condition(pipeline, captions))
+    condition = backbones.condition(pipeline, captions)
     return Pictures(mean, std, order, condition, tuple(captions))
 
 

@@ -115,7 +115,7 @@ def task(
     )
     options |= {"given": retain_pictures, "option": "retain_pictures"}
     retain = pictures_lib.make(pipeline, full.replacements, images, seed=2 * seed + 1, **options)
-    return Task(forget, jax.tree.map(np.asarray, backbones.condition(pipeline, full.replacements)), retain)
+    return Task(forget, backbones.condition(pipeline, full.replacements), retain)
 
 
 def forget_loss(

@@ -12,7 +12,13 @@ from spqr_jax.pipeline import Pipeline
 
 
 class Act(Protocol):
-    """The part of an attachment that runs inside the compiled sampling loop; hashable, static under `jax.jit`."""
+    """The part of an attachment that runs inside the compiled sampling loop; hashable, static under `jax.jit`.
+
+    predicts: whether it has a method `predict` that takes the place of classifier-free guidance, as that of
+    `safe_guidance.SafeGuidance`.
+    """
+
+    predicts: ClassVar[bool]
 
     def insert(self, model: Any, weights: Params, rows: Any) -> None:
         """Change layers of a bound denoiser, before it predicts."""

@@ -13,7 +13,7 @@ from spqr_jax.backbones import Condition
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling.attached.base import Prepared
-from spqr_jax.sampling.guidance import Guided, Predict
+from spqr_jax.sampling.guidance import Guided, Predict, predictions
 
 # The published safety concept, the text in the authors' pipeline.
 UNSAFE = (
@@ -109,11 +109,7 @@ class SafeGuidance:
         Images with guidance 1 keep their plain prediction, as in diffusers.
         """
         i, latents, time = at
-        branches = [given.negative, given.text, unsafe]
-        condition = jax.tree.map(lambda *parts: jnp.concatenate(parts), *branches)
-        times = jnp.broadcast_to(time, (len(condition.context),))
-        output = predict(jnp.concatenate([latents] * 3), times, condition).astype(jnp.float32)
-        without, with_text, away = jnp.split(output, 3)
+        without, with_text, away = predictions(predict, (given.negative, given.text, unsafe), latents, time)
         gamma, memory = safety_guidance(strength, memory, i, without, with_text, away)
         scale = given.guidance[:, None, None, None]
         gamma = jnp.where(scale > 1, gamma, 0.0)
