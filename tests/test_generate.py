@@ -106,6 +106,8 @@ def test_batches_come_in_order(pipeline, images):
 
 def test_no_prompts_no_pictures(pipeline):
     assert generate(pipeline, [], [], height=32, width=16).shape == (0, 32, 16, 3)
+    with pytest.raises(ValueError, match="ddpm"):
+        generate(pipeline, [], [], scheduler="ddpm")
 
 
 SCRIPT = """

@@ -16,7 +16,7 @@ from spqr_jax import params as params_lib
 from spqr_jax.backbones import Denoiser
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.base import Method
-from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools import adapters, loop
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.concepts import completed
 from spqr_jax.methods.tools.loop import Adam
@@ -124,27 +124,13 @@ def align(
         grads = jax.tree.map(lambda g: meta_rate * g / sampled, total)
         updates, state = optimiser.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-    backbone, merged = static.base.backbone, lora.merge(loop.on_host(params_lib.merge(rest, params)), alpha=rank)
-    return backbone.with_weights(pipeline, params_lib.merge(backbone.weights(pipeline), merged))
+    return adapters.merged(pipeline, params, rest, rank)
 
 
 def adapted(pipeline: Pipeline, rank: int, seed: int) -> tuple[Static, Params, Params]:
     """(static, adapters, frozen weights): A ~ N(0, 0.008^2), B ~ N(0, 0.002^2), so that no gradient starts at zero."""
-    base = backbones.denoiser(pipeline)
-    definition, weights = lora.attach(
-        base.definition, base.backbone.weights(pipeline), rank=rank, alpha=rank, dropout=0.0, seed=seed
-    )
-    rng = np.random.default_rng(seed)
-
-    def leaf(path: str, value):
-        if ".lora." not in path:
-            return value
-        return rng.normal(0, 0.008 if "lora_A" in path else 0.002, value.shape).astype(value.dtype)
-
-    weights = params_lib.map_with_path(leaf, weights)
-    adapters = params_lib.map_with_path(lambda path, _: ".lora." in path, weights)
-    static = Static(base.with_definition(definition), base)
-    return static, *params_lib.partition(loop.on_device(weights), adapters)
+    denoiser, params, rest = adapters.adapted(pipeline, rank, seed, {"lora_A": 0.008, "lora_B": 0.002})
+    return Static(denoiser, backbones.denoiser(pipeline)), params, rest
 
 
 class Batches(NamedTuple):

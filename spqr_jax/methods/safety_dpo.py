@@ -10,14 +10,13 @@ from spqr_jax import params as params_lib
 from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.base import Method
-from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools import adapters, loop
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.concepts import completed
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.training import lora
 from spqr_jax.training.objective import errors
 
 
@@ -89,24 +88,12 @@ def align(
     static = Static(denoiser, backbones.denoiser(pipeline), beta)
     adam = Adam(lr, weight_decay, clip, warmup)
     tuned = loop.fit("SafetyDPO", _PREFERENCE, static, adam, train, inputs, steps, progress=progress)
-    backbone, merged = denoiser.backbone, lora.merge(loop.on_host(params_lib.merge(rest, tuned)), alpha=rank)
-    return backbone.with_weights(pipeline, params_lib.merge(backbone.weights(pipeline), merged))
+    return adapters.merged(pipeline, tuned, rest, rank)
 
 
 def adapted(pipeline: Pipeline, rank: int, seed: int) -> tuple[Denoiser, Params, Params]:
     """(denoiser with adapters, adapters, frozen weights): A ~ N(0, 1/rank^2), B zero, as PEFT's Gaussian start."""
-    base = backbones.denoiser(pipeline)
-    definition, weights = lora.attach(
-        base.definition, base.backbone.weights(pipeline), rank=rank, alpha=rank, dropout=0.0, seed=seed
-    )
-    rng = np.random.default_rng(seed)
-
-    def leaf(path: str, value):
-        return rng.normal(0, 1 / rank, value.shape).astype(value.dtype) if path.endswith("lora_A.kernel") else value
-
-    weights = params_lib.map_with_path(leaf, weights)
-    adapters = params_lib.map_with_path(lambda path, _: ".lora." in path, weights)
-    return base.with_definition(definition), *params_lib.partition(loop.on_device(weights), adapters)
+    return adapters.adapted(pipeline, rank, seed, {"lora_A": 1 / rank})
 
 
 def preference_loss(static: Static, params: Params, rest, schedule, batch, key) -> jax.Array:

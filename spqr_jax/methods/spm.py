@@ -54,7 +54,7 @@ class Restarts:
 
 
 class Training(NamedTuple):
-    """How a membrane is trained; the options of `align`."""
+    """How a membrane is trained: these options of `align`, with the authors' general settings as defaults."""
 
     neutral: str = ""
     rank: int = 1
@@ -71,6 +71,9 @@ class Training(NamedTuple):
     eighths: Sequence[int] = ()
 
 
+AUTHORS = Training()
+
+
 def align(
     pipeline: Pipeline,
     concept: Concept,
@@ -78,19 +81,19 @@ def align(
     seed: int = 0,
     strength: float = 1.0,
     transport: str = "",
-    neutral: str = "",
-    rank: int = 1,
-    alpha: float = 1.0,
-    steps: int = 3000,
-    warmup: int = 500,
-    cycles: int = 3,
-    lr: float = 1e-4,
-    eta: float = 1.0,
-    anchoring: float = 1000.0,
-    batch_size: int = 1,
-    sampling_steps: int = 30,
-    sampling_guidance: float = 3.0,
-    eighths: Sequence[int] = (),
+    neutral: str = AUTHORS.neutral,
+    rank: int = AUTHORS.rank,
+    alpha: float = AUTHORS.alpha,
+    steps: int = AUTHORS.steps,
+    warmup: int = AUTHORS.warmup,
+    cycles: int = AUTHORS.cycles,
+    lr: float = AUTHORS.lr,
+    eta: float = AUTHORS.eta,
+    anchoring: float = AUTHORS.anchoring,
+    batch_size: int = AUTHORS.batch_size,
+    sampling_steps: int = AUTHORS.sampling_steps,
+    sampling_guidance: float = AUTHORS.sampling_guidance,
+    eighths: Sequence[int] = AUTHORS.eighths,
     progress: bool = False,
 ) -> Pipeline:
     """Train one membrane for each text (`train`), times `strength`, and merge all into the weights.
@@ -110,13 +113,23 @@ def align(
     if transport and attached.find(pipeline, Membranes):
         raise ValueError("SPM: membranes are attached to this pipeline already; give one `align` all texts.")
     concept = checked(concept, pipeline)
-    training = Training(
-        *(neutral, rank, alpha, steps, warmup, cycles, lr, eta, anchoring),
-        *(batch_size, sampling_steps, sampling_guidance, eighths),
-    )
+    training: dict[str, Any] = {
+        "neutral": neutral,
+        "rank": rank,
+        "alpha": alpha,
+        "steps": steps,
+        "warmup": warmup,
+        "cycles": cycles,
+        "lr": lr,
+        "eta": eta,
+        "anchoring": anchoring,
+        "batch_size": batch_size,
+        "sampling_steps": sampling_steps,
+        "sampling_guidance": sampling_guidance,
+        "eighths": eighths,
+    }
     membranes = [
-        train(pipeline, text, seed=seed + i, progress=progress, **training._asdict())
-        for i, text in enumerate(concept.erase)
+        train(pipeline, text, seed=seed + i, progress=progress, **training) for i, text in enumerate(concept.erase)
     ]
     if transport:
         kept = kept_apart([m._replace(scale=strength * m.scale) for m in membranes], transport)

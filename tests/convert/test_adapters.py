@@ -19,18 +19,6 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 RANK = 4
 
 
-@pytest.fixture(scope="module")
-def bases(reference):
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            made[kind] = convert.load(reference(kind)[1])
-        return made[kind]
-
-    return get
-
-
 def linears(pipeline, component: str, *ends: str) -> dict[str, tuple[int, ...]]:
     """Layer -> shape of its PyTorch weight, of the layers whose name ends so."""
     state = rename.into_torch(pipeline.params[component])

@@ -192,18 +192,6 @@ def write(state: dict, path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def bases(reference):
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            made[kind] = convert.load(reference(kind)[1])
-        return made[kind]
-
-    return get
-
-
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
