@@ -63,7 +63,7 @@ def align(
     retain_pictures are data sources of unsafe and safe ones, row n of both a pair under an unsafe caption
     (`pictures_lib.pairs`). Raises ValueError for fewer `images` than a batch.
     """
-    loop.check_at_least("SafetyDPO", batch_size=(batch_size, 1), beta=(beta, 0))
+    loop.check_at_least("SafetyDPO", batch_size=(batch_size, 1), beta=(beta, 0), rank=(rank, 1))
     if bool(pictures) != bool(retain_pictures):
         raise ValueError("SafetyDPO: pictures and retain_pictures are two sides of pairs; name both or neither.")
     full = completed(concept, pipeline, "replacements")
