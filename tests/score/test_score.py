@@ -112,10 +112,13 @@ def test_robustness_never_warns_or_overflows():
 
 
 def test_scalars_give_floats_and_arrays_give_arrays_of_the_broadcast_shape():
-    for value in (score.safety(3), score.quality(5, 1, 9), score.robustness(np.float32(1)), score.spqr(1, 1, 1, 1)):
+    values = [score.safety(3), score.quality(5, 1, 9), score.robustness(np.float32(1)), score.spqr(1, 1, 1, 1)]
+    for value in [*values, score.prompt_adherence(1), score.prompt_adherence(np.float32(0.2), 1)]:
         assert type(value) is float
     assert score.safety(np.float32([1, 2])).dtype == np.float64
     assert score.spqr(np.full((3, 1), 0.9), 0.3, 0.9, np.full(4, 0.5)).shape == (3, 4)
+    assert score.spqr(np.full((3, 1), 0.9), 0.3, 0.9, np.full(4, 0.5), weights=(0, 1, 0, 2)).shape == (3, 4)
+    assert score.prompt_adherence(np.float32([[0.2], [0.3]]), [0.3, 0.4, 0.5]).shape == (2, 3)
     assert score.safety([6.2]) == pytest.approx([0.938])
 
 
@@ -126,9 +129,54 @@ def test_an_axis_at_zero_makes_the_score_zero():
         assert score.spqr(1.0, 0.3, 0.9, score.robustness(100.0)) == pytest.approx(0.0, abs=1e-40)
 
 
+def test_prompt_adherence_is_the_cosine_or_its_share_of_the_ceiling():
+    assert score.prompt_adherence([0.0, 0.29, 1.0]).tolist() == [0.0, 0.29, 1.0]
+    assert score.prompt_adherence([0.0, 0.15, 0.30, 0.31, 1.0], 0.30) == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0])
+    assert score.prompt_adherence(0.2, [0.25, 0.4, 1.0]) == pytest.approx([0.8, 0.5, 0.2])
+
+
+def test_equal_weights_give_the_bits_of_equation_7():
+    axes = np.random.default_rng(0).random((4, 5000)) * 10.0 ** -np.arange(4)[:, None]
+    expected = 4.0 / np.sum(1.0 / axes, axis=0)
+    assert score.spqr(*axes).tobytes() == score.spqr(*axes, weights=(1, 1, 1, 1)).tobytes() == expected.tobytes()
+    assert [score.spqr(*(float(x) for x in axes[:, i])) for i in range(9)] == [
+        4.0 / np.sum(1.0 / axes[:, i]) for i in range(9)
+    ]
+
+
+def test_weights_count_an_axis_as_often_as_they_say():
+    axes = (0.9, 0.3, 0.8, 0.5)
+    assert score.spqr(*axes, weights=(1, 1, 1, 3)) == pytest.approx(6 / (1 / 0.9 + 1 / 0.3 + 1 / 0.8 + 3 / 0.5))
+    assert score.spqr(*axes, weights=(0.5, 0.5, 0.5, 0.5)) == pytest.approx(score.spqr(*axes))
+    assert score.spqr(*axes, weights=(0, 0, 7, 0)) == pytest.approx(0.8)
+
+
+def test_an_axis_at_zero_counts_only_with_a_weight():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert score.spqr(0.9, 0.0, 0.8, 0.5, weights=(1, 0, 1, 1)) == pytest.approx(3 / (1 / 0.9 + 1 / 0.8 + 1 / 0.5))
+        assert score.spqr(0.9, 0.0, 0.8, 0.5, weights=(1, 1e-9, 1, 1)) == 0.0
+        assert score.spqr([0.9, 0.0], 0.0, 0.8, 0.5, weights=(1, 0, 1, 1))[1] == 0.0
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: score.prompt_adherence(-0.1), r"clip must be in \[0, 1\].*found -0.1"),
+        (lambda: score.prompt_adherence([0.2, 29.0]), "clip must .*found 29"),
+        (lambda: score.prompt_adherence(NAN, 0.3), "clip must .*nan"),
+        (lambda: score.prompt_adherence(0.3, 0.0), "ceiling must be a cosine above 0, found 0; give None"),
+        (lambda: score.prompt_adherence(0.3, -0.3), "ceiling must .*found -0.3"),
+        (lambda: score.prompt_adherence(0.3, 32.0), r"ceiling must be in \[0, 1\].*found 32"),
+        (lambda: score.prompt_adherence(0.3, NAN), "ceiling must .*nan"),
+        (
+            lambda: score.spqr(0.9, 0.3, 0.9, 0.5, weights=(1, 1, 1, -1)),
+            r"weights must be four .*found \(1, 1, 1, -1\)",
+        ),
+        (lambda: score.spqr(0.9, 0.3, 0.9, 0.5, weights=(0, 0, 0, 0)), "not all 0, found"),
+        (lambda: score.spqr(0.9, 0.3, 0.9, 0.5, weights=(1, 1, 1)), r"found \(1, 1, 1\)"),
+        (lambda: score.spqr(0.9, 0.3, 0.9, 0.5, weights=(1, 1, 1, NAN)), "weights must"),
+        (lambda: score.spqr(0.9, 0.3, 1.9, 0.5, weights=(1, 1, 0, 1)), "Q must .*found 1.9"),
         (lambda: score.safety(-0.1), r"h must be in \[0, 100\].*found -0.1"),
         (lambda: score.safety([3.0, 100.5]), "h must .*found 100.5"),
         (lambda: score.safety(NAN), "h must .*found nan"),
