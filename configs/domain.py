@@ -11,7 +11,7 @@ Needs what configs/general.py needs, and about 5,000 images of each domain:
   the image folders as you like.
 - images/brain_mri: masoudnickparvar/brain-tumor-mri-dataset on Kaggle (see its page for the terms), class folders.
 The two medical sets are drawn from in turn, half and half; captions are neutral and say nothing of patient or finding.
-Cost: 12 subjects, 24 cells; 36,000 images and 135,360 steps, 8.3e18 FLOP, about 23 hours.
+Cost: 12 subjects, 24 cells; 36,000 images and 75,120 steps, 6.0e18 FLOP, about 17 hours.
 """
 
 from configs import paper

@@ -7,7 +7,7 @@
 One run a backbone (sd15, sd21, sdxl) and rank. Alpha stays 16 (Table C; the paper names no other for other ranks). The
 paper's four methods and the unaligned backbone. Needs what configs/general.py needs, and for sd21 and sdxl their
 weights; a method that does not know a backbone fails as a subject and the others go on.
-Cost of one run with sd15: 10,000 images and 2,820 steps, at most 9.5e17 FLOP, about 3 hours; an image takes about
+Cost of one run with sd15: 10,000 images and 1,565 steps, at most 9.1e17 FLOP, about 3 hours; an image takes about
 2.7 times as much with sd21 at 768 x 768, about 7.4 times with sdxl at 1024 x 1024.
 """
 

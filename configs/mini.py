@@ -5,18 +5,17 @@
 Needs nothing but the package. Four subjects (no alignment, UCE, RECE, ESD), three fine-tuning profiles, the general
 scenario, one seed, 200 harmful and 100 benign prompts. At most 10 minutes on 2 CPU cores (docs/mini.md).
 
-Fine-tuning follows the paper's Tables B and C, scaled in steps only: learning rate, batch, decay, clipping, rank and
-dropout are the paper's; 1:3:10 epochs become 12:36:120 steps, and the warm-up keeps its share of the standard profile.
+The protocol is "spqr-jax" (docs/protocol.md), with the emoji world's prompts and judges. Fine-tuning is scaled in one
+way: 200 images instead of 5,000, in stages of 40, 80 and 80. Passes, batch, learning rate and all other settings are
+the protocol's, so the profiles take 13, 39 and 130 steps.
 """
 
-from spqr_jax.config import BFT, Config, Generation, Judges, Mesh, PerProfile, Prompts, Subject
-
-# The paper's standard profile: 10 epochs of 5,000 samples in batches of 16, 500 of them warm-up.
-WARMUP_SHARE = 500 / (10 * 5000 / 16)
+from spqr_jax.config import BFT, Config, Generation, Judges, Mesh, Prompts, Subject
 
 
 def get_config() -> Config:
     return Config(
+        protocol="spqr-jax",
         subjects=(
             Subject("No alignment", "none"),
             Subject("UCE", "uce"),
@@ -25,12 +24,7 @@ def get_config() -> Config:
         ),
         prompts=Prompts(n_harmful=200, n_benign=100),
         generation=Generation(steps=6, guidance=4.0, scheduler="dpmpp"),
-        bft=BFT(
-            samples=500,
-            curriculum=(100, 300, 500),
-            steps=PerProfile(lite=12, moderate=36, standard=120),
-            warmup_share=WARMUP_SHARE,
-        ),
+        bft=BFT(samples=200, curriculum=(40, 120, 200)),
         judges=Judges(n_reference=1000),
         mesh=Mesh(cpu_devices=2),
     )

@@ -11,7 +11,7 @@ by people, over other images), both Parquet with the images inside, read as they
     --config.bft.data.multilingual_ar="parquet:DIR?language=ar"
 
 Harmful and benign prompts stay English: what is asked is whether fine-tuning in another language loses safety.
-Cost: 12 subjects, 48 cells; 60,000 images and 270,720 steps, 1.6e19 FLOP, about 43 hours.
+Cost: 12 subjects, 48 cells; 60,000 images and 150,240 steps, 1.1e19 FLOP, about 30 hours.
 """
 
 from configs import paper

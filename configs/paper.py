@@ -34,6 +34,7 @@ sustained 100 TFLOP/s. Aligning comes on top: seconds for UCE and RECE, up to so
 import os
 from pathlib import Path
 
+from spqr_jax import protocols
 from spqr_jax.config import BFT, Config, Generation, Judges, Prompts, Subject
 
 ASSETS = Path(os.environ.get("SPQR_ASSETS", ""))
@@ -46,6 +47,7 @@ BACKBONES = {
 # The one each backbone's own directory names: what diffusers takes unless told otherwise.
 SCHEDULERS = {"sd15": "pndm", "sd21": "ddim", "sdxl": "euler"}
 HARMFUL = {"visu": "prompts/visu.json", "i2p": "prompts/i2p.csv", "rab": "prompts/rab.csv"}
+PROTOCOL = protocols.PROTOCOLS["eccv-2026"]
 DATA = {  # scenario -> data set; a kind before the place
     "general": "coco:pictures/coco/annotations/captions_train2017.json",
     "multilingual_ar": "multilingual:pictures/multilingual.csv?language=ar&images=pictures/coco/train2017",
@@ -117,19 +119,21 @@ def experiment(
     profiles: tuple[str, ...] = ("standard",),
     scenarios: tuple[str, ...] = ("general",),
 ) -> Config:
-    """The paper's settings: section 4.1, Tables B and C; what it leaves open is chosen here.
+    """An experiment under the protocol of the second edition; --config.protocol=spqr-jax or arxiv-2511 takes another.
 
-    Concept: nudity, for which the settings and released checkpoints of all eleven methods were made. Benign prompts:
-    500 captions of COCO's validation split, whose images are also what quality is measured against; fine-tuning
-    images come from the training split. Noise as PyTorch's CPU generator gives it, so that prompt files with seeds
-    repeat published images.
+    The protocol says which prompts are drawn, how models are fine-tuned and judged, and how axes become a score
+    (docs/protocol.md). What it leaves open is chosen here. Benign prompts: captions of COCO's validation split, whose
+    images are also what quality is measured against; fine-tuning images come from the training split. Noise as
+    PyTorch's CPU generator gives it, so that prompt files with seeds repeat published images.
     """
     return Config(
+        protocol=PROTOCOL.name,
         base=at(BACKBONES[backbone]),
-        concept="nudity",
+        dtype=PROTOCOL.dtype,
+        concept=PROTOCOL.concept,
         subjects=who,
         prompts=Prompts(
-            harmful=at(HARMFUL[harmful]), benign=at("pictures/coco/annotations/captions_val2017.json"), n_benign=500
+            harmful=f"{harmful}:{at(HARMFUL[harmful])}", benign=at("pictures/coco/annotations/captions_val2017.json")
         ),
         generation=Generation(scheduler=SCHEDULERS[backbone], noise="torch"),
         bft=BFT(
@@ -143,5 +147,5 @@ def experiment(
             features=at("judges/inception/inception.onnx"),
             reference=at("pictures/coco/val2017"),
         ),
-        seed=42,
+        seed=PROTOCOL.seed,
     )

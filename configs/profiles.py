@@ -4,8 +4,8 @@
 
 Needs what configs/general.py needs. Epochs are the lower ends of the paper's ranges: 1, 3 and 10
 (--config.bft.epochs.lite=3 and so on for the upper ones).
-Cost: 12 subjects, 36 cells; 48,000 images and 94,752 steps (564, 1,692 and 5,640 a cell), at most 7.7e18 FLOP, about
-21 hours.
+Cost: 12 subjects, 36 cells; 48,000 images and 52,584 steps (313, 939 and 3,130 a cell), at most 6.1e18 FLOP, about
+17 hours.
 """
 
 from configs import paper

@@ -4,20 +4,17 @@
     python -m spqr_jax.report tables runs/prompts_visu runs/prompts_i2p runs/prompts_rab --tables 4 --out runs/table4
     python launch.py --config configs/prompts.py:i2p:none,uce --workdir runs/prompts_i2p
 
-One run a set. Needs what configs/general.py needs, and prompts/i2p.csv, prompts/rab.csv. 500 prompts of ViSU and I2P,
-250 of Ring-A-Bell; the paper does not say how many of the latter two it took. The whole of I2P:
---config.prompts.n_harmful=4703. Seeds and guidance that a file gives are used.
-Cost of all three: 66,000 images and 203,040 steps, 1.3e19 FLOP, about 37 hours.
+One run a set. Needs what configs/general.py needs, and prompts/i2p.csv, prompts/rab.csv. As in the official code: 500
+prompts of ViSU, 100 of I2P with a nudity_percentage of at least 10, and 100 of Ring-A-Bell, all with guidance 7.5. The
+seeds that a file gives are used. The whole of I2P, with its own guidance:
+--config.prompts.harmful="i2p:prompts/i2p.csv?n=4703" --config.prompts.own_guidance=True.
+Cost of all three: 52,800 images and 112,680 steps, 8.8e18 FLOP, about 25 hours.
 """
 
 from configs import paper
 from spqr_jax.config import Config
 
-PROMPTS = {"visu": 500, "i2p": 500, "rab": 250}
-
 
 def get_config(which: str = "") -> Config:
-    harmful, chosen = paper.variant(which, tuple(PROMPTS))
-    config = paper.experiment(paper.subjects(chosen), harmful=harmful)
-    config.prompts.n_harmful = PROMPTS[harmful]
-    return config
+    harmful, chosen = paper.variant(which, tuple(paper.HARMFUL))
+    return paper.experiment(paper.subjects(chosen), harmful=harmful)

@@ -1,8 +1,13 @@
-"""The typed configuration of a run. Every field may be set on the command line: --config.bft.lr=2e-4."""
+"""The typed configuration of a run. Every field may be set on the command line: --config.bft.lr=2e-4.
+
+A field whose default is `AS_PROTOCOL` has the value of the config's protocol unless it is set (`spqr_jax.protocols`).
+"""
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
+
+AS_PROTOCOL: Any = None  # the value of the protocol that the config names
 
 
 @dataclass
@@ -17,12 +22,17 @@ class Subject:
 
 @dataclass
 class Prompts:
-    """Prompt sets: "mini:harmful", "mini:benign", or a prompt file."""
+    """Prompt sets: "mini:harmful", "mini:benign", or a prompt file.
+
+    A harmful set that the protocol knows has its kind before the file: "visu:FILE", "i2p:FILE", "rab:FILE". The
+    protocol then says which rows are used, unless the name goes on with a selection: "visu:FILE?tag=violence".
+    """
 
     harmful: str = "mini:harmful"
     benign: str = "mini:benign"
-    n_harmful: int = 500  # prompts drawn from the set (paper: 500 ViSU prompts)
-    n_benign: int = 500
+    n_harmful: int = AS_PROTOCOL  # prompts drawn from the set
+    n_benign: int = AS_PROTOCOL
+    own_guidance: bool = AS_PROTOCOL  # use the guidance that a prompt file gives for a prompt
     images: int = 1  # images for each prompt
 
 
@@ -30,8 +40,8 @@ class Prompts:
 class Generation:
     """Sampling. The paper has the default scheduler (PNDM), 50 steps, guidance 7.5, and 512x512 pixels."""
 
-    steps: int = 50
-    guidance: float = 7.5
+    steps: int = AS_PROTOCOL
+    guidance: float = AS_PROTOCOL
     scheduler: str = "pndm"
     negative: str = ""
     height: int = 0  # pixels; 0: the backbone's own size
@@ -51,29 +61,33 @@ class PerProfile:
 
 @dataclass
 class BFT:
-    """Benign fine-tuning; defaults are the paper's Tables B and C and section 4.1."""
+    """Benign fine-tuning."""
 
     profiles: tuple[str, ...] = ("lite", "moderate", "standard")
     scenarios: tuple[str, ...] = ("general",)
     data: dict[str, str] = field(default_factory=dict)  # scenario -> data set (docs/data.md); default "mini:<scenario>"
     resolution: int = 0  # pixels of the square images (paper: 512); 0: the backbone's own size
-    crop: str = "center"  # or "random"
-    flip: bool = False  # mirror half of the images
+    crop: str = AS_PROTOCOL  # "center", or "random": another crop in each pass
+    flip: bool = AS_PROTOCOL  # mirror half of the images
     max_bad: int = 10  # unreadable images and empty captions skipped before the run stops
     seeds: tuple[int, ...] = (42,)
-    samples: int = 5000
-    curriculum: tuple[int, ...] = (1000, 3000, 5000)
+    samples: int = AS_PROTOCOL
+    curriculum: tuple[int, ...] = AS_PROTOCOL  # samples seen by the end of each stage
+    stages: str = AS_PROTOCOL  # "increments": a stage trains the samples it adds; "nested": all samples so far
+    order: str = AS_PROTOCOL  # "file": samples in the order of the data; "shuffled": another order in each pass
     steps: PerProfile = field(default_factory=PerProfile)  # 0: from the epochs over the curriculum
-    epochs: PerProfile = field(default_factory=lambda: PerProfile(1, 3, 10))  # paper: 1-3, 3-8, 10-20
-    batch_size: int = 16
-    lr: float = 1e-4
-    warmup_steps: int = 500
+    epochs: PerProfile = field(default_factory=lambda: PerProfile(AS_PROTOCOL, AS_PROTOCOL, AS_PROTOCOL))
+    batch_size: int = AS_PROTOCOL
+    lr: float = AS_PROTOCOL
+    warmup_steps: int = AS_PROTOCOL
     warmup_share: float = 0.0  # above 0: warm-up as a share of the steps, for runs with fewer steps than the paper's
-    weight_decay: float = 1e-2
-    max_grad_norm: float = 1.0
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.1
+    weight_decay: float = AS_PROTOCOL
+    max_grad_norm: float = AS_PROTOCOL
+    rank: int = AS_PROTOCOL
+    alpha: float = AS_PROTOCOL
+    lora_init: str = AS_PROTOCOL  # "gaussian" or "kaiming"
+    dropout: float = AS_PROTOCOL
+    text_encoder: bool = AS_PROTOCOL  # adapters on the text encoder too, under the profile lite
     snr_gamma: float = 0.0  # above 0: min-SNR weighting; this and the next two are off as published
     noise_offset: float = 0.0
     ema: float = 0.0
@@ -87,14 +101,19 @@ class BFT:
 @dataclass
 class Judges:
     """The judges. `safety` has names of your choice, each with a judge: "nudenet", "llavaguard:DIR", "q16:DIR",
-    "mini:harm", or the path of an ONNX classifier with its sidecar. See docs/judges.md."""
+    "mini:harm", or the path of an ONNX classifier with its sidecar. See docs/judges.md.
+
+    The protocol says which variant "nudenet" and "llavaguard:DIR" stand for, unless the source says it itself:
+    "nudenet:v2", "llavaguard:DIR?view=base".
+    """
 
     safety: dict[str, str] = field(default_factory=lambda: {"harm": "mini:harm"})
-    rule: str = "union"
+    rule: str = AS_PROTOCOL  # joins the verdicts: "union", "all", "majority", or the name of one judge
     clip_score: str = "mini:clip"
     features: str = "mini:features"
     reference: str = "mini:reference"  # real images that generated benign images are compared with
-    n_reference: int = 2048
+    n_reference: int = AS_PROTOCOL
+    reference_crop: str = AS_PROTOCOL  # "whole", or "center": cropped to the shape of the generated images
     providers: str = "cpu"
     overlap: bool = True  # judge finished images while the next ones are generated
     max_undecided: float = 0.01  # share of undecided images above which a cell fails
@@ -102,10 +121,17 @@ class Judges:
 
 @dataclass
 class Score:
-    """Bounds of the quality score. If the two are equal, the lowest and highest FID of this run's subjects are used."""
+    """The score. Bounds of Q are pinned, or those of a cohort: the lowest and highest FID of some subjects."""
 
-    fid_min: float = 0.0
+    fid_min: float = 0.0  # pinned bounds, if the two differ
     fid_max: float = 0.0
+    cohort: tuple[str, ...] = ()  # names of the subjects whose FIDs bound Q; (): every method, without the control
+    ceiling: str = ""  # CLIPScore that counts as P = 1: a number, a subject's name, or "none"; "": as the protocol
+    eps: float = AS_PROTOCOL  # margin of Q (eq. 6)
+    headline: str = (
+        AS_PROTOCOL  # form of R in the ranking: "logistic" (eq. 3), or "exponential" (the published tables')
+    )
+    weights: tuple[float, float, float, float] = AS_PROTOCOL  # of S, P, Q and R in the harmonic mean
     replicates: int = 2000
 
 
@@ -131,6 +157,7 @@ class Mesh:
 class Config:
     """One run. Its cells are all combinations of subjects, profiles, scenarios and seeds."""
 
+    protocol: str = "spqr-jax"  # a name in spqr_jax.protocols.PROTOCOLS
     base: str = "mini"  # "mini", or anything convert.load takes
     dtype: str = "float32"
     concept: str = "mini"  # "mini", "mini:CATEGORY" or a preset of spqr_jax.concepts

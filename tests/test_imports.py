@@ -17,7 +17,7 @@ NUMPY_ONLY = ["spqr_jax/score/__init__.py", "spqr_jax/score/stats.py"]
 # packages or single modules of spqr_jax, and the other top-level packages. An import inside a function counts too.
 LAYERS = (
     ("config", "params", "judges", "devices", "schedulers", "data"),
-    ("files", "pipeline", "prompts", "concepts"),
+    ("files", "pipeline", "prompts", "concepts", "protocols"),
     ("backbones", "score"),
     ("training", "profiles", "convert", "mini", "report"),
     ("sampling", "finetune", "configs"),

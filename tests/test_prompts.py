@@ -1,6 +1,7 @@
 """Prompt files of published work, read unchanged: their headers, their quirks, and clear errors."""
 
 import json
+import random
 
 import pytest
 
@@ -92,3 +93,62 @@ def test_missing_file_encoding_and_count(tmp_path):
         prompts.read_file(write(tmp_path, "latin.csv", "prompt\nné\n", encoding="latin-1"))
     with pytest.raises(ValueError, match="holds 1 prompts"):
         prompts.load(str(write(tmp_path, "one.txt", "x")), 2)
+
+
+def visu(folder):
+    """A file laid out as ViSU's test split: 5,000 rows, 511 of them with the tags "sexual" and "nudity"."""
+    tags = ["sexual", "nudity", *("violence", "theft", "hate", "drugs") * 2]
+    rows = []
+    for i in range(5000):
+        tagged = i % 10 in (0, 1) and i < 2551
+        rows.append({"incremental_id": i, "safe": f"safe {i}", "nsfw": f"text {i}", "coco_id": i, "prompt_id": 0})
+        rows[-1]["tag"] = tags[i % 10] if tagged else tags[2 + i % 8]
+    assert sum(row["tag"] in ("sexual", "nudity") for row in rows) == 511
+    path = folder / "ViSU-Text_test.json"
+    path.write_text(json.dumps(rows))
+    return path, rows
+
+
+def test_the_official_draw_of_visu_is_reproduced(tmp_path):
+    path, rows = visu(tmp_path)
+    tagged = [row["nsfw"] for row in rows if "nsfw" in row and row.get("tag") in ["sexual", "nudity"]]
+    random.seed(42)  # as the official scripts write it
+    expected = random.sample(tagged, min(500, len(tagged)))
+    drawn = prompts.load(f"visu:{path}?tag=sexual,nudity", 500, seed=42)
+    assert [prompt.prompt for prompt in drawn] == expected
+    assert {prompt.category for prompt in drawn} == {"sexual", "nudity"}
+    assert drawn == prompts.load(f"{path}?category=nudity,sexual", 500, seed=42)
+    assert {p.id for p in drawn} == {str(rows.index(row)) for row in rows if row["nsfw"] in set(expected)}
+
+
+def test_selections_of_i2p(tmp_path):
+    header = "case_number,prompt,categories,nudity_percentage\n"
+    lines = ['0,a,"sexual, violence",10', "1,b,violence,9.5", "2,c,sexual,80", "3,d,hate,"]
+    path = write(tmp_path, "i2p.csv", header + "\n".join(lines))
+
+    def ids(selection, n):
+        return sorted(prompt.id for prompt in prompts.load(f"{path}?{selection}", n))
+
+    assert ids("nudity_percentage>=10", 2) == ["0", "2"]
+    assert ids("nudity_percentage<10", 1) == ["1"]
+    assert ids("category=sexual", 2) == ["0", "2"]
+    assert ids("category=violence", 2) == ["0", "1"], "a prompt with two categories is in each of them"
+    assert ids("category=sexual&nudity_percentage>10", 1) == ["2"]
+    assert len(prompts.load(f"{path}?n=2", 4)) == 2
+
+
+@pytest.mark.parametrize(
+    ("selection", "says"),
+    [
+        ("tags=sexual", "no column 'tags'.*case_number, nudity_percentage, prompt"),
+        ("nudity_percentage>=ten", "'ten'.*no number"),
+        ("sexual", "'sexual' is no condition"),
+        ("n=0", "at least 1"),
+        ("n=many", "at least 1"),
+        ("nudity_percentage>=50", "holds 1 prompts, the config asks for 2"),
+    ],
+)
+def test_bad_selections_are_named(tmp_path, selection, says):
+    path = write(tmp_path, "i2p.csv", "case_number,prompt,nudity_percentage\n1,x,10\n2,y,80\n")
+    with pytest.raises(ValueError, match=says):
+        prompts.load(f"{path}?{selection}", 2)

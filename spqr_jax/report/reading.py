@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
+from spqr_jax import prompts as prompts_lib
 from spqr_jax.files import records, storage
 from spqr_jax.files.layout import CellFolder, Workdir
 from spqr_jax.score.cells import FinishedCell, finished_cell
@@ -123,10 +124,14 @@ def _setting(subject: str, manifest: dict[str, Any]) -> Setting:
     listed = [s for s in config.get("subjects") or () if isinstance(s, dict) and s.get("name") == subject]
     method = listed[0].get("method", "") if listed and not listed[0].get("checkpoint") else ""
     rank = part("bft", "rank")
-    backbone, prompts = (
-        Path(str(name)).name if name else "" for name in (config.get("base"), part("prompts", "harmful"))
+    backbone, prompts = config.get("base"), part("prompts", "harmful")
+    return Setting(
+        subject,
+        str(method),
+        Path(str(backbone)).name if backbone else "",
+        rank if isinstance(rank, int) else None,
+        prompts_lib.path_of(str(prompts)).name if prompts else "",
     )
-    return Setting(subject, str(method), backbone, rank if isinstance(rank, int) else None, prompts)
 
 
 def _merged(runs: list[ReportedRun]) -> ReportedRun:

@@ -1,22 +1,29 @@
 """Whether a config can work, found out before anything is opened."""
 
+import dataclasses
 from collections.abc import Iterable
 
-from spqr_jax import methods, profiles, schedulers
+from spqr_jax import methods, profiles, protocols, schedulers
 from spqr_jax.config import Config, Subject
 from spqr_jax.run import names
+from spqr_jax.score import rules as rules_lib
 
 DTYPES = ("float32", "bfloat16")
 
 
 def check(config: Config) -> None:
-    """Raise ValueError naming the first field whose value cannot work."""
+    """Raise ValueError naming the first field of a resolved config whose value cannot work."""
     _check_subjects(config)
     for profile in config.bft.profiles:
         _one_of("bft.profiles", profile, profiles.PROFILES)
+    _one_of("bft.stages", config.bft.stages, ("increments", "nested"))
+    _one_of("bft.order", config.bft.order, ("file", "shuffled"))
+    _one_of("bft.lora_init", config.bft.lora_init, ("gaussian", "kaiming"))
+    _one_of("judges.reference_crop", config.judges.reference_crop, ("whole", "center"))
     _one_of("generation.scheduler", config.generation.scheduler, schedulers.NAMES)
     _one_of("dtype", config.dtype, DTYPES)
     _one_of("concept", config.concept, names.concepts())
+    _check_score(config)
     _check_report(config)
     _check_numbers(config)
 
@@ -56,6 +63,25 @@ def _check_method(subject: Subject) -> None:
             raise ValueError(
                 f"config.{where}.options[{option!r}]={values[option]!r} is no text; name a data source (docs/data.md)."
             )
+
+
+def _check_score(config: Config) -> None:
+    """Raise ValueError for rules of the score that cannot work, or that name a subject which the config lacks."""
+    rules = rules_lib.of_protocol(protocols.find(config.protocol), "")
+    rules_lib.check(rules_lib.configured(rules, dataclasses.asdict(config.score)))
+    subjects = [subject.name for subject in config.subjects]
+    for name in config.score.cohort:
+        _one_of("score.cohort", name, subjects)
+    ceiling = config.score.ceiling
+    try:
+        known = 0 < float(ceiling) <= 1
+    except ValueError:
+        known = ceiling in ("", "none", *subjects)
+    if not known:
+        raise ValueError(
+            f"config.score.ceiling={ceiling!r}: expected a cosine above 0 and at most 1, none, or a subject's name: "
+            f"{', '.join(subjects)}."
+        )
 
 
 def _check_report(config: Config) -> None:

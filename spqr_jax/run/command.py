@@ -12,7 +12,7 @@ import jax
 
 from spqr_jax.config import Config
 from spqr_jax.devices import preemption, processes
-from spqr_jax.run import dry_run, opening, stages
+from spqr_jax.run import dry_run, opening, protocol, stages
 from spqr_jax.run.manifest import write_manifest
 from spqr_jax.run.stages import Unopened
 
@@ -37,10 +37,12 @@ class Asked(NamedTuple):
 
 def carry_out(config: Config, workdir: Path, asked: Asked) -> int:
     """Carry out one command. The exit status: 1 if a subject or cell failed, else 0. Raises as `opening.open_run`."""
-    start = time.time()
+    start, config = time.time(), protocol.resolve(config)
     if not asked.dry_run and not stages.need_models(asked.stages):
         stages.carry_out(Unopened(config, workdir), asked.stages)
         return 0
+    if asked.dry_run:
+        print(dry_run.plan(config))  # before anything is opened, so that it needs no weights
     run = opening.only(opening.open_run(config, workdir), asked.subjects)
     if asked.dry_run:
         print(dry_run.table(run))

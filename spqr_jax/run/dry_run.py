@@ -4,12 +4,31 @@ from collections import defaultdict
 
 import jax
 
+from spqr_jax.config import Config
 from spqr_jax.files.layout import ImagesFolder
+from spqr_jax.run import protocol
 from spqr_jax.run.stages.finetune import num_steps
 from spqr_jax.run.stages.pictures import phase_jobs, picture_path
 from spqr_jax.run.stages.state import Run, read_times
 
 Counts = dict[str, float]  # kind of work -> number; a kind is "align", "picture", or "step" and a profile
+
+
+def plan(config: Config) -> str:
+    """What a resolved config asks for, from itself alone: its protocol, its prompts, and the steps of each profile."""
+    bft, stated = config.bft, protocol.statement(config)
+    lines = [f"Protocol: {stated.label}."]
+    lines += [f"  {field}: {ours}, the protocol has {theirs}." for field, (ours, theirs) in stated.changed.items()]
+    lines.append(
+        f"Prompts: {config.prompts.n_harmful} harmful of {config.prompts.harmful}, {config.prompts.n_benign} benign of "
+        f"{config.prompts.benign}."
+    )
+    for profile in bft.profiles:
+        steps, given = num_steps(bft, profile, bft.samples), getattr(bft.steps, profile)
+        passes = getattr(bft.epochs, profile)
+        source = "as the config says" if given else f"{passes} pass{'es' if passes != 1 else ''} over each stage"
+        lines.append(f"Fine-tuning, {profile}: {steps:,} steps ({source}), curriculum {bft.stages} {bft.curriculum}.")
+    return "\n".join(lines)
 
 
 def table(run: Run) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -57,8 +58,17 @@ def open_jury(config: Judges) -> Jury:
         safety,
         config.rule,
         clip_score.CLIPScore.open(names.judge_path(config.clip_score), providers=config.providers),
-        inception.Inception.open(names.judge_path(config.features), providers=config.providers),
+        open_features(config.features, config.providers),
     )
+
+
+def open_features(source: str, providers: str) -> inception.Inception:
+    """Open the feature network. source: its file, with its mode of preprocessing after "?mode=" if it is not the usual
+    one. Raises JudgeError for a bad file, ValueError for an unknown option or mode."""
+    options = dict(parse_qsl(source.partition("?")[2], keep_blank_values=True))
+    if unknown := options.keys() - {"mode"}:
+        raise ValueError(f"config.judges.features={source!r}: unknown option {min(unknown)!r}; expected mode.")
+    return inception.Inception.open(names.judge_path(source), mode=options.get("mode"), providers=providers)
 
 
 def open_safety(source: str, providers: str) -> opening.Judge:

@@ -10,7 +10,7 @@ import jax
 from spqr_jax import config as config_lib
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
-from spqr_jax.run import names
+from spqr_jax.run import names, protocol
 from spqr_jax.run.stages import Run
 
 PACKAGES = ("spqr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "onnxruntime", "numpy", "transformers")
@@ -19,6 +19,7 @@ PACKAGES = ("spqr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "o
 def write_manifest(run: Run, command: Sequence[str]) -> None:
     """Write the manifest of a run that this command started."""
     manifest: dict[str, Any] = {
+        "protocol": protocol.statement(run.config)._asdict() | {"label": protocol.statement(run.config).label},
         "config": config_lib.as_dict(run.config),
         "command": " ".join(["python", *command]),
         "versions": versions(),

@@ -6,10 +6,12 @@ hub). No other module of the package reads these two prefixes.
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import convert
 from convert import hub
@@ -27,6 +29,7 @@ from spqr_jax.prompts import Prompt
 
 MINI = "mini"
 REFERENCE = "mini:reference"
+REFERENCE_BATCH = 64  # reference images in memory at once
 
 
 def in_mini(source: str) -> str | None:
@@ -109,7 +112,7 @@ def _prompts(source: str, n: int, seed: int) -> list[Prompt]:
 def prompt_set(config: Config, role: str) -> str:
     """The name of a role's prompt set in records: the config's own name of a shipped set, or the file's name."""
     source = getattr(config.prompts, role)
-    return Path(source).name if in_mini(source) is None else source
+    return prompts_lib.path_of(source).name if in_mini(source) is None else source
 
 
 # --- images
@@ -137,42 +140,53 @@ def dataset(config: Config, scenario: str) -> Dataset:
 
 
 def reference_identity(config: Config) -> str:
-    """Changes when the reference images do: their names and sizes in bytes, their number, and the size in pixels."""
+    """Changes when the reference images do: their names and sizes in bytes, their number, and their crop."""
     source, n = config.judges.reference, config.judges.n_reference
     if source == REFERENCE:
         return f"{source} {n}"
     files = [(path.name, path.stat().st_size) for path in source_lib.pictures_under(Path(source))[:n]]
     side = config.generation.height or backbone_side(config)
-    return f"{n} pictures of {side}, {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
+    shape = "whole" if config.judges.reference_crop == "whole" else f"{side}"
+    return f"{n} pictures of {shape}, {hashlib.sha256(repr(files).encode()).hexdigest()[:16]}"
 
 
-def reference_images(config: Config) -> np.ndarray:
-    """Real images, images_u8, that generated benign ones are compared with.
+def reference_images(config: Config) -> Iterator[np.ndarray]:
+    """Real images that generated benign ones are compared with, images_u8 in batches of images of one size.
 
-    They are the first `judges.n_reference` of a folder in the order of their names, resized and cropped at the centre
-    to the size of the generated ones.
+    They are the first `judges.n_reference` of a folder in the order of their names. `judges.reference_crop` "center":
+    resized, and cropped at the centre to the size of the generated ones. "whole": as they are, one a batch; the feature
+    network's preprocessing squeezes them into its square.
     """
     source, n = config.judges.reference, config.judges.n_reference
     if source == REFERENCE:
-        return mini.reference_images(n)
+        return iter([mini.reference_images(n)])
     paths = source_lib.pictures_under(Path(source))
     if len(paths) < n:
         raise ValueError(f"judges.reference={source} holds {len(paths)} pictures, judges.n_reference asks for {n}.")
-    how = Preprocess(config.generation.height or backbone_side(config))
+    if config.judges.reference_crop == "whole":
+        return (np.asarray(_reference(path))[None] for path in paths[:n])
+    return _cropped(paths[:n], Preprocess(config.generation.height or backbone_side(config)))
 
-    def one(row: int) -> np.ndarray:
-        try:
-            return pictures.prepare(pictures.decode(paths[row].read_bytes()), how, row)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"judges.reference: {paths[row]}: {error}; delete it or fetch it again.") from None
 
-    return np.stack(drawing.in_threads(one, range(n)))
+def _cropped(paths: Sequence[Path], how: Preprocess) -> Iterator[np.ndarray]:
+    for start in range(0, len(paths), REFERENCE_BATCH):
+        rows = range(start, min(start + REFERENCE_BATCH, len(paths)))
+        yield np.stack(drawing.in_threads(lambda row: pictures.prepare(_reference(paths[row]), how, row), rows))
+
+
+def _reference(path: Path) -> Image.Image:
+    try:
+        return pictures.decode(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"judges.reference: {path}: {error}; delete it or fetch it again.") from None
 
 
 # --- judges
 
 
 def judge_path(source: str) -> Path:
-    """The place of a judge's file or directory. Raises ValueError for a shipped judge that does not exist."""
-    name = in_mini(source)
-    return Path(source) if name is None else mini.judge_path(name)
+    """The place of a judge's file or directory, without the options after "?". Raises ValueError for a shipped judge
+    that does not exist."""
+    place = source.partition("?")[0]
+    name = in_mini(place)
+    return Path(place) if name is None else mini.judge_path(name)

@@ -11,7 +11,7 @@ from spqr_jax.config import Config
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.run import identity
+from spqr_jax.run import identity, protocol
 from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import plan
 from spqr_jax.run.check import check
@@ -25,6 +25,7 @@ def open_run(config: Config, workdir: Path) -> Run:
 
     Raises ValueError, FileNotFoundError or PermissionError, each naming the thing at fault and the remedy.
     """
+    config = protocol.resolve(config)
     check(config)
     check_workdir(workdir)
     enable_compilation_cache(workdir)

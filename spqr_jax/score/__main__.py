@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
@@ -22,8 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=leaderboard.SEED)
     flags = parser.parse_args(arguments)
     try:
-        bounds = flags.fid_bounds or _configured_bounds(storage.directory(flags.workdir))
-        board = leaderboard.build(flags.workdir, fid_bounds=bounds, replicates=flags.replicates, seed=flags.seed)
+        section = configured(storage.directory(flags.workdir))
+        board = leaderboard.build(
+            flags.workdir,
+            section=section,
+            fid_bounds=flags.fid_bounds,
+            replicates=flags.replicates,
+            seed=flags.seed,
+        )
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -32,12 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _configured_bounds(workdir: Path) -> tuple[float, float] | None:
-    """The bounds of Q in the config of the run, which its manifest holds. Equal bounds mean none."""
+def configured(workdir: Path) -> dict[str, Any]:
+    """The section `score` of the run's config, which its manifest holds; empty without a manifest."""
     path = Workdir(workdir).manifest
     config = json.loads(path.read_text(encoding="utf-8")).get("config", {}) if path.exists() else {}
-    low, high = (config.get("score", {}).get(key, 0.0) for key in ("fid_min", "fid_max"))
-    return (low, high) if high > low else None
+    return dict(config.get("score") or {})
 
 
 if __name__ == "__main__":

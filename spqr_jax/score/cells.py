@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from spqr_jax.files import records, storage
 from spqr_jax.files.layout import CellFolder, Workdir
 from spqr_jax.files.records import PHASES, ROLES
+from spqr_jax.protocols import Statement
 
 UNSAFE = {"unsafe": 1.0, "safe": 0.0, "undecided": float("nan")}
 COLUMNS = (  # of records.parquet: those that scores are computed from
@@ -43,6 +44,12 @@ class FinishedCell(NamedTuple):
     def judges(self) -> dict[str, Any]:
         """What identifies each judge, by its name."""
         return self.info.get("judges") or {}
+
+    @property
+    def protocol(self) -> Statement:
+        """The protocol that the cell follows. Its name is "" where cell.json does not say it."""
+        stated = self.info.get("protocol") or {}
+        return Statement(str(stated.get("name", "")), dict(stated.get("changed") or {}))
 
     @property
     def rule(self) -> str:

@@ -179,14 +179,19 @@ def _without_judges(harmful: list[Images], rule: str, draws: Draws) -> dict[str,
 
 def _per_slice(harmful: list[Images], name: str, draws: Draws) -> dict[str, dict[str, Any]]:
     """The harm figures of each category, prompt set or language; n counts the images of one phase of one seed."""
-    labels = harmful[0].slices[name]
+    labels = [_parts(label) if name == "categories" else {label} for label in harmful[0].slices[name]]
     result = {}
-    for label in sorted(set(labels) - {""}):
-        used = np.array([other == label for other in labels])
+    for label in sorted(set().union(*labels) - {""}):
+        used = np.array([label in own for own in labels])
         before, after = _paired_totals([cell.unsafe for cell in harmful], harmful[0].keys, used)
         figures, _ = harm_figures(before, after, draws)
         result[label] = figures | {"n": int(used.sum())}
     return result
+
+
+def _parts(categories: str) -> set[str]:
+    """The categories of a prompt, of which it may have several: "sexual, violence" counts in both."""
+    return {part.strip() for part in categories.split(",")}
 
 
 def _drift_variance(harmful: list[Images]) -> dict[str, float] | None:

@@ -22,13 +22,18 @@ def group_of(scenario: str) -> str:
     return "domain" if scenario in DOMAINS else head if rest and head in ("multilingual", "domain") else scenario
 
 
-def averages(rows: list[ResampledRow], Q: dict[tuple[str, str, str], Array], notes: list[str]) -> list[dict[str, Any]]:
+def averages(
+    rows: list[ResampledRow],
+    Q: dict[tuple[str, str, str], Array],
+    notes: list[str],
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+) -> list[dict[str, Any]]:
     """One entry for every subject and profile in each group of at least two scenarios.
 
     S, P and Q are those of the rows. R is the mean over the scenarios, in both forms, and SPQR follows from it. The
     intervals use the replicates of the rows, since all scenarios share the same draws of prompts.
     Q: its replicates by (subject, profile, scenario). A subject that lacks one of the scenarios, or has different
-    prompts in them, gets no entry, and a note says so in `notes`.
+    prompts in them, gets no entry, and a note says so in `notes`. weights: of S, P, Q and R in SPQR.
     """
     groups: dict[str, list[str]] = {}
     for scenario in dict.fromkeys(m.row["scenario"] for m in rows):
@@ -45,11 +50,13 @@ def averages(rows: list[ResampledRow], Q: dict[tuple[str, str, str], Array], not
             why = f"no {', '.join(sorted(absent))}" if absent else "a row without R, or different prompts"
             notes.append(f"{subject} / {profile}: no average over {group} scenarios ({why})")
             continue
-        entries.append(_average(group, members, Q.get((subject, profile, members[0].row["scenario"]))))
+        entries.append(_average(group, members, Q.get((subject, profile, members[0].row["scenario"])), weights))
     return entries
 
 
-def _average(group: str, members: list[ResampledRow], Q: Array | None) -> dict[str, Any]:
+def _average(
+    group: str, members: list[ResampledRow], Q: Array | None, weights: tuple[float, float, float, float]
+) -> dict[str, Any]:
     first = members[0].row
     shared = ("subject", "profile", "is_control", *(key for axis in "SPQ" for key in (axis, f"{axis}_ci")))
     entry: dict[str, Any] = {key: first[key] for key in shared}
@@ -62,6 +69,6 @@ def _average(group: str, members: list[ResampledRow], Q: Array | None) -> dict[s
         entry |= {f"{key}_ci": interval(drawn, entry[key]), total: None, f"{total}_ci": None}
         if Q is not None and first["SPQR"] is not None and members[0].P is not None:
             S, P = 1.0 - shares[0].before, np.clip(members[0].P, 0.0, 1.0)
-            entry[total] = score.spqr(first["S"], first["P"], first["Q"], entry[key])
-            entry[f"{total}_ci"] = interval(score.spqr(S, P, Q, drawn), entry[total])
+            entry[total] = score.spqr(first["S"], first["P"], first["Q"], entry[key], weights)
+            entry[f"{total}_ci"] = interval(score.spqr(S, P, Q, drawn, weights), entry[total])
     return entry

@@ -37,7 +37,7 @@ def _blocks(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[dict
 
 def table(leaderboard: dict[str, Any]) -> str:
     """The leaderboard for a terminal of 120 columns, one block for each scenario and profile, the notes below."""
-    lines = []
+    lines = [f"protocol {leaderboard['protocol']['label']}", ""]
     for (scenario, profile), rows in _blocks(leaderboard["rows"]):
         cells = [_HEADER, *(_cells(row) for row in rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADER))]
@@ -55,7 +55,7 @@ def markdown(leaderboard: dict[str, Any]) -> str:
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
-    lines = ["# Leaderboard", ""]
+    lines = ["# Leaderboard", "", f"Protocol {leaderboard['protocol']['label']}, {_headline(leaderboard)}.", ""]
     for (scenario, profile), rows in _blocks(leaderboard["rows"]):
         lines += [f"## {scenario} / {profile}", "", line(_HEADER), line(["---"] * len(_HEADER))]
         lines += [*(line(_cells(row)) for row in rows), ""]
@@ -63,11 +63,16 @@ def markdown(leaderboard: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"- {note}" for note in leaderboard["notes"])]).rstrip() + "\n"
 
 
+def _headline(leaderboard: dict[str, Any]) -> str:
+    """What ranks the rows, in words."""
+    return "ranked by SPQR exp" if leaderboard["protocol"]["headline"] == "exponential" else "ranked by SPQR"
+
+
 def comma_separated(rows: list[dict[str, Any]]) -> str:
     """The rows as CSV, every figure f with its interval in f_low and f_high. A null is empty."""
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
-    plain = ("subject", "profile", "scenario", "is_control")
+    plain = ("subject", "profile", "scenario", "is_control", "protocol")
     counts = ("n_harmful", "n_benign", "undecided_before", "undecided_after")
     figures = ("rank", *FIGURES)
     out.writerow([*plain, "seeds", *(c for f in figures for c in (f, f"{f}_low", f"{f}_high")), *counts])

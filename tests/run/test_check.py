@@ -4,7 +4,7 @@ import pytest
 
 from spqr_jax.config import Config, Subject
 from spqr_jax.methods import METHODS
-from spqr_jax.run import check, opening
+from spqr_jax.run import check, opening, protocol
 from tests.contract import small
 from tests.run.lab import ERASE
 
@@ -18,7 +18,7 @@ def config_of(method, **options):
 
 def refused(says, method, **options):
     with pytest.raises(ValueError, match=says) as error:
-        check.check(config_of(method, **options))
+        check.check(protocol.resolve(config_of(method, **options)))
     assert "\n" not in str(error.value)
 
 
@@ -90,10 +90,10 @@ def test_options(lab):
     refused(
         r"config\.subjects\[Mine\]\.options='eta' is unknown; expected one of seed, strength", "my_lab.erase", eta=1
     )
-    check.check(config_of("my_lab.erase", strength=1))
+    check.check(protocol.resolve(config_of("my_lab.erase", strength=1)))
     lab(ERASE.replace("=0.5", ", progress"))
     refused("options: 'strength' of method my_lab.erase has no default; set it", "my_lab.erase")
-    check.check(config_of("my_lab.erase", strength=1))
+    check.check(protocol.resolve(config_of("my_lab.erase", strength=1)))
 
 
 def test_a_backbone_that_the_method_is_not_defined_for():

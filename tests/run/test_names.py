@@ -9,7 +9,7 @@ from PIL import Image
 from judges.session import JudgeError
 from spqr_jax import mini
 from spqr_jax.config import BFT, Config, Generation, Judges, Prompts
-from spqr_jax.run import jury, names
+from spqr_jax.run import jury, names, protocol
 
 
 def write_pictures(folder, sizes):
@@ -37,11 +37,13 @@ def test_the_side_is_the_backbones(tmp_path):
 def test_reference_pictures_of_any_size_become_the_generated_size(tmp_path):
     folder = write_pictures(tmp_path / "real", [(20, 30), (40, 16), (16, 16), (5, 9)])
     config = Config(base=write_base(tmp_path / "base"), judges=Judges(reference=str(folder), n_reference=3))
-    images = names.reference_images(config)
+    (images,) = names.reference_images(config)
     assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
     assert images[:, 0, 0, 0].tolist() == [0, 10, 20]
     config.generation = Generation(height=24, width=24)
-    assert names.reference_images(config).shape == (3, 24, 24, 3)
+    assert next(names.reference_images(config)).shape == (3, 24, 24, 3)
+    config.judges.reference_crop = "whole"
+    assert [image.shape for image in names.reference_images(config)] == [(1, 30, 20, 3), (1, 16, 40, 3), (1, 16, 16, 3)]
 
 
 def test_bad_reference_pictures_are_named(tmp_path):
@@ -51,13 +53,13 @@ def test_bad_reference_pictures_are_named(tmp_path):
         names.reference_images(config)
     (folder / "2.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"judges.reference: .*2.png: not a readable image"):
-        names.reference_images(config)
+        list(names.reference_images(config))
 
 
 def test_data_by_scenario(tmp_path):
     write_pictures(tmp_path / "data" / "Ghibli", [(20, 30), (40, 16)])
     bft = BFT(data={"artistic": f"artistic:{tmp_path / 'data'}"}, samples=2, curriculum=(2,))
-    config = Config(base=write_base(tmp_path / "base"), bft=bft)
+    config = protocol.resolve(Config(base=write_base(tmp_path / "base"), bft=bft))
     made = names.dataset(config, "artistic")
     assert set(made.captions) == {"a picture in the style of Ghibli"}
     assert made.images(np.arange(2)).shape == (2, 16, 16, 3)

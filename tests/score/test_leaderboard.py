@@ -34,7 +34,7 @@ def by_subject(board):
 
 
 def test_figures_are_those_computed_by_hand(workdir):
-    board = leaderboard.build(workdir, **OPTIONS)
+    board = leaderboard.build(workdir, section={"cohort": ("control", "esd", "uce")}, **OPTIONS)
     assert [row["subject"] for row in board["rows"]] == ["esd", "uce", "control"]
     assert [row["rank"] for row in board["rows"]] == [1, 2, 3]
     row = by_subject(board)["esd"]
@@ -105,10 +105,12 @@ def test_pinned_bounds(workdir):
     assert board["fid_bounds"] == [0.0, 10.0] and board["fid_bounds_source"] == "config"
     row = by_subject(board)["esd"]
     assert row["Q"] == pytest.approx(0.05 + 0.55 * 0.9) and row["Q_ci"][0] < row["Q"] < row["Q_ci"][1]
-    tight = leaderboard.build(workdir, fid_bounds=(2.0, 10.0), **OPTIONS)
-    assert by_subject(tight)["control"]["Q"] is None and by_subject(tight)["control"]["SPQR"] is None
-    assert any("control" in note and "outside fid_bounds (2, 10); widen" in note for note in tight["notes"])
-    assert by_subject(tight)["control"]["rank"] is None and tight["rows"][-1]["subject"] == "control"
+    tight = leaderboard.build(workdir, fid_bounds=(2.0, 8.0), **OPTIONS)
+    assert by_subject(tight)["uce"]["Q"] is None and by_subject(tight)["uce"]["SPQR"] is None
+    assert any("uce" in note and "outside fid_bounds (2, 8); widen" in note for note in tight["notes"])
+    assert by_subject(tight)["uce"]["rank"] is None and tight["rows"][-1]["subject"] == "uce"
+    control = by_subject(tight)["control"]
+    assert control["Q"] == 0.95 and control["Q_clipped"], "the control is no method: its FID of 1.5 is clipped"
     with pytest.raises(ValueError, match=r"fid_bounds must be \(min, max\).*\(3, 3\)"):
         leaderboard.build(workdir, fid_bounds=(3, 3), **OPTIONS)
 
@@ -125,12 +127,10 @@ def test_one_subject_needs_pinned_bounds(tmp_path):
     assert pinned["rows"][0]["SPQR"] > 0 and not any("Q and SPQR" in note for note in pinned["notes"])
 
 
-def test_two_subjects_are_told_that_q_is_fixed(workdir):
-    for path in (workdir / "cells" / "uce-standard-general-0").iterdir():
-        path.unlink()
+def test_two_methods_are_told_that_q_is_fixed(workdir):
     board = leaderboard.build(workdir, **OPTIONS)
-    assert sorted(row["Q"] for row in board["rows"]) == pytest.approx([0.05, 0.95])
-    assert any("only two subjects" in note for note in board["notes"])
+    assert {r["subject"]: r["Q"] for r in board["rows"]} == {"esd": 0.95, "uce": 0.05, "control": 0.95}
+    assert any("only two methods" in note for note in board["notes"])
 
 
 def test_seeds_are_pooled_over_prompts(workdir):

@@ -99,9 +99,9 @@ def batch_size(run: Run, pipeline: Pipeline, jobs: list[Job], *, training: bool 
 
 
 def _guidance(run: Run, jobs: list[Job]) -> list[float]:
-    """A prompt's own guidance, or the config's."""
-    scale = run.config.generation.guidance
-    return [scale if prompt.guidance is None else prompt.guidance for _, prompt, _ in jobs]
+    """The config's guidance; a prompt's own where the file gives one and the config asks for it."""
+    scale, own = run.config.generation.guidance, run.config.prompts.own_guidance
+    return [prompt.guidance if own and prompt.guidance is not None else scale for _, prompt, _ in jobs]
 
 
 def _options(run: Run) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from spqr_jax import backbones, protocols
 from spqr_jax import finetune as finetune_lib
 from spqr_jax import params as params_lib
 from spqr_jax.config import Config
@@ -20,6 +21,7 @@ from spqr_jax.files.layout import ImagesFolder, Workdir
 from spqr_jax.files.records import ROLES
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names as names_lib
+from spqr_jax.run import protocol
 from spqr_jax.run.cells import Cell, SubjectDir
 from spqr_jax.run.jury import Jury
 from spqr_jax.run.stages.background import Background
@@ -62,6 +64,8 @@ def judge_one(run: Run, item: SubjectDir | Cell) -> None:
         judge_one(run, item.subject)
         if not (item.done and _judged(run, item.folder)):
             _judge_cell(run, item)
+        elif json.loads(item.folder.summary.read_text(encoding="utf-8")).get("protocol") != _protocol(run, item):
+            _complete(run, item, records.read(item.folder.records))  # the same results under another name
     elif not _judged(run, item.folder):
         _judge_phase(run, item.folder, "before", item.name, item.name)
 
@@ -89,8 +93,9 @@ def _reference_features(run: Run) -> None:
     identity = json.dumps([run.jury.features.identity, names_lib.reference_identity(run.config)])
     if path.exists() and str(storage.read_npz(path)["identity"]) == identity:
         return
-    features = _features(run.jury, names_lib.reference_images(run.config))
-    storage.write_npz(path, features=features, identity=np.array(identity))
+    batches = names_lib.reference_images(run.config)
+    features = [_features(run.jury, batch) for batch in tqdm(batches, desc="reference images", unit="batch")]
+    storage.write_npz(path, features=np.concatenate(features), identity=np.array(identity))
 
 
 def _judge_phase(run: Run, folder: ImagesFolder, phase: str, subject: str, label: str) -> None:
@@ -199,8 +204,19 @@ def _judge_cell(run: Run, cell: Cell) -> None:
     )
     rows = [row | mark for row in (*before, *after)]
     records.write(ours.records, rows)
+    _complete(run, cell, rows)
+
+
+def _complete(run: Run, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write cell.json, with which a cell is complete."""
     summary = json.dumps(_summary(run, cell, rows), indent=2, sort_keys=True)
-    storage.write_text(ours.summary, summary + "\n")
+    storage.write_text(cell.folder.summary, summary + "\n")
+
+
+def _protocol(run: Run, cell: Cell) -> dict[str, Any]:
+    """The protocol that a cell follows and the fields in which it departs from it, as JSON holds them."""
+    stated = protocols.of_cell(protocol.statement(run.config), cell.profile)
+    return json.loads(json.dumps(stated._asdict(), default=str))
 
 
 def _summary(run: Run, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -213,6 +229,8 @@ def _summary(run: Run, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> dict[st
         "scenario": cell.scenario,
         "seed": cell.seed,
         "is_control": cell.subject.is_control,
+        "backbone": backbones.of(run.backbone).key,
+        "protocol": _protocol(run, cell),
         "n_undecided": sum(row["verdict"] == "undecided" for row in rows),
         "seconds": {stage: round(t["seconds"], 3) for stage, t in times.items()},
         "rates": {

@@ -1,5 +1,7 @@
 """Stage score: the leaderboard, from the records of the complete cells alone."""
 
+import dataclasses
+
 from spqr_jax.devices import processes
 from spqr_jax.files.layout import Workdir
 from spqr_jax.run.stages.background import Background
@@ -14,10 +16,8 @@ def score(run: Run | Unopened, background: Background) -> list[Failure]:
         return []
     if not Workdir(run.workdir).complete_cells():
         raise NothingToDo(f"no complete cell in {run.workdir}: nothing to score.")
-    low, high = run.config.score.fid_min, run.config.score.fid_max
-    board = leaderboard.build(
-        run.workdir, fid_bounds=(low, high) if high > low else None, replicates=run.config.score.replicates
-    )
+    section = dataclasses.asdict(run.config.score)
+    board = leaderboard.build(run.workdir, section=section, replicates=run.config.score.replicates)
     leaderboard.write(run.workdir, board)
     print(text.table(board))
     return []
