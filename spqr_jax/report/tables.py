@@ -1,4 +1,4 @@
-"""The paper's tables, each by name, from leaderboard rows alone; the paper's own figures beside ours.
+"""The paper's tables, each by name, from leaderboard rows alone; figures of an edition beside those that follow it.
 
 1: S, P and Q shared, R and SPQR per scenario. 2: change of CLIP and FID. 3: R per profile. 4: R per harmful prompt set.
 5: R per language and domain. D: Table 1 by backbone. E: R by LoRA rank. audit: the ranking under other choices of the
@@ -6,19 +6,20 @@ score. drift: how soon half of the safety gain is lost. Tables 4, D and E compar
 
 R and SPQR come in two forms, logistic (equation 3) and exponential (what the published tables follow); they are never
 mixed in one table, so tables with R are written once in each form and only the exponential one holds published rows.
+It does where the rows follow the protocol of an edition without a change (`published`), and else says why it does not.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from spqr_jax.report import published
+from spqr_jax.report.published import edition as paper
 from spqr_jax.report.reading import ReportedRun, Setting, profile_order, unique
 from spqr_jax.report.tabular import FORMS, Figure, Table, figure_of
 from spqr_jax.score import stats
 from spqr_jax.score.scenario_groups import group_of
 
 TableRow = list[str | Figure]
-BESIDE = " Published rows are the paper's, by other backbones, prompts and judges: compare patterns, not levels."
 DATASETS = {  # scenario -> its column in Table 5
     "general": "general",
     "multilingual_ar": "arabic",
@@ -53,36 +54,39 @@ def headline_profile(run: ReportedRun) -> str | None:
 def table1(run: ReportedRun) -> list[Table]:
     """S, P and Q, which all scenarios share, then R and SPQR per scenario, for the headline profile."""
     groups = unique([group_of(scenario) for scenario in run.scenarios])
+    beside = _beside(run, "rows")
 
     def lines(form: str) -> list[TableRow]:
         rows: list[TableRow] = []
         for subject in run.subjects:
             rows.append([subject, *_axes(run, subject, groups, form)])
-            if form == "exponential" and (row := published.TABLE_1.get(_published_name(run, subject))):
+            if form == "exponential" and (row := beside.rows.get(_published_name(run, subject))):
                 rows.append([_published_label(run, subject), *_printed(row, groups)])
         return rows
 
     caption = f"S, P and Q shared by all scenarios; R (form) and SPQR per scenario, profile {headline_profile(run)}."
-    return _both_forms("table1", caption, ["Method", "S", "P", "Q", *_scenario_columns(groups)], lines)
+    return _both_forms("table1", caption, ["Method", "S", "P", "Q", *_scenario_columns(groups)], lines, beside)
 
 
 def table2(run: ReportedRun) -> list[Table]:
     """Change of CLIP similarity (higher is better) and FID (lower is better), after minus before."""
     rows: list[TableRow] = []
+    beside = _beside(run, "changes")
     for row in run.rows:
         rows.append([row["subject"], row["scenario"], row["profile"], figure_of(row, "dclip", digits=4)])
         rows[-1].append(figure_of(row, "dfid", digits=2))
-        printed = published.TABLE_2.get(_published_name(run, row["subject"]))
+        printed = beside.rows.get(_published_name(run, row["subject"]))
         if printed and (row["scenario"], row["profile"]) == ("general", "standard"):
             values = [_plain(value, digits=d, signed=True) for value, d in zip(printed, (4, 2), strict=True)]
             rows.append([_published_label(run, row["subject"]), "general", "standard", *values])
-    caption = "Change of CLIP similarity and FID after benign fine-tuning (after minus before, paired)." + BESIDE
+    caption = "Change of CLIP similarity and FID after benign fine-tuning (after minus before, paired)." + beside.note
     return [Table("table2", caption, ["Method", "Scenario", "Profile", "ΔCLIP", "ΔFID"], rows)]
 
 
 def table3(run: ReportedRun) -> list[Table]:
     """R per profile, one row per method and scenario; profiles from the heaviest to the lightest as in the paper."""
     profiles = sorted(run.profiles, key=profile_order, reverse=True)
+    beside = _beside(run, "by_profile")
 
     def lines(form: str) -> list[TableRow]:
         rows: list[TableRow] = []
@@ -91,14 +95,13 @@ def table3(run: ReportedRun) -> list[Table]:
                 found = {r["profile"]: r for r in run.rows if (r["subject"], r["scenario"]) == (subject, scenario)}
                 if found:
                     rows.append([subject, scenario, *(figure_of(found.get(p), "R", form=form) for p in profiles)])
-                printed = published.TABLE_3.get(_published_name(run, subject))
+                printed = beside.rows.get(_published_name(run, subject))
                 if found and printed and scenario == "general" and form == "exponential":
-                    known = dict(zip(published.TABLE_3_COLUMNS, printed, strict=True))
-                    rows.append([_published_label(run, subject), scenario, *(_plain(known.get(p)) for p in profiles)])
+                    rows.append([_published_label(run, subject), scenario, *(_plain(printed.get(p)) for p in profiles)])
         return rows
 
     columns = ["Method", "Scenario", *(f"R {profile}" for profile in profiles)]
-    return _both_forms("table3", "R (form) after each fine-tuning profile.", columns, lines)
+    return _both_forms("table3", "R (form) after each fine-tuning profile.", columns, lines, beside)
 
 
 def table4(run: ReportedRun) -> list[Table]:
@@ -110,7 +113,8 @@ def table4(run: ReportedRun) -> list[Table]:
         name = _variant(run, row["subject"], but="prompts")
         found.setdefault(name, {}).update({_stem(key): part for key, part in sets.items()})
     ours = unique([name for sets in found.values() for name in sets])
-    columns = [*published.TABLE_4_COLUMNS[:3], *(name for name in ours if name not in published.TABLE_4_COLUMNS)]
+    columns = [*paper.PROMPT_SETS, *(name for name in ours if name not in paper.PROMPT_SETS)]
+    beside = _beside(run, "by_prompt_set")
     methods = {_variant(run, row["subject"], but="prompts"): row["subject"] for row in rows}
 
     def lines(form: str) -> list[TableRow]:
@@ -118,21 +122,21 @@ def table4(run: ReportedRun) -> list[Table]:
         for name, sets in found.items():
             parts = [figure_of(sets.get(column), "R", form=form) for column in columns]
             result.append([name, *parts, _average([figure_of(sets.get(key), "R", form=form) for key in ours])])
-            printed = published.TABLE_4.get(_published_name(run, methods[name]))
+            printed = beside.rows.get(_published_name(run, methods[name]))
             if printed and form == "exponential":
-                known = dict(zip(published.TABLE_4_COLUMNS, printed, strict=True))
-                beside = [_plain(known.get(column)) for column in (*columns, "average")]
-                result.append([_published_label(run, methods[name]), *beside])
+                known = [_plain(printed.get(column)) for column in (*columns, "average")]
+                result.append([_published_label(run, methods[name]), *known])
         return result
 
     caption = f"R (form) per harmful prompt set, profile {headline_profile(run)}; average over the sets that ran."
-    return _both_forms("table4", caption, ["Method", *columns, "average"], lines)
+    return _both_forms("table4", caption, ["Method", *columns, "average"], lines, beside)
 
 
 def table5(run: ReportedRun) -> list[Table]:
     """R per data set that was fine-tuned on, with the averages over languages and over domains."""
     ours = {DATASETS.get(scenario, scenario): scenario for scenario in run.scenarios}
-    columns = [*published.TABLE_5_COLUMNS, *(name for name in ours if name not in published.TABLE_5_COLUMNS)]
+    columns = [*paper.DATASETS, *(name for name in ours if name not in paper.DATASETS)]
+    beside = _beside(run, "by_dataset")
 
     def lines(form: str) -> list[TableRow]:
         rows: list[TableRow] = []
@@ -140,19 +144,19 @@ def table5(run: ReportedRun) -> list[Table]:
             found = _by_scenario(run, subject)
             keys = [name.removesuffix(" average") if name.endswith(" average") else ours.get(name) for name in columns]
             rows.append([subject, *(figure_of(found.get(key or ""), "R", form=form) for key in keys)])
-            printed = published.TABLE_5.get(_published_name(run, subject))
+            printed = beside.rows.get(_published_name(run, subject))
             if printed and form == "exponential":
-                known = dict(zip(published.TABLE_5_COLUMNS, printed, strict=True))
-                rows.append([_published_label(run, subject), *(_plain(known.get(name)) for name in columns)])
+                rows.append([_published_label(run, subject), *(_plain(printed.get(name)) for name in columns)])
         return rows
 
     caption = f"R (form) after fine-tuning on each data set, profile {headline_profile(run)}."
-    return _both_forms("table5", caption, ["Method", *columns], lines)
+    return _both_forms("table5", caption, ["Method", *columns], lines, beside)
 
 
 def table_d(run: ReportedRun) -> list[Table]:
     """Table 1 by backbone. Each backbone has a run of its own."""
     groups = unique([group_of(scenario) for scenario in run.scenarios])
+    beside, sd15 = _beside(run, "by_backbone"), _beside(run, "rows").rows
 
     def lines(form: str) -> list[TableRow]:
         rows: list[TableRow] = []
@@ -160,21 +164,24 @@ def table_d(run: ReportedRun) -> list[Table]:
             own = [s for s in run.subjects if _variant(run, s, but="backbone") == name]
             rows += [[name, run.settings[s].backbone, *_axes(run, s, groups, form)] for s in own]
             method, label = _published_name(run, own[0]), run.settings[own[0]].subject
-            printed = {"SDv1.5": published.TABLE_1.get(method)}
-            printed |= {backbone: row for (m, backbone), row in published.TABLE_D.items() if m == method}
+            printed = {"SDv1.5": sd15.get(method)}
+            printed |= {backbone: row for (m, backbone), row in beside.rows.items() if m == method}
             if form == "exponential":
                 rows += [[f"{label} (published)", b, *_printed(row, groups)] for b, row in printed.items() if row]
         return rows
 
     caption = f"S, P, Q, R (form) and SPQR by backbone, profile {headline_profile(run)}."
-    return _both_forms("tableD", caption, ["Method", "Backbone", "S", "P", "Q", *_scenario_columns(groups)], lines)
+    return _both_forms(
+        "tableD", caption, ["Method", "Backbone", "S", "P", "Q", *_scenario_columns(groups)], lines, beside
+    )
 
 
 def table_e(run: ReportedRun) -> list[Table]:
     """R by LoRA rank after lite fine-tuning, on the general or the first scenario. Each rank has a run of its own."""
     scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
     rows = [row for row in run.rows if (row["profile"], row["scenario"]) == ("lite", scenario)]
-    ranks = sorted({*published.TABLE_E_COLUMNS, *(s.rank for s in run.settings.values() if s.rank)})
+    beside = _beside(run, "by_rank")
+    ranks = sorted({*paper.RANKS, *(s.rank for s in run.settings.values() if s.rank)})
     found: dict[tuple[str, str], dict[int | None, dict[str, Any]]] = {}
     for row in rows:
         setting = run.settings[row["subject"]]
@@ -186,14 +193,13 @@ def table_e(run: ReportedRun) -> list[Table]:
             result.append([name, backbone, *(figure_of(by_rank.get(rank), "R", form=form) for rank in ranks)])
             subject = next(iter(by_rank.values()))["subject"]
             method, label = _published_name(run, subject), run.settings[subject].subject
-            for (m, other), values in published.TABLE_E.items() if form == "exponential" else ():
+            for (m, other), printed in beside.rows.items() if form == "exponential" else ():
                 if m == method:
-                    known = dict(zip(published.TABLE_E_COLUMNS, values, strict=True))
-                    result.append([f"{label} (published)", other, *(_plain(known.get(rank)) for rank in ranks)])
+                    result.append([f"{label} (published)", other, *(_plain(printed.get(rank)) for rank in ranks)])
         return result
 
     caption = f"R (form) by LoRA rank, profile lite, scenario {scenario}."
-    return _both_forms("tableE", caption, ["Method", "Backbone", *(f"R rank {rank}" for rank in ranks)], lines)
+    return _both_forms("tableE", caption, ["Method", "Backbone", *(f"R rank {rank}" for rank in ranks)], lines, beside)
 
 
 def audit_table(run: ReportedRun) -> list[Table]:
@@ -252,10 +258,33 @@ def half_life(curve: dict[str, Any]) -> str:
 # What the tables share
 
 
-def _both_forms(name: str, caption: str, columns: list[str], lines: Callable[[str], list[TableRow]]) -> list[Table]:
+class Beside(NamedTuple):
+    """Published rows that may stand in a table, by method, and the end of its caption: whose they are, or why none."""
+
+    rows: Mapping[Any, Any]
+    note: str
+
+
+def _beside(run: ReportedRun, table: str) -> Beside:
+    """One table (a field of `published.edition.Edition`) of the edition whose protocol the rows follow."""
+    edition = published.edition_of_rows(run.rows)
+    if edition is None:
+        return Beside({}, f" {published.why_none(run.rows)}")
+    rows = getattr(edition, table)
+    if not rows:
+        return Beside({}, f" No published rows beside these: figures of {edition.name} for this table are not known.")
+    note = f" Published rows are those of {edition.name}."
+    if table in ("rows", "by_backbone") and (ceilings := published.about_ceilings(edition)):
+        note += f" {ceilings}"
+    return Beside(rows, note)
+
+
+def _both_forms(
+    name: str, caption: str, columns: list[str], lines: Callable[[str], list[TableRow]], beside: Beside
+) -> list[Table]:
     names = {"logistic": name, "exponential": f"{name}_exponential"}
-    beside = {"logistic": "", "exponential": BESIDE}
-    captions = {form: caption.replace("(form)", f"({form})", 1) + beside[form] for form in FORMS}
+    notes = {"logistic": "", "exponential": beside.note}
+    captions = {form: caption.replace("(form)", f"({form})", 1) + notes[form] for form in FORMS}
     return [Table(names[form], captions[form], columns, lines(form)) for form in FORMS]
 
 
@@ -311,16 +340,17 @@ def _stem(prompt_set: str) -> str:
 def _published_name(run: ReportedRun, subject: str) -> str:
     """The key of a subject in the paper's tables: its method, or its name where that is one of them."""
     setting = run.settings[subject]
-    return setting.method if setting.method in published.TABLE_1 else setting.subject.lower()
+    edition = published.edition_of_rows(run.rows)
+    return setting.method if edition and setting.method in edition.rows else setting.subject.lower()
 
 
 def _published_label(run: ReportedRun, subject: str) -> str:
     return f"{run.settings[subject].subject} (published, SD v1.5)"
 
 
-def _printed(row: published.PublishedRow, groups: list[str]) -> TableRow:
+def _printed(row: paper.PublishedRow, groups: list[str]) -> TableRow:
     """A published row; its figures carry no intervals, and a scenario that the paper lacks is a gap."""
-    places = [published.SCENARIOS.index(name) if name in published.SCENARIOS else None for name in groups]
+    places = [paper.SCENARIOS.index(name) if name in paper.SCENARIOS else None for name in groups]
     values = [value for i in places for value in ((None, None) if i is None else (row.R[i], row.SPQR[i]))]
     return [_plain(value) for value in (row.S, row.P, row.Q, *values)]
 

@@ -11,6 +11,8 @@ from spqr_jax.report.__main__ import main
 from spqr_jax.report.reading import read
 from spqr_jax.score import stats
 
+ARXIV, ECCV = ({"name": name, "changed": {}} for name in ("arxiv-2511", "eccv-2026"))
+PRINTED = published.EDITIONS["arxiv-2511"]
 SUBJECTS = (("No alignment", "none"), ("Erased", "uce"), ("RECE", ""))  # RECE is a checkpoint of that name
 
 
@@ -21,13 +23,23 @@ def figures(value: float) -> dict:
     return named | {f"{key}_ci": [v - 0.05, v + 0.05] for key, v in named.items()}
 
 
-def make_run(directory: Path, *, base="mini", rank=8, prompts="mini:harmful", R=0.5, scenarios=("general",)) -> Path:
+def make_run(
+    directory: Path,
+    *,
+    base="mini",
+    rank=8,
+    prompts="mini:harmful",
+    R=0.5,
+    scenarios=("general",),
+    protocol: dict | None = ARXIV,
+) -> Path:
     """A scored run without cells: leaderboard and manifest."""
     directory.mkdir(parents=True)
     rows = [
         {"subject": name, "profile": profile, "scenario": scenario, "is_control": i == 0, "rank": i + 1}
         | figures(R + 0.1 * i + 0.01 * j)
         | {"prompt_sets": {prompts: figures(R + 0.1 * i + 0.01 * j)}}
+        | ({"protocol": protocol} if protocol else {})
         for i, (name, _) in enumerate(SUBJECTS)
         for profile in ("lite", "standard")
         for j, scenario in enumerate(scenarios)
@@ -67,7 +79,7 @@ def table(run, name: str, form: str = "logistic") -> dict[tuple[str, ...], dict[
 
 def test_published_rows_are_found_by_method_and_by_name_and_only_in_the_exponential_form(tmp_path):
     run = read(make_run(tmp_path / "run"))
-    for name, printed in (("1", published.TABLE_1["uce"].R[2]), ("3", published.TABLE_3["uce"][0])):
+    for name, printed in (("1", PRINTED.rows["uce"].R[2]), ("3", PRINTED.by_profile["uce"]["standard"])):
         logistic, exponential = table(run, name), table(run, name, "exponential")
         assert not any("published" in key[0] for key in logistic)
         row = next(row for key, row in exponential.items() if key[0] == "Erased (published, SD v1.5)")
@@ -76,8 +88,67 @@ def test_published_rows_are_found_by_method_and_by_name_and_only_in_the_exponent
         assert not any(key[0].startswith("No alignment (p") for key in exponential)
     assert table(run, "1", "exponential")[("Erased",)]["R general"].value == pytest.approx(0.3)
     changes = table(run, "2")
-    assert changes["Erased (published, SD v1.5)", "general", "standard"]["ΔFID"].value == published.TABLE_2["uce"][1]
+    assert changes["Erased (published, SD v1.5)", "general", "standard"]["ΔFID"].value == PRINTED.changes["uce"].fid
     assert changes["Erased", "general", "standard"]["ΔFID"][:3] == pytest.approx((-0.6, -0.65, -0.55))
+
+
+def captions(directory: Path) -> dict[str, str]:
+    return {t.name: t.caption for t in tables.build(read(directory), ["1", "2", "3", "4", "5", "D", "E"])}
+
+
+def published_rows(run) -> set[str]:
+    found = tables.build(run, ["1", "2", "3", "4", "5", "D", "E"])
+    return {t.name for t in found for row in t.rows if any(isinstance(c, str) and "published" in c for c in row)}
+
+
+def test_published_rows_are_those_of_the_edition_whose_protocol_the_rows_follow(tmp_path):
+    directory = make_run(tmp_path / "eccv", protocol=ECCV, scenarios=("general", "multilingual_ar", "multilingual_fr"))
+    run, told = read(directory), captions(directory)
+    row = table(run, "1", "exponential")["Erased (published, SD v1.5)",]
+    shown = [row[c].value for c in ("S", "P", "Q", "R general", "SPQR general", "R multilingual", "SPQR multilingual")]
+    assert shown == [0.926, 0.977, 0.919, 0.942, 0.940, None, 0.809]
+    assert (
+        "those of the ECCV 2026 edition. Its P imply a ceiling of 0.300 (SDv1.5, SDv2.1)" in told["table1_exponential"]
+    )
+    assert "No published rows" in told["table3_exponential"] and "ECCV 2026" in told["table3_exponential"]
+    assert published_rows(run) == {"table1_exponential", "tableD_exponential"}  # the other tables are not known
+    arxiv = make_run(tmp_path / "arxiv")
+    assert "those of the arXiv edition (2511.19558)." in captions(arxiv)["table1_exponential"]
+    assert "ceiling" not in captions(arxiv)["tableD_exponential"]
+    assert published_rows(read(arxiv)) == {"table2", *(f"table{n}_exponential" for n in "1345DE")}
+
+
+def test_where_rows_of_sdxl_are_shown_another_ceiling_is_named(tmp_path):
+    directory = make_run(tmp_path / "run", protocol=ECCV)
+    rows = table(read(directory), "D", "exponential")
+    assert rows["Erased (published)", "SDXL"]["P"].value == 0.994
+    assert rows["Erased (published)", "FLUX"]["R general"].value == 0.910
+    told = captions(directory)["tableD_exponential"]
+    assert "another one of 0.320 (SDXL); that of SD3 and FLUX is not known" in told
+
+
+@pytest.mark.parametrize(
+    ("protocol", "why"),
+    [
+        (None, "they name no protocol"),
+        ({"name": "spqr-jax", "changed": {}}, "no edition of the paper follows the protocol spqr-jax"),
+        ({"name": "eccv-2026", "changed": {"eps": 0.001}}, "their protocol is eccv-2026, changed: eps"),
+        ({"name": "arxiv-2511", "changed": {"eps": 0.1, "crop": "none"}}, "is arxiv-2511, changed: eps, crop"),
+    ],
+)
+def test_rows_of_another_protocol_have_no_published_rows_and_the_caption_says_why(tmp_path, protocol, why):
+    directory = make_run(tmp_path / "run", protocol=protocol)
+    assert published_rows(read(directory)) == set() and published.edition_of(protocol) is None
+    told = captions(directory)
+    assert all(why in told[name] for name in told if name == "table2" or name.endswith("_exponential"))
+    assert "No published rows" not in told["table1"]  # the logistic form never has them
+
+
+def test_rows_of_several_protocols_have_no_published_rows(tmp_path):
+    runs = [make_run(tmp_path / p["name"], protocol=p, base=p["name"]) for p in (ARXIV, ECCV)]
+    run = read(*runs)
+    assert published_rows(run) == set()
+    assert "they follow different protocols" in tables.build(run, ["D"])[1].caption
 
 
 def test_table_4_sets_prompt_sets_side_by_side(tmp_path):
@@ -93,7 +164,7 @@ def test_table_4_sets_prompt_sets_side_by_side(tmp_path):
     assert ours["average"][:3] == pytest.approx((mean, *ends))
     beside = rows["Erased (published, SD v1.5)",]
     assert [beside[c].value for c in ("visu", "i2p", "rab", "mine", "average")] == pytest.approx(
-        [*published.TABLE_4["uce"][:3], None, published.TABLE_4["uce"][3]]
+        [PRINTED.by_prompt_set["uce"].get(column) for column in ("visu", "i2p", "rab", "mine", "average")]
     )
 
 
@@ -132,8 +203,8 @@ def test_table_d_has_a_row_a_backbone(tmp_path):
     rows = table(run, "D", "exponential")
     assert rows["Erased", "sd15"]["R general"].value == pytest.approx(0.15)
     assert rows["Erased", "sdxl"]["R general"].value == pytest.approx(0.25)
-    assert rows["Erased (published)", "SDXL"]["SPQR general"].value == published.TABLE_D["uce", "SDXL"].SPQR[2]
-    assert rows["RECE (published)", "SDv1.5"]["S"].value == published.TABLE_1["rece"].S
+    assert rows["Erased (published)", "SDXL"]["SPQR general"].value == PRINTED.by_backbone["uce", "SDXL"].SPQR[2]
+    assert rows["RECE (published)", "SDv1.5"]["S"].value == PRINTED.rows["rece"].S
     assert run.backbones == ["sd15", "sdxl"] or run.backbones == ["sdxl", "sd15"]
 
 
@@ -142,7 +213,7 @@ def test_table_e_has_a_column_a_rank(tmp_path):
     rows = table(read(*runs), "E", "exponential")
     ours = rows["Erased", "mini"]
     assert [ours[f"R rank {rank}"].value for rank in (4, 8, 16, 32)] == pytest.approx([0.07, 0.09, None, 0.21])
-    assert rows["Erased (published)", "SDv2.1"]["R rank 16"].value == published.TABLE_E["uce", "SDv2.1"][2]
+    assert rows["Erased (published)", "SDv2.1"]["R rank 16"].value == PRINTED.by_rank["uce", "SDv2.1"][16]
 
 
 def test_several_runs_read_as_one(tmp_path):

@@ -1,38 +1,17 @@
-"""The figures printed in the paper, as plain data, so that a run can be set beside them.
+"""The figures of the arXiv edition, November 2025: Tables 1-5, D and E."""
 
-Source: Alam et al., "SPQR: A Standardized Benchmark for Modern Safety Alignment Methods in Text-to-Image Diffusion
-Models", Tables 1-5, D and E. Values are exactly as printed, also where they contradict each other: `MISPRINTS` names
-those. The printed R follow exp(-max(dh, 0) / 10), not equation 3: compare them with `R_exponential` only.
-Keys are the names of this project's methods; all are Stable Diffusion v1.5 unless a backbone is given.
-"""
+from spqr_jax.report.published.edition import (
+    DATASETS,
+    PROFILES,
+    PROMPT_SETS,
+    RANKS,
+    Change,
+    Edition,
+    Misprint,
+    PublishedRow,
+)
 
-from typing import NamedTuple
-
-SCENARIOS = ("multilingual", "domain", "general")
-
-
-class PublishedRow(NamedTuple):
-    """One row of Table 1 or D: the shared axes, then R and SPQR per scenario in the order of SCENARIOS."""
-
-    S: float
-    P: float
-    Q: float
-    R: tuple[float, float, float]
-    SPQR: tuple[float, float, float]
-
-
-class Misprint(NamedTuple):
-    """A printed value that does not follow from the values printed beside it."""
-
-    table: str
-    method: str
-    column: str
-    printed: float
-    recomputed: float
-    why: str
-
-
-TABLE_1 = {  # standard profile
+TABLE_1 = {
     "erasediff": PublishedRow(0.988, 0.178, 0.050, (0.502, 0.865, 0.726), (0.140, 0.144, 0.143)),
     "fmn": PublishedRow(0.884, 0.282, 0.770, (0.259, 0.335, 0.149), (0.408, 0.446, 0.318)),
     "advunlearn": PublishedRow(0.894, 0.286, 0.780, (0.138, 0.292, 0.159), (0.305, 0.430, 0.329)),
@@ -46,22 +25,21 @@ TABLE_1 = {  # standard profile
     "rece": PublishedRow(0.938, 0.292, 0.934, (0.740, 0.855, 0.980), (0.579, 0.594, 0.608)),
 }
 
-TABLE_2 = {  # after - before, standard profile, general scenario: (change of CLIP score, change of FID)
-    "erasediff": (0.111, -216.764),
-    "fmn": (0.030, -63.668),
-    "advunlearn": (0.026, -57.423),
-    "scissorhands": (0.079, -102.358),
-    "stereo": (0.026, -14.837),
-    "salun": (0.044, -53.837),
-    "mace": (0.007, -0.771),
-    "esd": (0.016, -4.878),
-    "spm": (0.008, -7.683),
-    "uce": (0.005, -11.323),
-    "rece": (0.000, -1.449),
+TABLE_2 = {
+    "erasediff": Change(0.111, -216.764),
+    "fmn": Change(0.030, -63.668),
+    "advunlearn": Change(0.026, -57.423),
+    "scissorhands": Change(0.079, -102.358),
+    "stereo": Change(0.026, -14.837),
+    "salun": Change(0.044, -53.837),
+    "mace": Change(0.007, -0.771),
+    "esd": Change(0.016, -4.878),
+    "spm": Change(0.008, -7.683),
+    "uce": Change(0.005, -11.323),
+    "rece": Change(0.000, -1.449),
 }
 
-TABLE_3_COLUMNS = ("standard", "moderate", "lite")  # printed as Full UNet, Cross-Attn Only, LoRA
-TABLE_3 = {  # R after fine-tuning, general scenario
+TABLE_3 = {  # R after each fine-tuning, in the order of PROFILES
     "erasediff": (0.726, 0.692, 0.942),
     "fmn": (0.149, 0.113, 0.146),
     "advunlearn": (0.159, 0.120, 0.087),
@@ -75,8 +53,7 @@ TABLE_3 = {  # R after fine-tuning, general scenario
     "rece": (0.980, 0.942, 0.980),
 }
 
-TABLE_4_COLUMNS = ("visu", "i2p", "rab", "average")
-TABLE_4 = {  # R per harmful prompt set, standard profile, general scenario (the paper's "%" in the header is not meant)
+TABLE_4 = {  # R per harmful prompt set and the average (the paper's "%" in the header is not meant)
     "erasediff": (0.726, 0.607, 0.724, 0.686),
     "fmn": (0.149, 0.497, 0.016, 0.221),
     "advunlearn": (0.159, 0.100, 0.011, 0.090),
@@ -90,18 +67,7 @@ TABLE_4 = {  # R per harmful prompt set, standard profile, general scenario (the
     "rece": (0.980, 0.905, 0.727, 0.871),
 }
 
-TABLE_5_COLUMNS = (
-    "general",
-    "arabic",
-    "spanish",
-    "french",
-    "hindi",
-    "multilingual average",
-    "artistic",
-    "medical",
-    "domain average",
-)
-TABLE_5 = {  # R after fine-tuning on each benign dataset, standard profile
+TABLE_5 = {  # R after fine-tuning on each benign data set, in the order of DATASETS
     "erasediff": (0.726, 0.376, 0.548, 0.538, 0.548, 0.502, 0.843, 0.886, 0.865),
     "fmn": (0.149, 0.052, 0.710, 0.232, 0.042, 0.259, 0.332, 0.338, 0.335),
     "advunlearn": (0.159, 0.054, 0.133, 0.319, 0.045, 0.138, 0.294, 0.289, 0.292),
@@ -115,7 +81,7 @@ TABLE_5 = {  # R after fine-tuning on each benign dataset, standard profile
     "rece": (0.980, 0.605, 0.786, 0.869, 0.697, 0.740, 0.769, 0.941, 0.855),
 }
 
-TABLE_D = {  # other backbones, standard profile
+TABLE_D = {
     ("advunlearn", "SDv2.1"): PublishedRow(0.903, 0.289, 0.792, (0.145, 0.301, 0.167), (0.314, 0.447, 0.338)),
     ("advunlearn", "SDXL"): PublishedRow(0.925, 0.304, 0.823, (0.152, 0.318, 0.179), (0.329, 0.458, 0.358)),
     ("esd", "SDv2.1"): PublishedRow(0.938, 0.294, 0.953, (0.308, 0.668, 0.688), (0.456, 0.571, 0.572)),
@@ -126,8 +92,7 @@ TABLE_D = {  # other backbones, standard profile
     ("uce", "SDXL"): PublishedRow(0.944, 0.318, 0.931, (0.601, 0.871, 0.861), (0.576, 0.623, 0.621)),
 }
 
-TABLE_E_COLUMNS = (4, 8, 16)  # LoRA rank
-TABLE_E = {  # R after lite fine-tuning, general scenario
+TABLE_E = {  # R after lite fine-tuning, in the order of RANKS
     ("advunlearn", "SDv1.5"): (0.194, 0.087, 0.061),
     ("advunlearn", "SDv2.1"): (0.201, 0.092, 0.068),
     ("advunlearn", "SDXL"): (0.218, 0.105, 0.074),
@@ -151,4 +116,19 @@ MISPRINTS = (
     Misprint("5", "rece", "multilingual average", 0.740, 0.7393, "mean of its four languages"),
     Misprint("D", "advunlearn SDv2.1", "SPQR domain", 0.447, 0.4370, "harmonic mean of its own S, P, Q, R"),
     Misprint("E", "esd SDv1.5", "R at rank 8", 0.942, 0.950, "Table 3 prints the same cell (lite, general) as 0.950"),
+)
+
+ARXIV_2511 = Edition(
+    protocol="arxiv-2511",
+    name="the arXiv edition (2511.19558)",
+    title="SPQR: A Standardized Benchmark for Modern Safety Alignment Methods in Text-to-Image Diffusion Models",
+    citation="M. T. Alam, N. Saadi, F. Shamshad, N. Lukas, K. Nandakumar, F. Karray, S. Poppi. arXiv:2511.19558, 2025",
+    rows=TABLE_1,
+    by_backbone=TABLE_D,
+    changes=TABLE_2,
+    by_profile={method: dict(zip(PROFILES, row, strict=True)) for method, row in TABLE_3.items()},
+    by_prompt_set={method: dict(zip((*PROMPT_SETS, "average"), row, strict=True)) for method, row in TABLE_4.items()},
+    by_dataset={method: dict(zip(DATASETS, row, strict=True)) for method, row in TABLE_5.items()},
+    by_rank={key: dict(zip(RANKS, row, strict=True)) for key, row in TABLE_E.items()},
+    misprints=MISPRINTS,
 )
