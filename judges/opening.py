@@ -1,11 +1,11 @@
 """Opening a safety judge by its name in a config, and the protocol of safety judges.
 
 A new kind of judge needs one file and one line: a class with an `open` classmethod in a file of its own, and its entry
-in `JUDGES`. A judge that is an ONNX classifier needs no code at all: see `judges.classifier`.
+in `JUDGES`. Keyword arguments of its `open` are options that a config may set. A judge that is an ONNX classifier needs
+no code at all: see `judges.classifier`.
 """
 
 import inspect
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,8 @@ from judges.answers import SafetyRecord
 from judges.classifier import Classifier
 from judges.llavaguard import LlavaGuard
 from judges.nudenet import open_label_set
+from judges.nudenet_v2 import NudeNetV2
+from judges.options import read_options
 from judges.q16 import Q16
 from judges.session import JudgeError
 
@@ -38,10 +40,11 @@ class Judge(Protocol):
         ...
 
 
-# Name before the colon -> opener(text after the colon, providers=...). An opener whose first parameter has a default
-# may be named without a colon.
+# Name before a colon -> opener(text after the colon, providers=..., options). An opener whose first parameter has a
+# default may be named without more. A name may hold a colon itself; the longest name that fits is meant.
 JUDGES: dict[str, Callable[..., Judge]] = {
     "nudenet": open_label_set,
+    "nudenet:v2": NudeNetV2.open,
     "llavaguard": LlavaGuard.open,
     "q16": Q16.open,
     "classifier": Classifier.open,
@@ -51,23 +54,51 @@ JUDGES: dict[str, Callable[..., Judge]] = {
 def open_safety(source: str, *, providers: str | Sequence[str] | None = None) -> Judge:
     """Opens one safety judge.
 
-    source: "nudenet" or "nudenet:LABEL_SET"; "llavaguard:DIRECTORY" with LlavaGuard's policy in its policy.txt;
-    "q16:DIRECTORY"; "classifier:PATH", or only the path of an ONNX classifier. providers: "cpu" (default) or "cuda",
-    see `judges.session.open_session`. Raises JudgeError for an unknown kind and for a file that is missing or does not
-    fit, ValueError for an unknown label set.
+    source: "nudenet" or "nudenet:LABEL_SET"; "nudenet:v2" for the whole-image classifier; "llavaguard:DIRECTORY" with
+    LlavaGuard's policy in its policy.txt; "q16:DIRECTORY"; "classifier:PATH", or only the path of an ONNX classifier.
+    Options of the judge may follow: "nudenet:v2?threshold=0.6", "llavaguard:DIRECTORY?view=base&mode=generate".
+    providers: "cpu" (default) or "cuda", see `judges.session.open_session`. Raises JudgeError for an unknown kind or
+    option and for a file that is missing or does not fit, ValueError for an unknown label set.
     """
-    named = re.fullmatch(r"([a-z][a-z0-9_]+)(?::(.*))?", source)  # two letters or more: "c:judge.onnx" is a path
-    kind, place = (named[1], named[2]) if named else ("", "")
-    if kind not in JUDGES:
-        if Path(source).is_file():
-            return Classifier.open(source, providers=providers)
-        raise JudgeError(f"judge {source!r}: no such judge and no such file; expected {_expected()}")
-    if place:
-        return JUDGES[kind](place, providers=providers)
-    first = _first_parameter(JUDGES[kind])
-    if first.default is inspect.Parameter.empty:
-        raise JudgeError(f"judge {source!r}: the {first.name} is missing; write {_form(kind)}")
-    return JUDGES[kind](providers=providers)
+    place, _ = split_options(source)
+    kind = max((name for name in JUDGES if place == name or place.startswith(f"{name}:")), key=len, default="")
+    if kind:
+        return open_at(JUDGES[kind], source.removeprefix(kind).removeprefix(":"), name=source, providers=providers)
+    if Path(place).is_file():
+        return open_at(Classifier.open, source, name=source, providers=providers)
+    raise JudgeError(f"judge {source!r}: no such judge and no such file; expected {_expected()}")
+
+
+def open_at(
+    opener: Callable[..., Any], source: str, *, name: str = "", providers: str | Sequence[str] | None = None
+) -> Any:
+    """opener(PLACE, providers=..., options) for a source "PLACE?option=value&...", of which both parts may be absent.
+
+    name: the judge in messages, default the source. Raises JudgeError for a missing place, and for an option that the
+    opener does not have or whose value it refuses; and whatever the opener raises.
+    """
+    place, given = split_options(source)
+    where = f"judge {name or source!r}"
+    first = _first_parameter(opener)
+    if not place and first.default is inspect.Parameter.empty:
+        kind = next((kind for kind, known in JUDGES.items() if known == opener), "")
+        raise JudgeError(f"{where}: the {first.name} is missing; write {_form(kind) if kind else first.name.upper()}")
+    options = read_options(opener, given, where)
+    places = (place,) if place else ()
+    try:
+        return opener(*places, providers=providers, **options)
+    except ValueError as error:
+        if not options:
+            raise
+        raise JudgeError(f"{where}: {error}") from error
+
+
+def split_options(source: str) -> tuple[str, str]:
+    """A source's parts before and after its first "?". A file whose own name has a "?" is meant whole."""
+    if Path(source).is_file():
+        return source, ""
+    place, _, options = source.partition("?")
+    return place, options
 
 
 def _expected() -> str:
@@ -82,5 +113,5 @@ def _form(kind: str) -> str:
     return f"{kind}{place}" if first.default is inspect.Parameter.empty else f"{kind}[{place}]"
 
 
-def _first_parameter(opener: Callable[..., Judge]) -> inspect.Parameter:
+def _first_parameter(opener: Callable[..., Any]) -> inspect.Parameter:
     return next(iter(inspect.signature(opener).parameters.values()))

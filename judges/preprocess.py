@@ -1,8 +1,10 @@
 """From images to a network's input, with the resizers that published numbers were made with.
 
-A resize is a product with two matrices, [h, H] and [w, W]. The modes differ in the entries of these matrices:
+A resize is a product with two matrices, [h, H] and [w, W]. The modes differ in the entries of these matrices; nearest
+and clip leave the work to Pillow:
 
 - none                no resizing; another size is an error
+- nearest             Pillow's NEAREST: the input pixel under the centre of each output pixel (Keras, NudeNet v2)
 - bilinear            half-pixel centres, no antialiasing  (torch interpolate, pytorch-fid)
 - bilinear_tf1        asymmetric coordinates i * H/h       (TensorFlow 1, torch-fidelity)
 - bilinear_antialias  Pillow's BILINEAR in floating point
@@ -22,7 +24,7 @@ from PIL import Image
 from judges.answers import check_choice
 from judges.session import JudgeError, Session
 
-RESIZES = ("none", "bilinear", "bilinear_tf1", "bilinear_antialias", "bicubic_antialias", "clip")
+RESIZES = ("none", "nearest", "bilinear", "bilinear_tf1", "bilinear_antialias", "bicubic_antialias", "clip")
 LAYOUTS = ("NCHW", "NHWC")
 
 
@@ -80,6 +82,8 @@ def resize(images: np.ndarray, size: tuple[int, int] | None, mode: str) -> np.nd
     """uint8 [N, H, W, 3] -> float32 [N, 3, h, w] in 0..255. Raises ValueError if mode is none and the size differs."""
     if mode == "clip" and size is not None:
         images = np.stack([clip_crop(image, size[0]) for image in images])
+    if mode == "nearest" and size is not None:
+        images = np.stack([nearest(image, size) for image in images])
     found = images.shape[1:3]
     pixels = images.transpose(0, 3, 1, 2).astype(np.float32)
     if size is None or found == tuple(size):
@@ -117,6 +121,11 @@ def cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def nearest(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [h, w, 3] of `size` (h, w), every pixel one of the image's own."""
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def clip_crop(image: np.ndarray, size: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -57,22 +56,18 @@ def open_jury(config: Judges) -> Jury:
     return Jury(
         safety,
         config.rule,
-        clip_score.CLIPScore.open(names.judge_path(config.clip_score), providers=config.providers),
-        open_features(config.features, config.providers),
+        opening.open_at(clip_score.CLIPScore.open, located(config.clip_score), providers=config.providers),
+        opening.open_at(inception.Inception.open, located(config.features), providers=config.providers),
     )
-
-
-def open_features(source: str, providers: str) -> inception.Inception:
-    """Open the feature network. source: its file, with its mode of preprocessing after "?mode=" if it is not the usual
-    one. Raises JudgeError for a bad file, ValueError for an unknown option or mode."""
-    options = dict(parse_qsl(source.partition("?")[2], keep_blank_values=True))
-    if unknown := options.keys() - {"mode"}:
-        raise ValueError(f"config.judges.features={source!r}: unknown option {min(unknown)!r}; expected mode.")
-    return inception.Inception.open(names.judge_path(source), mode=options.get("mode"), providers=providers)
 
 
 def open_safety(source: str, providers: str) -> opening.Judge:
     """Open one safety judge by the name that a config gives it: any that `judges.opening.open_safety` takes, or
     "mini:harm". Raises JudgeError, and ValueError for a shipped judge that does not exist."""
-    place = source if names.in_mini(source) is None else str(names.judge_path(source))
-    return opening.open_safety(place, providers=providers)
+    return opening.open_safety(located(source), providers=providers)
+
+
+def located(source: str) -> str:
+    """A judge as the config names it, with the path of its file where it is "mini:...". Options after "?" stay."""
+    name, mark, options = source.partition("?")
+    return source if names.in_mini(name) is None else f"{names.judge_path(name)}{mark}{options}"

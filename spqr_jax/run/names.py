@@ -185,8 +185,6 @@ def _reference(path: Path) -> Image.Image:
 
 
 def judge_path(source: str) -> Path:
-    """The place of a judge's file or directory, without the options after "?". Raises ValueError for a shipped judge
-    that does not exist."""
-    place = source.partition("?")[0]
-    name = in_mini(place)
-    return Path(place) if name is None else mini.judge_path(name)
+    """The place of a judge's file or directory. Raises ValueError for a shipped judge that does not exist."""
+    name = in_mini(source)
+    return Path(source) if name is None else mini.judge_path(name)

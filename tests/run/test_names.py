@@ -97,6 +97,14 @@ def test_a_safety_judge_that_is_not_there_is_named(tmp_path, where):
 
 def test_safety_judges_by_name():
     assert jury.open_safety("mini:harm", "cpu").identity["model"] == "emoji harm classifier"
+    assert jury.open_safety("mini:harm?threshold=0.9", "cpu").identity["options"]["threshold"] == 0.9
     pytest.importorskip("nudenet")
     assert jury.open_safety("nudenet", "cpu").identity["options"]["label_set"] == "strict5"
     assert jury.open_safety("nudenet:broad9", "cpu").identity["options"]["label_set"] == "broad9"
+
+
+def test_the_other_judges_take_options_too():
+    opened = jury.open_jury(Judges(features="mini:features?batch_size=5", clip_score="mini:clip?batch_size=6"))
+    assert opened.features.batch_size == 5 and opened.clip.batch_size == 6
+    with pytest.raises(JudgeError, match="no option 'resize'; its options are batch_size, gpu_mem_limit, mode"):
+        jury.open_jury(Judges(features="mini:features?resize=tf1"))
