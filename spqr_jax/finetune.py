@@ -179,9 +179,7 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     def numbered(state: Any, i: int) -> tuple[Any, Any]:
         mean, std = encoded.rows(order[i]).scaled(pipeline)
         batch = {"mean": mean, "std": std, "condition": condition.rows(order[i])}
-        key = jax.random.fold_in(base, i)
-        drop = lora.fresh_keys(keys, key) if keys else {}
-        return step(state, frozen, drop, schedule, mesh_lib.split_batch(batch, mesh), key)
+        return step(state, frozen, keys, schedule, mesh_lib.split_batch(batch, mesh), jax.random.fold_in(base, i))
 
     return _Training(state, order, numbered)
 

@@ -1,6 +1,7 @@
 """LoRA adapters inside the parameter tree, in PEFT's form: y = W x + alpha / rank * B(A(dropout(x)))."""
 
 import re
+import zlib
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models.layers import LORA_LEAF, LoRA
 from spqr_jax.params import Definition, Params
+
+DROPOUT = zlib.crc32(b"dropout")  # names the stream of random numbers of the dropout masks
 
 
 def attach(
@@ -65,11 +68,19 @@ def split_keys(params: Params) -> tuple[Params, Params]:
     return params_lib.unflatten(rest), params_lib.unflatten(keys)
 
 
-def fresh_keys(keys: Params, key: jax.Array) -> Params:
-    """New dropout keys for one step, another one for every layer."""
-    flat = params_lib.flatten(keys)
-    drawn = {path: jax.random.key_data(jax.random.fold_in(key, i)) for i, path in enumerate(flat)}
-    return params_lib.unflatten(drawn)
+def fresh_keys(keys: Params, key: jax.Array, batch: int) -> Params:
+    """New dropout keys [batch, 2] of every layer for one step.
+
+    A sample's key depends on `key`, the layer and the sample's place in the batch. So its mask is the same, whether the
+    batch is computed at once, in parts, or on several devices.
+    """
+    if not keys:
+        return {}
+    paths = sorted(params_lib.flatten(keys))
+    # A key of their own: fold_in(key, i) would be the i-th of split(key), which the noise of the step is drawn from.
+    own = jax.random.fold_in(key, DROPOUT)
+    drawn = jax.random.key_data(jax.random.split(own, (len(paths), batch)))
+    return params_lib.unflatten(dict(zip(paths, drawn, strict=True)))
 
 
 def merge(params: Params, *, alpha: float) -> Params:

@@ -15,6 +15,7 @@ from spqr_jax.backbones import Denoiser, Drawn
 from spqr_jax.backbones.models.unet import rematerialised
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.params import Params
+from spqr_jax.training import lora
 from spqr_jax.training.objective import Objective, denoising_loss
 
 
@@ -111,7 +112,8 @@ def train_step(program: Program):
     """One compiled step. Weights are its arguments, so all subjects that share a program share the compiled step.
 
     The step is a function (state, frozen, dropout keys, schedule, batch, key) -> (state, (loss, gradient norm, rate)).
-    The batch has "mean" and "std" of the latents, [B, h, w, C] each, and "condition", a Condition with B rows.
+    Of the dropout keys only the paths matter, since the step draws their values from `key`. The batch has "mean" and
+    "std" of the latents, [B, h, w, C] each, and "condition", a Condition with B rows.
     """
     optimiser, objective, split = program.optimiser, program.objective, program.split
 
@@ -120,8 +122,8 @@ def train_step(program: Program):
         noising = program.denoiser.backbone.noising
         drawn = noising.draw(key, batch["mean"], batch["std"], schedule, objective.noise_offset)
         value, grads = _mean_gradient(
-            lambda part: _value_and_grad(program, state["params"], frozen, keys, schedule, *part),
-            (batch["condition"], drawn),
+            lambda part: _value_and_grad(program, state["params"], frozen, schedule, *part),
+            (lora.fresh_keys(keys, key, len(batch["mean"])), batch["condition"], drawn),
             program.memory.accumulate,
         )
         updates, opt = transform(optimiser).update(grads, state["opt"], state["params"])
@@ -138,16 +140,16 @@ def _averaged(average: Params, params: Params, decay: float) -> Params:
     return jax.tree.map(lambda a, b: a * decay + b * (1 - decay), average, params)
 
 
-def _value_and_grad(program: Program, trainable: Params, frozen: Params, keys: Params, schedule, condition, drawn):
+def _value_and_grad(program: Program, trainable: Params, frozen: Params, schedule, keys: Params, condition, drawn):
     """(loss, gradient) of one part of a batch."""
     split = program.split
     if split:
         trainable, frozen = mesh_lib.each_turn((trainable, frozen), (condition, drawn))
-    value, grads = jax.value_and_grad(lambda p: _loss(program, p, frozen, keys, schedule, condition, drawn))(trainable)
+    value, grads = jax.value_and_grad(lambda p: _loss(program, p, frozen, schedule, keys, condition, drawn))(trainable)
     return value, mesh_lib.constrain(grads, split, fsdp=True) if split else grads
 
 
-def _loss(program: Program, trainable: Params, frozen: Params, keys: Params, schedule, condition, drawn: Drawn):
+def _loss(program: Program, trainable: Params, frozen: Params, schedule, keys: Params, condition, drawn: Drawn):
     dtype = jax.tree.leaves(frozen)[0].dtype if jax.tree.leaves(frozen) else condition.context.dtype
     weights = params_lib.merge(frozen, keys, params_lib.cast(trainable, dtype))
     if program.split:

@@ -107,15 +107,18 @@ def test_diffusers_loads_the_adapters(pipeline, reference):
     assert np.abs(ours - theirs.numpy()).max() <= 1e-5 * np.abs(theirs.numpy()).max()
 
 
-def test_dropout_keys_differ_by_layer_and_by_step(pipeline):
+def test_dropout_keys_differ_by_layer_step_and_place(pipeline):
     _, _, _, keys = finetune.prepare(pipeline, "lite", rank=RANK, alpha=ALPHA, dropout=0.1, seed=0)
     base = jax.random.key(0)
-    seen = set()
+    seen, noise = set(), set()
     for step in range(3):
-        flat = params_lib.flatten(lora.fresh_keys(keys, jax.random.fold_in(base, step)))
-        assert len(flat) == 32
-        seen |= {np.asarray(key).tobytes() for key in flat.values()}
-    assert len(seen) == 3 * 32
+        key = jax.random.fold_in(base, step)
+        flat = params_lib.flatten(lora.fresh_keys(keys, key, 4))
+        assert flat.keys() == params_lib.flatten(keys).keys() and len(flat) == 32
+        seen |= {np.asarray(one).tobytes() for leaf in flat.values() for one in leaf}
+        noise |= {np.asarray(jax.random.key_data(one)).tobytes() for one in jax.random.split(key, 4)}
+    assert len(seen) == 3 * 32 * 4
+    assert not seen & noise, "a mask would repeat the noise of its step"
 
 
 def test_dropout_is_inverted_dropout_of_the_adapters_input():
@@ -124,9 +127,11 @@ def test_dropout_is_inverted_dropout_of_the_adapters_input():
 
     layer = LoRA(64, 64, rank=64, alpha=64.0, dropout=0.25, rngs=nnx.Rngs(0))
     layer.lora_A.kernel[...] = layer.lora_B.kernel[...] = jnp.eye(64)
-    values = np.asarray(layer(jnp.ones((200, 64))))
+    layer.key = type(layer.key)(jax.random.key_data(jax.random.split(jax.random.key(0), 200)))
+    values = np.asarray(layer(jnp.ones((200, 3, 64))))
     np.testing.assert_allclose(np.unique(values), [0, 1 / 0.75], rtol=1e-6)
-    assert (values == 0).mean() == pytest.approx(0.25, abs=0.02)
+    assert (values == 0).mean() == pytest.approx(0.25, abs=0.01)
+    assert len({sample.tobytes() for sample in values}) == 200, "two samples have one mask"
 
 
 def test_no_dropout_no_keys(pipeline):

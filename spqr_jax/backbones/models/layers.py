@@ -26,7 +26,7 @@ def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> jax.Array:
 
 
 class DropoutKey(nnx.Variable):
-    """The random key of a dropout layer: state of one training step, never a parameter."""
+    """The random keys of a dropout layer, uint32 [B, 2], one a sample: state of a training step, never a parameter."""
 
 
 # Paths of the leaves of an adapter.
@@ -42,11 +42,12 @@ class LoRA(nnx.Module):
         self.lora_B.kernel[...] = jnp.zeros((rank, dout), jnp.float32)
         self.scaling = alpha / rank
         self.rate = dropout
-        self.key = DropoutKey(jax.random.key_data(rngs.params())) if dropout > 0 else nnx.data(None)
+        self.key = DropoutKey(jax.random.key_data(rngs.params())[None]) if dropout > 0 else nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.key is not None:
-            keep = jax.random.bernoulli(jax.random.wrap_key_data(self.key[...]), 1 - self.rate, x.shape)
+            keys = jax.random.wrap_key_data(self.key[...])
+            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
             x = jnp.where(keep, x / (1 - self.rate), 0)
         return self.lora_B(self.lora_A(x)) * self.scaling
 
