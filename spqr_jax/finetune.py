@@ -44,6 +44,8 @@ class Options(NamedTuple):
         epochs: passes over every stage; default `EPOCHS[profile]`.
         curriculum: cumulative stage sizes (paper: 1000, 3000, 5000); empty: one stage with all data.
         rank, alpha, dropout: options of the adapters, for the profile "lite".
+        lora_init: the distribution that the adapters' A starts from: "kaiming" (PEFT's default) or "gaussian" (PEFT's
+            `init_lora_weights="gaussian"`, which diffusers' scripts and the official code use).
         mesh: devices (default: all).
         fsdp: split weights, gradients, optimiser state and average over the devices, for models that do not fit whole.
         latents_cache: directory in which encoded images are kept for other subjects; see `spqr_jax.training.latents`.
@@ -64,6 +66,7 @@ class Options(NamedTuple):
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.1
+    lora_init: str = "kaiming"
     mesh: Mesh | None = None
     fsdp: bool = False
     latents_cache: Path | None = None
@@ -164,7 +167,7 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     mesh = o.mesh or mesh_lib.make()
     _check_batch(o.batch_size, o.memory.accumulate, mesh.size)
     denoiser, trainable, frozen, keys = prepare(
-        pipeline, profile, rank=o.rank, alpha=o.alpha, dropout=o.dropout, seed=seed
+        pipeline, profile, rank=o.rank, alpha=o.alpha, dropout=o.dropout, lora_init=o.lora_init, seed=seed
     )
     steps = num_steps(profile, stages, o.batch_size, o.steps, o.epochs)
     encoded = latents.encode(pipeline, dataset, cache=o.latents_cache)
@@ -232,7 +235,7 @@ def _check_batch(batch_size: int, accumulate: int, devices: int) -> None:
 
 
 def prepare(
-    pipeline: Pipeline, profile: str, *, rank: int, alpha: float, dropout: float, seed: int
+    pipeline: Pipeline, profile: str, *, rank: int, alpha: float, dropout: float, lora_init: str = "kaiming", seed: int
 ) -> tuple[Denoiser, Params, Params, Params]:
     """(denoiser, trainable leaves, frozen leaves, dropout keys) of a profile."""
     denoiser = backbones.denoiser(pipeline)
@@ -240,7 +243,7 @@ def prepare(
     keys: Params = {}
     if profile == "lite":
         definition, params = lora.attach(
-            denoiser.definition, params, rank=rank, alpha=alpha, dropout=dropout, seed=seed
+            denoiser.definition, params, rank=rank, alpha=alpha, dropout=dropout, init=lora_init, seed=seed
         )
         denoiser = denoiser.with_definition(definition)
         params, keys = lora.split_keys(params)

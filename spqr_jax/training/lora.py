@@ -10,7 +10,7 @@ from flax import nnx
 
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax.backbones.models.layers import LORA_LEAF, LoRA
+from spqr_jax.backbones.models.layers import LORA_INITS, LORA_LEAF, LoRA
 from spqr_jax.params import Definition, Params
 
 DROPOUT = zlib.crc32(b"dropout")  # names the stream of random numbers of the dropout masks
@@ -23,15 +23,18 @@ def attach(
     rank: int = 8,
     alpha: float = 16.0,
     dropout: float = 0.1,
+    init: str = "kaiming",
     seed: int = 0,
     targets: re.Pattern | None = None,
 ) -> tuple[Definition, Params]:
     """A model with fresh adapters on the linear layers whose kernel path matches `targets` (paper Table C's defaults).
 
-    targets: default the region "lora" of the denoiser's backbone. A is Kaiming-uniform and B is zero, as in PEFT, so
+    targets: default the region "lora" of the denoiser's backbone. init: the distribution of A (`LoRA`); B is zero, so
     the adapted model starts equal to `params`. Dropout keys are leaves too; `split_keys` separates them. Raises
-    ValueError if no layer matches, or if the rank is larger than a side of a layer's kernel.
+    ValueError for an unknown `init`, if no layer matches, or if the rank is larger than a side of a layer's kernel.
     """
+    if init not in LORA_INITS:
+        raise ValueError(f"lora_init {init!r} is unknown; expected one of {', '.join(LORA_INITS)}.")
     targets = targets or backbones.regions(params).lora
     shapes = params_lib.flatten(params)
     chosen = [path.removesuffix(".kernel") for path in shapes if targets and targets.search(path)]
@@ -46,7 +49,7 @@ def attach(
         rngs = nnx.Rngs(seed)
         for path in chosen:
             layer = module_at(model, path)
-            layer.lora = LoRA(*layer.kernel.shape, rank=rank, alpha=alpha, dropout=dropout, rngs=rngs)
+            layer.lora = LoRA(*layer.kernel.shape, rank=rank, alpha=alpha, dropout=dropout, init=init, rngs=rngs)
         return model
 
     return params_lib.split(build())

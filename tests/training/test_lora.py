@@ -24,9 +24,9 @@ def pipeline(reference):
     return convert.load(reference("sd1")[1])
 
 
-def attached(pipeline, *, dropout: float = 0.0, seed: int = 0):
+def attached(pipeline, **options):
     definition, params = pipeline.definitions["unet"], pipeline.params["unet"]
-    return lora.attach(definition, params, rank=RANK, alpha=ALPHA, dropout=dropout, seed=seed)
+    return lora.attach(definition, params, **{"rank": RANK, "alpha": ALPHA, "dropout": 0.0} | options)
 
 
 def trained(params):
@@ -62,6 +62,31 @@ def test_starts_equal_to_the_base(pipeline):
         assert np.abs(down).max() <= bound and np.std(down) == pytest.approx(bound / np.sqrt(3), rel=0.25)
     base = output(pipeline.definitions["unet"], pipeline.params["unet"])
     np.testing.assert_array_equal(output(definition, params), base)
+
+
+@pytest.mark.parametrize(("init", "theirs"), [("kaiming", True), ("gaussian", "gaussian")])
+def test_starts_from_pefts_distribution(pipeline, reference, init, theirs):
+    """The same quantiles of A in the layers of one width together, for which PEFT draws all the same."""
+    peft = pytest.importorskip("peft")
+    scipy_stats = pytest.importorskip("scipy.stats")
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet = copy.deepcopy(reference("sd1")[0].unet)
+    torch.manual_seed(0)
+    unet.add_adapter(peft.LoraConfig(r=RANK, init_lora_weights=theirs, target_modules=targets))
+    params = params_lib.flatten(attached(pipeline, init=init)[1])
+    ours = [np.asarray(leaf).T for path, leaf in params.items() if path.endswith("lora_A.kernel")]
+    expected = [p.detach().numpy() for name, p in unet.named_parameters() if ".lora_A." in name]
+    assert sorted(a.shape for a in ours) == sorted(a.shape for a in expected)
+    for width in {a.shape[1] for a in ours}:
+        a, b = (np.concatenate([x.ravel() for x in each if x.shape[1] == width]) for each in (ours, expected))
+        assert len(a) > 1000 and np.std(a) == pytest.approx(np.std(b), rel=0.05)
+        assert scipy_stats.ks_2samp(a, b).pvalue > 1e-3
+    assert not any(np.any(leaf) for path, leaf in params.items() if path.endswith("lora_B.kernel"))
+
+
+def test_refuses_an_unknown_start(pipeline):
+    with pytest.raises(ValueError, match="lora_init 'olora' is unknown; expected one of kaiming, gaussian"):
+        attached(pipeline, init="olora")
 
 
 def test_seed_decides_the_adapters(pipeline):

@@ -31,13 +31,22 @@ class DropoutKey(nnx.Variable):
 
 # Paths of the leaves of an adapter.
 LORA_LEAF = re.compile(r"\.lora_[AB]\.kernel$")
+LORA_INITS = ("kaiming", "gaussian")
 
 
 class LoRA(nnx.Module):
-    """`scaling * B(A(dropout(x)))`, PEFT's form: A Kaiming-uniform (a=sqrt 5), B zero, scaling alpha / rank."""
+    """`scaling * B(A(dropout(x)))`, PEFT's form, with scaling alpha / rank. B is zero at first.
 
-    def __init__(self, din: int, dout: int, *, rank: int, alpha: float, dropout: float, rngs: nnx.Rngs):
+    init: the distribution of A at first, as PEFT's `init_lora_weights` gives it: "kaiming" (True there), uniform in
+    +-1/sqrt(din); or "gaussian", normal with standard deviation 1/rank.
+    """
+
+    def __init__(
+        self, din: int, dout: int, *, rank: int, alpha: float, dropout: float, init: str = "kaiming", rngs: nnx.Rngs
+    ):
         self.lora_A = Linear(din, rank, use_bias=False, rngs=rngs)
+        if init == "gaussian":
+            self.lora_A.kernel[...] = jax.random.normal(rngs.params(), (din, rank)) / rank
         self.lora_B = Linear(rank, dout, use_bias=False, rngs=rngs)
         self.lora_B.kernel[...] = jnp.zeros((rank, dout), jnp.float32)
         self.scaling = alpha / rank
