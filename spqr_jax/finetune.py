@@ -13,7 +13,7 @@ from spqr_jax import backbones, profiles
 from spqr_jax import data as data_lib
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Denoiser
-from spqr_jax.data import Dataset
+from spqr_jax.data import Batch, Dataset
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import preemption
 from spqr_jax.files import checkpoint
@@ -43,6 +43,9 @@ class Options(NamedTuple):
         steps: optimiser steps; default: as many as `epochs` passes over the stages of the curriculum take.
         epochs: passes over every stage; default `EPOCHS[profile]`.
         curriculum: cumulative stage sizes (paper: 1000, 3000, 5000); empty: one stage with all data.
+        stages: "nested": a stage draws from all rows up to its border; or "increments", as in the official code: from
+            those after the border before. See `spqr_jax.data.curriculum_batches`.
+        order: "shuffled": each pass is a new permutation; or "file", as in the official code: rows in their own order.
         rank, alpha, dropout: options of the adapters, for the profile "lite".
         lora_init: the distribution that the adapters' A starts from: "kaiming" (PEFT's default) or "gaussian" (PEFT's
             `init_lora_weights="gaussian"`, which diffusers' scripts and the official code use).
@@ -60,6 +63,8 @@ class Options(NamedTuple):
     epochs: int | None = None
     batch_size: int = 16
     curriculum: tuple[int, ...] = ()
+    stages: str = "nested"
+    order: str = "shuffled"
     optimiser: Optimiser = PAPER
     objective: Objective = PLAIN
     memory: Memory = WHOLE
@@ -123,7 +128,7 @@ def train(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 42,
             evaluate(0, state)
         for i in range(done, len(training.order)):
             state, report = training.step(state, i)
-            reported.add(i, training.order[i], report)
+            reported.add(i, training.order[i].rows, report)
             bar.update()
             _keep(i + 1, state, o, saved, reported)
             evaluate(i + 1, state)
@@ -157,19 +162,20 @@ class _Training(NamedTuple):
     """A fine-tuning that is ready to begin: the first state, the samples of every step, and the step function."""
 
     state: Any
-    order: list[np.ndarray]
+    order: list[Batch]
     step: Callable[[Any, int], tuple[Any, Any]]
 
 
 def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: Options) -> _Training:
     """Check all arguments, then encode images and captions, and place the weights on the devices."""
-    stages = data_lib.curriculum_stages(len(dataset), o.curriculum)
+    sizes = data_lib.curriculum_stages(len(dataset), o.curriculum)
     mesh = o.mesh or mesh_lib.make()
     _check_batch(o.batch_size, o.memory.accumulate, mesh.size)
     denoiser, trainable, frozen, keys = prepare(
         pipeline, profile, rank=o.rank, alpha=o.alpha, dropout=o.dropout, lora_init=o.lora_init, seed=seed
     )
-    steps = num_steps(profile, stages, o.batch_size, o.steps, o.epochs)
+    steps = num_steps(profile, sizes, o.batch_size, o.steps, o.epochs, stages=o.stages)
+    order = list(data_lib.curriculum_batches(sizes, o.batch_size, steps, seed, stages=o.stages, order=o.order))
     encoded = latents.encode(pipeline, dataset, cache=o.latents_cache)
     size = denoiser.backbone.pixels(pipeline, encoded.mean)
     condition = backbones.condition(pipeline, dataset.captions, size=size)
@@ -177,14 +183,25 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     schedule = denoiser.backbone.noising.schedule(pipeline.configs["scheduler"])
     state = place_state(trainable, o.optimiser, o.objective.ema > 0, mesh, o.fsdp)
     frozen = mesh_lib.place(frozen, mesh, fsdp=o.fsdp)
-    order, base = list(data_lib.sample_order(stages, o.batch_size, steps, seed)), jax.random.key(seed)
+    base = jax.random.key(seed)
 
     def numbered(state: Any, i: int) -> tuple[Any, Any]:
-        mean, std = encoded.rows(order[i]).scaled(pipeline)
-        batch = {"mean": mean, "std": std, "condition": condition.rows(order[i])}
+        shown, weight = _filled(order[i], o.batch_size)
+        mean, std = encoded.rows(shown.rows).scaled(pipeline)
+        batch = {"mean": mean, "std": std, "condition": condition.rows(shown.rows), "weight": weight}
         return step(state, frozen, keys, schedule, mesh_lib.split_batch(batch, mesh), jax.random.fold_in(base, i))
 
     return _Training(state, order, numbered)
+
+
+def _filled(shown: Batch, size: int) -> tuple[Batch, np.ndarray]:
+    """A batch filled up to `size` with its last sample, and the weights of the samples in the loss, float32 [size].
+
+    So a short batch runs the same program. The weights are equal and sum to 1, and those of the filling are 0.
+    """
+    count = len(shown.rows)
+    weight = np.where(np.arange(size) < count, 1 / count, 0).astype(np.float32)
+    return Batch(*(mesh_lib.pad_batch(each, size) for each in shown)), weight
 
 
 def _result(profile: str, state: Any, o: Options) -> Adapted:
@@ -218,13 +235,26 @@ class _Reports:
             self._on_step(Progress(i + 1, loss, grad_norm, rate))
 
 
-def num_steps(profile: str, stages: list[int], batch_size: int, steps: int | None, epochs: int | None) -> int:
-    """The number of steps: `steps` if it is given, else as many as `epochs` passes over every stage take."""
+def num_steps(
+    profile: str,
+    curriculum: Sequence[int],
+    batch_size: int,
+    steps: int | None,
+    epochs: int | None,
+    *,
+    stages: str = "nested",
+) -> int:
+    """The number of steps: `steps` if it is given, else as many as `epochs` passes over every stage take.
+
+    curriculum: the cumulative sizes of the stages. With the paper's 1000, 3000 and 5000 in batches of 16, one pass over
+    the stages takes 564 steps if they are nested, and 313 as increments.
+    """
     passes = EPOCHS[profile] if epochs is None else epochs
     for name, value in (("steps", steps), ("epochs", passes)):
         if value is not None and value < 0:
             raise ValueError(f"{name} must not be negative, found {value}.")
-    return passes * sum(-(-size // batch_size) for size in stages) if steps is None else steps
+    one_pass = sum(-(-len(rows) // batch_size) for rows in data_lib.stage_rows(curriculum, stages))
+    return passes * one_pass if steps is None else steps
 
 
 def _check_batch(batch_size: int, accumulate: int, devices: int) -> None:

@@ -21,6 +21,7 @@ from spqr_jax.finetune import Memory
 from spqr_jax.training import latents
 from spqr_jax.training.log import TrainingLog
 from spqr_jax.training.step import clip as clipped
+from tests import tiny
 
 CAPTIONS = ["a cat", "the dog", "a cat eats", "do", "dog and cat", ""]
 
@@ -143,6 +144,40 @@ def test_accumulation_drops_the_same_inputs(pipeline, dataset, plain, parts):
     ours = train(pipeline, dataset, "lite", memory=Memory(accumulate=parts))
     start = train(pipeline, dataset, "lite", steps=0)
     assert relative_distance(ours.leaves, plain["lite"].leaves, start.leaves) <= 1e-3
+
+
+INCREMENTS = {"curriculum": (3, 6), "stages": "increments", "steps": None, "epochs": 2}
+
+
+def test_short_batches_compile_no_second_program(pipeline, dataset, monkeypatch):
+    """Six steps with 2, 1, 2, 1 and so on samples of 2, in one program; the log names the samples that were there."""
+    made = []
+    make = finetune.train_step
+    monkeypatch.setattr(finetune, "train_step", lambda program: made.append(make(program)) or made[-1])
+    train(pipeline, dataset, "moderate", batch_size=2, **INCREMENTS | {"order": "file"})
+    (step,) = made
+    compiled = step._cache_size()
+    train(pipeline, dataset, "moderate", batch_size=2)
+    assert step is made[1] and step._cache_size() == compiled
+
+
+def test_a_run_that_is_killed_within_a_stage_continues_to_the_same_bits(tmp_path):
+    """On increments in shuffled order, killed before the short batch that ends the first pass of the second stage."""
+    pipeline, dataset = tiny.pipeline(real=False), tiny.dataset()
+    options = {"batch_size": 4, "curriculum": (6, 16), "stages": "increments", "steps": None, "epochs": 2}
+    rows: list[int] = []
+
+    def kill(progress):
+        rows.append(progress.step)
+        if progress.step == 6:
+            raise Killed
+
+    whole = train(pipeline, dataset, "standard", **options)
+    saved = {"checkpoints": tmp_path / "training", "checkpoint_every": 5}
+    with pytest.raises(Killed):
+        train(pipeline, dataset, "standard", on_step=kill, **saved, **options)
+    assert same(train(pipeline, dataset, "standard", **saved, **options), whole)
+    assert rows == [1, 2, 3, 4, 5, 6]
 
 
 def test_remat_keeps_fewer_bytes(pipeline):

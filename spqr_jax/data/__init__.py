@@ -8,6 +8,17 @@ files and pixels. It may know no model and no other room; only its command line 
 
 from spqr_jax.data.dataset import Dataset, from_arrays
 from spqr_jax.data.opening import KINDS, load, open_source
-from spqr_jax.data.order import curriculum_stages, sample_order
+from spqr_jax.data.order import Batch, curriculum_batches, curriculum_stages, sample_order, stage_rows
 
-__all__ = ["KINDS", "Dataset", "curriculum_stages", "from_arrays", "load", "open_source", "sample_order"]
+__all__ = [
+    "KINDS",
+    "Batch",
+    "Dataset",
+    "curriculum_batches",
+    "curriculum_stages",
+    "from_arrays",
+    "load",
+    "open_source",
+    "sample_order",
+    "stage_rows",
+]

@@ -36,12 +36,14 @@ def denoising_loss(
     drawn: Drawn,
     schedule: jax.Array,
     snr_gamma: float | None = None,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
-    """The mean of `errors`, scalar float32, weighted by min-SNR if `snr_gamma` is given.
+    """The mean of `errors`, scalar float32, each times its min-SNR weight if `snr_gamma` is given.
 
-    predict: `denoiser` with its weights (`Denoiser.bind`). schedule: the result of `Noising.schedule`.
+    predict: `denoiser` with its weights (`Denoiser.bind`). schedule: the result of `Noising.schedule`. weight: float32
+    [B]; with it the result is the sum of the errors, each times its weight, instead of their mean.
     """
     each = errors(denoiser, predict, condition, drawn, schedule)
-    if snr_gamma is None:
-        return each.mean()
-    return (each * denoiser.backbone.noising.weight(denoiser.prediction, schedule, drawn.times, snr_gamma)).mean()
+    if snr_gamma is not None:
+        each = each * denoiser.backbone.noising.weight(denoiser.prediction, schedule, drawn.times, snr_gamma)
+    return each.mean() if weight is None else (weight * each).sum()

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from spqr_jax import params as params_lib
-from spqr_jax.backbones import Denoiser, Drawn
+from spqr_jax.backbones import Condition, Denoiser, Drawn
 from spqr_jax.backbones.models.unet import rematerialised
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.params import Params
@@ -113,7 +113,8 @@ def train_step(program: Program):
 
     The step is a function (state, frozen, dropout keys, schedule, batch, key) -> (state, (loss, gradient norm, rate)).
     Of the dropout keys only the paths matter, since the step draws their values from `key`. The batch has "mean" and
-    "std" of the latents, [B, h, w, C] each, and "condition", a Condition with B rows.
+    "std" of the latents, [B, h, w, C] each, "condition", a Condition with B rows, and "weight", float32 [B]. The loss
+    is the sum of the samples' errors, each times its weight, so samples that only fill a short batch have weight 0.
     """
     optimiser, objective, split = program.optimiser, program.objective, program.split
 
@@ -121,9 +122,10 @@ def train_step(program: Program):
     def step(state, frozen, keys, schedule, batch, key):
         noising = program.denoiser.backbone.noising
         drawn = noising.draw(key, batch["mean"], batch["std"], schedule, objective.noise_offset)
-        value, grads = _mean_gradient(
-            lambda part: _value_and_grad(program, state["params"], frozen, schedule, *part),
-            (lora.fresh_keys(keys, key, len(batch["mean"])), batch["condition"], drawn),
+        own = lora.fresh_keys(keys, key, len(batch["mean"]))
+        value, grads = _summed(
+            lambda part: _value_and_grad(program, state["params"], frozen, schedule, part),
+            Part(batch["condition"], drawn, batch["weight"], own),
             program.memory.accumulate,
         )
         updates, opt = transform(optimiser).update(grads, state["opt"], state["params"])
@@ -140,27 +142,42 @@ def _averaged(average: Params, params: Params, decay: float) -> Params:
     return jax.tree.map(lambda a, b: a * decay + b * (1 - decay), average, params)
 
 
-def _value_and_grad(program: Program, trainable: Params, frozen: Params, schedule, keys: Params, condition, drawn):
+class Part(NamedTuple):
+    """What the loss is computed from: a batch, or a part of one. Every leaf is [B, ...].
+
+    Attributes:
+        weight: the samples' weights in the loss, float32 [B].
+        keys: the dropout keys of the adapters, `lora.fresh_keys`.
+    """
+
+    condition: Condition
+    drawn: Drawn
+    weight: jax.Array
+    keys: Params
+
+
+def _value_and_grad(program: Program, trainable: Params, frozen: Params, schedule: jax.Array, part: Part):
     """(loss, gradient) of one part of a batch."""
     split = program.split
     if split:
-        trainable, frozen = mesh_lib.each_turn((trainable, frozen), (condition, drawn))
-    value, grads = jax.value_and_grad(lambda p: _loss(program, p, frozen, schedule, keys, condition, drawn))(trainable)
+        trainable, frozen = mesh_lib.each_turn((trainable, frozen), part)
+    value, grads = jax.value_and_grad(lambda p: _loss(program, p, frozen, schedule, part))(trainable)
     return value, mesh_lib.constrain(grads, split, fsdp=True) if split else grads
 
 
-def _loss(program: Program, trainable: Params, frozen: Params, schedule, keys: Params, condition, drawn: Drawn):
-    dtype = jax.tree.leaves(frozen)[0].dtype if jax.tree.leaves(frozen) else condition.context.dtype
-    weights = params_lib.merge(frozen, keys, params_lib.cast(trainable, dtype))
+def _loss(program: Program, trainable: Params, frozen: Params, schedule: jax.Array, part: Part) -> jax.Array:
+    dtype = jax.tree.leaves(frozen)[0].dtype if jax.tree.leaves(frozen) else part.condition.context.dtype
+    weights = params_lib.merge(frozen, part.keys, params_lib.cast(trainable, dtype))
     if program.split:
         weights = mesh_lib.constrain(weights, program.split, fsdp=False)
     predict = program.denoiser.bind(weights)
+    denoiser, gamma = program.denoiser, program.objective.snr_gamma
     with rematerialised() if program.memory.remat else contextlib.nullcontext():
-        return denoising_loss(program.denoiser, predict, condition, drawn, schedule, program.objective.snr_gamma)
+        return denoising_loss(denoiser, predict, part.condition, part.drawn, schedule, gamma, part.weight)
 
 
-def _mean_gradient(value_and_grad: Callable[[Any], Any], batch: Any, parts: int):
-    """(loss, gradient) of a batch [B, ...], the mean over `parts` interleaved slices. Every device works on each."""
+def _summed(value_and_grad: Callable[[Part], Any], batch: Part, parts: int):
+    """(loss, gradient) of a batch, the sum over `parts` interleaved slices. Every device works on each."""
     if parts == 1:
         return value_and_grad(batch)
     sliced = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -169,4 +186,4 @@ def _mean_gradient(value_and_grad: Callable[[Any], Any], batch: Any, parts: int)
     total, _ = jax.lax.scan(
         lambda carry, part: (jax.tree.map(jnp.add, carry, value_and_grad(part)), None), zeros, sliced
     )
-    return jax.tree.map(lambda x: x / parts, total)
+    return total

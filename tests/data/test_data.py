@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from spqr_jax import data
+from spqr_jax import data, finetune
 
 IMAGES = np.zeros((3, 4, 4, 3), np.uint8)
 
@@ -99,3 +99,69 @@ def test_stages_are_cumulative_and_share_the_steps_by_size():
 @pytest.mark.parametrize("steps", [0, 1, 7, 101])
 def test_as_many_batches_as_steps(steps):
     assert len(order([3, 8, 9], steps=steps)) == steps
+
+
+def test_nested_stages_in_shuffled_order_are_pinned():
+    """Fine-tunings of before must stay reproducible."""
+    expected = [[0, 2, 1, 0], [6, 3, 1, 0], [2, 4, 7, 5], [0, 6, 1, 7], [4, 3, 2, 5]]
+    assert order([3, 8], batch=4, steps=5, seed=7) == expected
+
+
+def batches(curriculum, batch=16, steps=None, **options) -> list[data.Batch]:
+    steps = finetune.num_steps("lite", curriculum, batch, steps, 1, stages=options.get("stages", "nested"))
+    return list(data.curriculum_batches(curriculum, batch, steps, 42, **options))
+
+
+OFFICIAL = {"stages": "increments", "order": "file"}
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 313), (3, 939), (10, 3130)])
+def test_increments_take_the_official_number_of_steps(epochs, steps):
+    """Each stage shows the rows between its borders, `epochs` times, and ends each pass with its own short batch."""
+    curriculum = (1000, 3000, 5000)
+    assert finetune.num_steps("standard", curriculum, 16, None, epochs, stages="increments") == steps
+    made = list(data.curriculum_batches(curriculum, 16, steps, 42, **OFFICIAL))
+    expected = [range(0, 1000)] * epochs + [range(1000, 3000)] * epochs + [range(3000, 5000)] * epochs
+    assert np.concatenate([one.rows for one in made]).tolist() == list(itertools.chain(*expected))
+    passes = np.concatenate([one.passes for one in made])
+    assert passes.tolist() == list(itertools.chain(*([i] * len(rows) for i, rows in enumerate(expected))))
+    short = [len(one.rows) for one in made if len(one.rows) != 16]
+    assert short == [8] * epochs and [len(one.rows) for one in made[:63]] == [16] * 62 + [8]
+    assert all(len(set(one.passes)) == 1 for one in made)
+
+
+def test_increments_may_be_shuffled():
+    made = batches((10, 25), batch=4, steps=14, stages="increments")
+    assert [len(one.rows) for one in made] == [4, 4, 2] * 2 + [4, 4, 4, 3] * 2
+    shown = [np.concatenate([one.rows for one in made if number in one.passes]).tolist() for number in range(4)]
+    assert [sorted(rows) for rows in shown] == [list(range(10))] * 2 + [list(range(10, 25))] * 2
+    assert all(rows != sorted(rows) for rows in shown) and shown[0] != shown[1] and shown[2] != shown[3]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 50])
+def test_increments_share_given_steps_by_the_batches_of_a_pass(steps):
+    made = batches((8, 24), batch=4, steps=steps, **OFFICIAL)
+    first = sum(one.rows.max() < 8 for one in made)
+    assert len(made) == steps and first == round(steps / 3)
+    assert all(one.rows.min() >= 8 for one in made[first:])
+
+
+def test_nested_stages_in_file_order():
+    made = batches((3, 5), batch=2, steps=8, order="file")
+    rows = np.concatenate([one.rows for one in made]).tolist()
+    assert rows == [0, 1, 2, 0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("options", [{}, {"order": "file"}, {"stages": "increments"}, OFFICIAL])
+def test_a_row_and_a_pass_name_one_showing(options):
+    made = batches((5, 11), batch=4, steps=40, **options)
+    shown = [pair for one in made for pair in zip(one.rows.tolist(), one.passes.tolist(), strict=True)]
+    assert len(set(shown)) == len(shown)
+    passes = np.concatenate([one.passes for one in made])
+    assert passes[0] == 0 and set(np.diff(passes)) == {0, 1}
+
+
+@pytest.mark.parametrize(("options", "name"), [({"stages": "cumulative"}, "stages"), ({"order": "random"}, "order")])
+def test_unknown_kinds_are_refused(options, name):
+    with pytest.raises(ValueError, match=f"{name} '{options[name]}' is unknown; expected one of"):
+        next(data.curriculum_batches([4], 2, 2, 0, **options))

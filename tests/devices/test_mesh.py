@@ -251,3 +251,39 @@ def test_a_split_run_continues_from_its_checkpoint_to_the_same_bits(split):
 def test_split_weights_give_the_pictures_of_whole_ones(split):
     _, found = split
     assert found["levels"] <= 1 and found["contrast"] > 20
+
+
+# A fine-tuning whose last batches are short: 8 samples on eight devices, then 2.
+SHORT = """
+import json
+import jax, numpy as np
+from spqr_jax import finetune, params as params_lib
+from spqr_jax.finetune import Optimiser
+from tests import tiny
+
+pipeline, data = tiny.pipeline(real=False), tiny.dataset(10)
+options = {"stages": "increments", "order": "file", "epochs": 2, "batch_size": 8}
+options["optimiser"] = Optimiser(warmup_steps=0)
+
+def run(devices):
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    losses = []
+    tuned = finetune.train(pipeline, data, "standard", mesh=mesh, on_step=lambda p: losses.append(p.loss), **options)
+    return losses, params_lib.flatten(tuned.leaves)
+
+(one, a), (eight, b) = run(1), run(8)
+start = params_lib.flatten(pipeline.params["unet"])
+print(json.dumps({
+    "losses": [one, eight],
+    "apart": max(float(np.abs(a[path] - b[path]).max()) for path in a),
+    "moved": max(float(np.abs(a[path] - start[path]).max()) for path in a),
+}))
+"""
+
+
+def test_short_batches_on_eight_devices_give_what_one_device_gives():
+    result = json.loads(on_eight_devices(SHORT).splitlines()[-1])
+    one, eight = result["losses"]
+    assert len(one) == 4
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    assert result["apart"] <= 1e-2 * result["moved"]

@@ -80,8 +80,8 @@ def torch_trainable(pipeline, unet, profile: str) -> list:
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
-def torch_run(pipe, pipeline, dataset, profile: str, prediction_type: str):
-    """(UNet after STEPS steps, losses, gradient norms, learning rates)."""
+def torch_run(pipe, pipeline, dataset, profile: str, prediction_type: str, order):
+    """(UNet after as many steps as `order` has batches, losses, gradient norms, learning rates)."""
     o = OPTIMISERS[profile]
     unet = copy.deepcopy(pipe.unet).train()  # dropout is off: the models have none, the adapters' is 0
     trainable = torch_trainable(pipeline, unet, profile)
@@ -96,11 +96,12 @@ def torch_run(pipe, pipeline, dataset, profile: str, prediction_type: str):
     mean, std = ((scale * x).permute(0, 2, 3, 1).numpy() for x in (posterior.mean, posterior.std))
     conditions = torch_conditions(pipe, list(dataset.captions))
     losses, norms, rates = [], [], []
-    for i, rows in enumerate(data.sample_order([len(dataset)], BATCH, STEPS, SEED)):
+    for i, rows in enumerate(order):
         key = jax.random.fold_in(jax.random.key(SEED), i)
         schedule = np.zeros(ddpm.config.num_train_timesteps)
-        drawn = DDPM.draw(key, mean[rows], std[rows], schedule)
-        latents, noise, t = (torch.tensor(np.asarray(x)) for x in drawn)
+        filled = np.resize(rows, BATCH)  # a short batch draws as a full one does
+        drawn = DDPM.draw(key, mean[filled], std[filled], schedule)
+        latents, noise, t = (torch.tensor(np.asarray(x))[: len(rows)] for x in drawn)
         latents, noise = latents.permute(0, 3, 1, 2), noise.permute(0, 3, 1, 2)
         output = unet(ddpm.add_noise(latents, noise, t), t, **take(conditions, rows)).sample
         target = noise if prediction_type == "epsilon" else ddpm.get_velocity(latents, noise, t)
@@ -142,16 +143,18 @@ def our_run(pipeline, dataset, profile: str, **options):
     return finetune.finetune(pipeline, dataset, profile, **options), progress
 
 
-def check_against_torch(reference, dataset, kind: str, profile: str, prediction_type: str) -> None:
+def check_against_torch(reference, dataset, kind: str, profile: str, prediction_type: str, rows=None, **options):
+    """rows: those of every step that `options` lead to (default: of all in shuffled order)."""
     pipe, directory = reference(kind)
     pipeline = with_prediction(convert.load(directory), prediction_type)
-    unet, losses, norms, rates = torch_run(pipe, pipeline, dataset, profile, prediction_type)
-    tuned, progress = our_run(pipeline, dataset, profile)
+    rows = rows or list(data.sample_order([len(dataset)], BATCH, STEPS, SEED))
+    unet, losses, norms, rates = torch_run(pipe, pipeline, dataset, profile, prediction_type, rows)
+    tuned, progress = our_run(pipeline, dataset, profile, **options)
 
     np.testing.assert_allclose([p.loss for p in progress], losses, rtol=1e-5)
     np.testing.assert_allclose([p.grad_norm for p in progress], norms, rtol=1e-3)
     np.testing.assert_allclose([p.lr for p in progress], rates, rtol=1e-6)
-    assert [p.step for p in progress] == list(range(1, STEPS + 1))
+    assert [p.step for p in progress] == list(range(1, len(rows) + 1))
     clip = OPTIMISERS[profile].max_grad_norm
     assert min(norms[1:]) < clip < max(norms[1:]), "the clip must be seen at work, and not always"
     check_frozen(pipeline, tuned, profile)
@@ -185,6 +188,15 @@ CASES = [case if case == ("standard", "epsilon") else pytest.param(*case, marks=
 @pytest.mark.parametrize(("profile", "prediction_type"), CASES)
 def test_ten_steps(reference, dataset, profile, prediction_type):
     check_against_torch(reference, dataset, "sd1", profile, prediction_type)
+
+
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_curriculum_of_increments_with_short_batches(reference, dataset, parts):
+    """Rows 0 to 2 three times in batches of 2 and 1, then rows 3 to 5. PyTorch's batches are really short."""
+    rows = [[0, 1], [2]] * 3 + [[3, 4], [5]] * 3
+    options = {"curriculum": (3, 6), "stages": "increments", "order": "file", "steps": None, "epochs": 3}
+    options["memory"] = finetune.Memory(accumulate=parts)
+    check_against_torch(reference, dataset, "sd1", "moderate", "epsilon", rows, **options)
 
 
 @pytest.mark.slow
@@ -306,6 +318,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(pipeline, dataset
         ({"profile": "full"}, "profile 'full' is unknown"),
         ({"curriculum": (2, 7)}, "asks for 7 samples, the data set has 6"),
         ({"curriculum": (4, 2)}, "curriculum must be increasing"),
+        ({"stages": "cumulative"}, "stages 'cumulative' is unknown; expected one of nested, increments"),
+        ({"order": "random"}, "order 'random' is unknown; expected one of shuffled, file"),
+        ({"profile": "lite", "lora_init": "olora"}, "lora_init 'olora' is unknown; expected one of kaiming, gaussian"),
         ({"batch_size": 0}, "batch_size 0 is not a positive multiple"),
         ({"steps": -1}, "steps must not be negative, found -1"),
         ({"steps": None, "epochs": -2}, "epochs must not be negative, found -2"),
@@ -331,3 +346,5 @@ def test_steps_default_to_the_profiles_epochs_over_all_stages():
     assert finetune.num_steps("moderate", [2, 6], 4, None, None) == 9
     assert finetune.num_steps("standard", [2, 6], 4, None, 2) == 6
     assert finetune.num_steps("standard", [2, 6], 4, 5, None) == 5
+    assert finetune.num_steps("moderate", [5, 12], 4, None, None) == 3 * (2 + 3)
+    assert finetune.num_steps("moderate", [5, 12], 4, None, None, stages="increments") == 3 * (2 + 2)
