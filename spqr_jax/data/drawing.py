@@ -1,5 +1,6 @@
 """Drawing samples from a source. Every drawn image is decoded before anything is trained."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from spqr_jax.data.pictures import Preprocess
 from spqr_jax.data.source import Source
 
 LOOK_CHUNK = 512
+ORDERS = ("shuffled", "file")  # of drawn samples
 T = TypeVar("T")
 
 
@@ -64,9 +66,20 @@ def order(source: Source, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     shuffled = [rng.permutation(size) for size in parts]
     starts = np.cumsum([0, *parts[:-1]])
-    rows = np.concatenate([start + rows for start, rows in zip(starts, shuffled, strict=True)])
-    rank = np.concatenate([np.arange(size) for size in parts])
+    return in_turn(source, np.concatenate([start + rows for start, rows in zip(starts, shuffled, strict=True)]))
+
+
+def in_turn(source: Source, rows: np.ndarray) -> np.ndarray:
+    """Rows, grouped by the parts of a mixture, in an order in which the parts take turns until the shorter ones end."""
+    part = np.searchsorted(np.cumsum(source.parts), rows, side="right")
+    rank = np.arange(len(rows)) - np.searchsorted(part, part)
     return rows[np.argsort(rank, kind="stable")]
+
+
+def in_file_order(source: Source, drawn: Sequence[Look]) -> list[Look]:
+    """Drawn rows in the order of the file. The parts of a mixture keep each their own order, and take turns."""
+    of_row = {found.row: found for found in drawn}
+    return [of_row[row] for row in in_turn(source, np.array(sorted(of_row)))]
 
 
 def draw(source: Source, n: int, *, seed: int, max_bad: int) -> list[Look]:
@@ -96,7 +109,7 @@ def draw(source: Source, n: int, *, seed: int, max_bad: int) -> list[Look]:
 
 
 def dataset(source: Source, drawn: Sequence[Look], how: Preprocess) -> Dataset:
-    """The drawn rows as training data.
+    """The drawn rows as training data of the pass `how.epoch`.
 
     Its name ends in a hash of all that training sees: bytes of the images, captions, order, preprocessing. So the same
     files in another place have the same name, and a changed file changes it.
@@ -113,6 +126,18 @@ def dataset(source: Source, drawn: Sequence[Look], how: Preprocess) -> Dataset:
     def images(rows: np.ndarray) -> np.ndarray:
         return np.stack(in_threads(one, [int(row) for row in rows]))
 
+    def geometry(rows: np.ndarray) -> np.ndarray:
+        found = (drawn[int(row)] for row in rows)
+        return np.array([pictures.geometry(f.width, f.height, how, f.row) for f in found], np.int32).reshape(-1, 4)
+
     content = hashlib.sha256(repr((tuple(how), [found.digest for found in drawn], captions)).encode()).hexdigest()
     kind = source.name.partition(":")[0]
-    return Dataset(captions, images, f"{kind} {len(drawn)} at {how.side} px {content[:16]}")
+    name = f"{kind} {len(drawn)} at {how.side} px {content[:16]}"
+    return Dataset(captions, images, name, geometry, _other_passes(source, drawn, how))
+
+
+def _other_passes(source: Source, drawn: Sequence[Look], how: Preprocess) -> Callable[[int], Dataset] | None:
+    """`Dataset.at_pass`: None where no image is mirrored, and each is square or cropped at its centre."""
+    if not any(pictures.varies(found.width, found.height, how) for found in drawn):
+        return None
+    return functools.lru_cache(maxsize=2)(lambda number: dataset(source, drawn, how._replace(epoch=number)))

@@ -93,16 +93,27 @@ def _has_texts(path: Path) -> bool:
 
 @functools.lru_cache(maxsize=16)  # every cell of a sweep asks again
 def load(
-    text: str, n: int, *, side: int, seed: int = 0, crop: str = "center", flip: bool = False, max_bad: int = 10
+    text: str,
+    n: int,
+    *,
+    side: int,
+    seed: int = 0,
+    crop: str = "center",
+    flip: bool = False,
+    max_bad: int = 10,
+    order: str = "shuffled",
 ) -> Dataset:
-    """`n` samples of the data set that `text` names (see `open_source`), drawn with `seed`, in random order.
+    """`n` samples of the data set that `text` names (see `open_source`), drawn with `seed`.
 
-    Images become squares of `side` pixels; crop: "center" or "random"; flip: mirror half of them. Every drawn image is
-    decoded once here, so that a bad one is known before training: up to `max_bad` are logged and skipped. Raises
-    ValueError or FileNotFoundError with the file or field.
+    Images become squares of `side` pixels; crop: "center" or "random"; flip: mirror half of them. order: "shuffled",
+    the random order of the draw, or "file", the same samples in the order of the file. In both the parts of a mixture
+    take turns. Every drawn image is decoded once here, so that a bad one is known before training: up to `max_bad` are
+    logged and skipped. Raises ValueError or FileNotFoundError with the file or field.
     """
-    if crop not in pictures.CROPS:
-        raise ValueError(f"bft.crop={crop!r} is unknown; expected {' or '.join(pictures.CROPS)}.")
+    for field, value, known in (("crop", crop, pictures.CROPS), ("order", order, drawing.ORDERS)):
+        if value not in known:
+            raise ValueError(f"bft.{field}={value!r} is unknown; expected {' or '.join(known)}.")
     source = open_source(text)
     drawn = drawing.draw(source, n, seed=seed, max_bad=max_bad)
-    return drawing.dataset(source, drawn, Preprocess(side, crop, flip, seed))
+    ordered = drawing.in_file_order(source, drawn) if order == "file" else drawn
+    return drawing.dataset(source, ordered, Preprocess(side, crop, flip, seed))

@@ -82,6 +82,15 @@ def test_turned_as_exif_says():
     assert pictures.decode(encoded(noise(8, 16), "JPEG", exif=exif.tobytes())).size == (8, 16)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_measured_as_exif_turns_it(kind):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = encoded(noise(8, 16), kind, exif=exif.tobytes())
+        assert pictures.measure(content) == pictures.decode(content).size
+
+
 JPEG = encoded(noise(64, 64), "JPEG")
 BAD = {"truncated.jpg": JPEG[: len(JPEG) // 2], "empty.jpg": b"", "text.jpg": b"<html>not found</html>"}
 
@@ -131,6 +140,117 @@ def test_the_name_is_a_hash_of_what_training_sees(folder, tmp_path):
     table = (folder / "metadata.csv").read_text()
     (folder / "metadata.csv").write_text(table.replace("picture number 4", "picture no. 4"))
     assert len({first, changed, name()}) == 3
+
+
+# Of the samples in `test_names_of_shuffled_data_are_those_of_before`, as named before data had an order.
+NAMES = "folder 12 at 16 px 568d3b4fb08492f3", "folder 12 at 16 px 64c67f3d1563912c"
+
+
+def numbers(drawn: data.Dataset) -> list[int]:
+    return [int(caption.rpartition(" ")[2]) for caption in drawn.captions]
+
+
+def test_drawn_samples_in_the_order_of_the_file(folder):
+    assert numbers(data.load(str(folder), 12, side=16, order="file")) == list(range(12))
+    drawn, ordered = (data.load(str(folder), 5, side=16, seed=2, order=order) for order in ("shuffled", "file"))
+    assert numbers(ordered) == sorted(numbers(drawn)) != numbers(drawn)
+    assert ordered.name != drawn.name
+    rows = np.array([numbers(drawn).index(number) for number in numbers(ordered)])
+    np.testing.assert_array_equal(ordered.images(np.arange(5)), drawn.images(rows))
+
+
+def test_skipped_samples_leave_no_gap_in_the_order_of_the_file(folder):
+    (folder / "3.jpg").write_bytes(b"")
+    assert numbers(data.load(str(folder), 11, side=16, order="file")) == [0, 1, 2, *range(4, 12)]
+
+
+def test_names_of_shuffled_data_are_those_of_before(folder):
+    """Ids of cells hold these names. The images are stored without compression, so that no encoder changes them."""
+    for i in range(12):
+        (folder / f"{i}.jpg").write_bytes(b"P6 24 20 255\n" + noise(20, 24, i).tobytes())
+    assert data.load(str(folder), 12, side=16, seed=3).name == NAMES[0]
+    assert data.load(str(folder), 12, side=16, seed=3, crop="random", flip=True).name == NAMES[1]
+
+
+def test_orders_and_crops_are_checked_first(folder):
+    with pytest.raises(ValueError, match=r"bft\.order='sorted' is unknown; expected shuffled or file"):
+        data.load("/nowhere", 5, side=16, order="sorted")
+    with pytest.raises(ValueError, match=r"bft\.crop='left' is unknown; expected center or random"):
+        data.load("/nowhere", 5, side=16, crop="left")
+
+
+def test_parts_of_a_mixture_take_turns_in_the_order_of_their_files():
+    source = Source("", ("",) * 9, ("",) * 9, lambda row: b"", "", parts=(2, 7))
+    drawn = [drawing.Look(row, "", 1, 1, "") for row in (8, 1, 4, 0, 7, 2)]
+    assert [found.row for found in drawing.in_file_order(source, drawn)] == [0, 2, 1, 4, 7, 8]
+
+
+def test_every_pass_has_its_own_crops_and_name(folder):
+    drawn = data.load(str(folder), 12, side=16, crop="random")
+    rows = np.array([4, 1])
+    passes = [drawn.of_pass(number) for number in range(4)]
+    assert passes[0].name == drawn.name and len({p.name for p in passes}) == 4
+    np.testing.assert_array_equal(passes[0].images(rows), drawn.images(rows))
+    assert len({p.images(np.arange(12)).tobytes() for p in passes}) == 4
+    np.testing.assert_array_equal(passes[3].of_pass(2).images(rows), passes[2].images(rows))
+    for number, p in enumerate(passes):
+        files = [numbers(drawn)[row] for row in rows]
+        opened = [Image.open(folder / f"{file}.jpg") for file in files]
+        how = Preprocess(16, "random", epoch=number)
+        made = [pictures.prepare(image, how, file) for image, file in zip(opened, files, strict=True)]
+        np.testing.assert_array_equal(p.images(rows), made)
+
+
+@pytest.mark.parametrize(
+    ("how", "square", "changes"),
+    [
+        ({}, False, False),
+        ({"crop": "random"}, False, True),
+        ({"crop": "random"}, True, False),
+        ({"flip": True}, False, True),
+        ({"flip": True}, True, True),
+        ({"crop": "random", "flip": True}, True, True),
+    ],
+)
+def test_passes_differ_only_where_crops_or_flips_do(folder, how, square, changes):
+    """33 x 32 pixels become 16 x 16, so that such an image counts as square."""
+    for i in range(12 if square else 0):
+        (folder / f"{i}.jpg").write_bytes(encoded(noise(32 + i % 2, 32, i), "JPEG"))
+    drawn = data.load(str(folder), 12, side=16, **how)
+    assert (drawn.at_pass is not None) == changes
+    if not changes:
+        assert drawn.of_pass(7) is drawn
+        again = drawing.dataset(*remade(folder, drawn, Preprocess(16, **how, epoch=7)))
+        np.testing.assert_array_equal(again.images(np.arange(12)), drawn.images(np.arange(12)))
+
+
+def remade(folder, drawn: data.Dataset, how: Preprocess):
+    source = data.open_source(str(folder))
+    return source, list(drawing.look(source, numbers(drawn))), how
+
+
+def test_geometry_places_the_crop_in_the_image(folder):
+    """Cut by hand where `geometry` says, out of the resized image, mirrored where that gives the pixels."""
+    drawn = data.load(str(folder), 12, side=16, crop="random", flip=True)
+    rows, passes = np.repeat(np.arange(12), 3), np.tile(np.arange(3), 12)
+    geometry = drawn.geometries(rows, passes)
+    assert geometry.shape == (36, 4) and (geometry[:, :2] == [20, 24]).all()
+    assert set(geometry[:, 2]) == {0} and set(geometry[:, 3]) == {0, 1, 2, 3}
+    mirrored = []
+    for row, number, (_, _, top, left) in zip(rows, passes, geometry, strict=True):
+        image = Image.open(folder / f"{numbers(drawn)[row]}.jpg").resize((19, 16), Image.Resampling.BILINEAR)
+        whole = np.asarray(image)
+        cut = [pixels[top : top + 16, left : left + 16] for pixels in (whole, whole[:, ::-1])]
+        (shown,) = drawn.of_pass(number).images(np.array([row]))
+        mirrored.append([np.array_equal(pixels, shown) for pixels in cut].index(True))
+    assert set(mirrored) == {0, 1}
+
+
+def test_geometry_of_whole_images():
+    drawn = data.from_arrays(noise(8, 12)[None].repeat(3, 0), ["a", "b", "c"])
+    assert drawn.geometries(np.array([2, 0]), np.array([0, 5])).tolist() == [[8, 12, 0, 0]] * 2
+    bare = data.Dataset(drawn.captions, drawn.images)
+    assert bare.geometries(np.array([2]), np.array([0])) is None and bare.of_pass(3) is bare
 
 
 @pytest.mark.parametrize("name", [*BAD, "missing.jpg"])
