@@ -78,6 +78,8 @@ class Backbone(NamedTuple):
             width) pixels. `unconditional` holds the numbers of the rows that stand for no prompt in classifier-free
             guidance. Some backbones have zeros there instead of the encoding of "".
         resized: (Condition, size) -> the same texts for images of another size.
+        cropped: (Condition of N texts, geometry) -> the same texts for images that were resized and cropped. geometry
+            is int [N, 4], the original height and width and the top and left of the crop (`spqr_jax.data.Dataset`).
         predict: (model, latents [B, h, w, C], times [B], Condition) -> prediction [B, h, w, C] of a bound denoiser.
         factor: pipeline -> pixels per latent along one side.
         side: pipeline -> side in pixels of the square images that the denoiser was trained on.
@@ -99,6 +101,7 @@ class Backbone(NamedTuple):
     regions: Regions
     condition: Callable[..., Condition]
     resized: Callable[[Condition, tuple[int, int]], Condition]
+    cropped: Callable[[Condition, np.ndarray], Condition]
     predict: Callable[[Any, Array, Array, Condition], jax.Array]
     factor: Callable[[Pipeline], int]
     side: Callable[[Pipeline], int]

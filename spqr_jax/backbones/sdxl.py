@@ -40,6 +40,15 @@ def resized(condition: Condition, size: tuple[int, int]) -> Condition:
     return condition._replace(time_ids=time_ids(size, len(condition.context)))
 
 
+def cropped(condition: Condition, geometry: np.ndarray) -> Condition:
+    """The same texts and target size for images with this original size and crop, int [N, 4].
+
+    As diffusers' train_text_to_image_sdxl.py makes `time_ids`, but in float32: half precision would round sizes.
+    """
+    target = np.asarray(condition.time_ids)[:, 4:]
+    return condition._replace(time_ids=np.concatenate([geometry, target], axis=1, dtype=np.float32))
+
+
 SDXL = STABLE_DIFFUSION._replace(
     key="sdxl",
     name="SDXL",
@@ -47,4 +56,5 @@ SDXL = STABLE_DIFFUSION._replace(
     components=(*STABLE_DIFFUSION.components, "text_encoder_2"),
     condition=condition,
     resized=resized,
+    cropped=cropped,
 )

@@ -44,6 +44,12 @@ def resized(condition: Condition, size: tuple[int, int]) -> Condition:
     return condition
 
 
+def cropped(condition: Condition, geometry: np.ndarray) -> Condition:
+    """The condition itself, since the UNet does not read sizes."""
+    del geometry
+    return condition
+
+
 def predict(model: Any, latents: Array, times: Array, condition: Condition) -> jax.Array:
     """One call of the UNet."""
     return model(latents, times, *condition)
@@ -95,6 +101,7 @@ STABLE_DIFFUSION = Backbone(
     regions=UNET_REGIONS,
     condition=condition,
     resized=resized,
+    cropped=cropped,
     predict=predict,
     factor=factor,
     side=side,

@@ -67,6 +67,18 @@ def test_a_condition_for_another_size_is_that_of_its_texts_there(backbone):
 
 
 @EVERY
+def test_whole_images_of_the_training_size_change_no_condition(backbone):
+    told = condition(backbone.key)
+    whole = backbone.cropped(told, np.array([[*SIZE, 0, 0]] * len(TEXTS)))
+    for field, expected in zip(jax.tree.leaves(whole), jax.tree.leaves(told), strict=True):
+        np.testing.assert_array_equal(field, expected)
+        assert field.dtype == expected.dtype
+    elsewhere = backbone.cropped(told, np.array([[90, 70, 3, 5]] * len(TEXTS)))
+    assert jax.tree.map(np.shape, elsewhere) == jax.tree.map(np.shape, told)
+    np.testing.assert_array_equal(elsewhere.context, told.context)
+
+
+@EVERY
 def test_rows_without_a_prompt_differ_in_empty_texts_at_most(backbone):
     """`unconditional` is read for the rows that it numbers, and of these only for those without text."""
     told = condition(backbone.key)
