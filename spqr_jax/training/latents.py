@@ -1,9 +1,10 @@
-"""The latents of a data set: the VAE runs once over the images, and training draws from the stored distributions."""
+"""The latents of a data set: the VAE encodes an image once for each crop, and training draws from the distributions."""
 
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from spqr_jax.pipeline import Pipeline
 
 # Images encoded at once: at most 64, and with at most the pixels of 4 images of 512x512 (about 2 KiB a pixel).
 ENCODE_PIXELS, ENCODE_BATCH = 4 * 512 * 512, 64
+# Rows in a block of a pass, rounded down to whole batches: 32 MiB at 512x512.
+BLOCK_ROWS = 256
 
 
 class Latents(NamedTuple):
@@ -33,32 +36,90 @@ class Latents(NamedTuple):
         backbone = backbones.of(pipeline)
         return backbone.scaled(self.mean, self.logvar, backbone.scaling(pipeline))
 
-    def rows(self, index: np.ndarray) -> "Latents":
+    def rows(self, index: Any) -> "Latents":
         """The rows that a NumPy index chooses."""
         return Latents(self.mean[index], self.logvar[index])
 
 
+class Encoded:
+    """The latents of a data set in every pass over it, for batches whose rows may belong to several passes.
+
+    Where all passes are the same, the images are encoded once, at the start, by `encode`. Where crops or flips change,
+    blocks of BLOCK_ROWS rows of a pass are encoded when a batch asks for a row of theirs. The blocks of the passes in
+    the last batch stay in memory: one pass, or two for a moment. A block is always encoded in the same batches, so its
+    latents are the same to the bit whether a run encodes it, reads it from the cache, or is resumed in the middle.
+
+    cache: a directory in which blocks are kept for other subjects and profiles, under a hash of data set, VAE and size,
+    the number of the pass, and their rows. Raises ValueError as `encode`.
+
+    Attributes:
+        size: height and width of the images in pixels.
+    """
+
+    def __init__(self, pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None):
+        self.size = _checked_size(pipeline, dataset)
+        self._pipeline, self._dataset, self._cache = pipeline, dataset, cache
+        self._batch = _batch(len(dataset), self.size)
+        self._changes = dataset.at_pass is not None
+        self._length = BLOCK_ROWS // self._batch * self._batch if self._changes else len(dataset)
+        self._key = _key(pipeline, dataset, self.size) if cache is not None and self._changes else ""
+        self._blocks = {} if self._changes else {(0, 0): encode(pipeline, dataset, cache=cache)}
+
+    def batch(self, rows: np.ndarray, passes: np.ndarray) -> Latents:
+        """The latents of rows int [B] in passes int [B], from 0; float32 [B, h, w, C] each."""
+        numbers = (passes * self._changes).tolist()
+        places = list(zip(numbers, (rows // self._length).tolist(), strict=True))
+        kept = {place: block for place, block in self._blocks.items() if place[0] in numbers}
+        for place in dict.fromkeys(places):
+            if place not in kept:
+                kept[place] = self._block(*place)
+        self._blocks = kept
+        chosen = [kept[place].rows(row) for place, row in zip(places, rows % self._length, strict=True)]
+        return Latents(*(np.stack(field) for field in zip(*chosen, strict=True)))
+
+    def _block(self, number: int, block: int) -> Latents:
+        rows = range(len(self._dataset))[block * self._length : (block + 1) * self._length]
+        name = f"{self._key}-pass-{number}-rows-{rows.start}-{rows.stop}.npz"
+        file = None if self._cache is None else self._cache / name
+        seen = self._dataset.of_pass(number)
+        return _kept(file, lambda: _encode_rows(self._pipeline, seen, rows, self._batch))
+
+
 def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -> Latents:
-    """The latents of every image.
+    """The latents of every image, in the first pass if passes differ.
 
     cache: a directory in which they are kept under a hash of data set, VAE and size, so that a sweep encodes each data
     set once. Raises ValueError if a side of the images is no multiple of the VAE's factor.
     """
-    size = _checked_size(pipeline, dataset)
+    size, rows = _checked_size(pipeline, dataset), range(len(dataset))
     file = None if cache is None else cache / f"{_key(pipeline, dataset, size)}.npz"
+    return _kept(file, lambda: _encode_rows(pipeline, dataset, rows, _batch(len(dataset), size)))
+
+
+def _batch(count: int, size: tuple[int, int]) -> int:
+    """Images encoded at once, of a data set of `count` images."""
+    return max(1, min(ENCODE_BATCH, ENCODE_PIXELS // (size[0] * size[1]), count))
+
+
+def _encode_rows(pipeline: Pipeline, dataset: Dataset, rows: range, batch: int) -> Latents:
+    backbone, means, logvars = backbones.of(pipeline), [], []
+    definition = pipeline.definitions[backbone.autoencoder]
+    params = jax.device_put(pipeline.params[backbone.autoencoder])  # once, and not with every batch
+    for start in rows[::batch]:
+        chosen = np.arange(start, min(start + batch, rows.stop))
+        images = mesh_lib.pad_batch(dataset.images(chosen), batch)
+        mean, logvar = encode_batch(backbone, definition, params, images)
+        means.append(np.asarray(mean, np.float32)[: len(chosen)])
+        logvars.append(np.asarray(logvar, np.float32)[: len(chosen)])
+    return Latents(np.concatenate(means), np.concatenate(logvars))
+
+
+def _kept(file: Path | None, make: Callable[[], Latents]) -> Latents:
+    """The latents in `file`, else those that `make` gives, which the first process writes there."""
     if file is not None and file.exists():
         stored = storage.read_npz(file)
         return Latents(stored["mean"], stored["logvar"])
-    backbone, means, logvars = backbones.of(pipeline), [], []
-    autoencoder = pipeline.definitions[backbone.autoencoder], pipeline.params[backbone.autoencoder]
-    batch = max(1, min(ENCODE_BATCH, ENCODE_PIXELS // (size[0] * size[1]), len(dataset)))
-    for start in range(0, len(dataset), batch):
-        rows = np.arange(start, min(start + batch, len(dataset)))
-        images = mesh_lib.pad_batch(dataset.images(rows), batch)
-        mean, logvar = encode_batch(backbone, *autoencoder, images)
-        means.append(np.asarray(mean, np.float32)[: len(rows)])
-        logvars.append(np.asarray(logvar, np.float32)[: len(rows)])
-    made = Latents(np.concatenate(means), np.concatenate(logvars))
+    made = make()
     if file is not None and processes.first():
         storage.write_npz(file, **made._asdict())
     return made
