@@ -176,9 +176,8 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     )
     steps = num_steps(profile, sizes, o.batch_size, o.steps, o.epochs, stages=o.stages)
     order = list(data_lib.curriculum_batches(sizes, o.batch_size, steps, seed, stages=o.stages, order=o.order))
-    encoded = latents.encode(pipeline, dataset, cache=o.latents_cache)
-    size = denoiser.backbone.pixels(pipeline, encoded.mean)
-    condition = backbones.condition(pipeline, dataset.captions, size=size)
+    encoded = latents.Encoded(pipeline, dataset, cache=o.latents_cache)
+    condition = backbones.condition(pipeline, dataset.captions, size=encoded.size)
     step = train_step(Program(denoiser, o.optimiser, o.objective, o.memory, mesh if o.fsdp else None))
     schedule = denoiser.backbone.noising.schedule(pipeline.configs["scheduler"])
     state = place_state(trainable, o.optimiser, o.objective.ema > 0, mesh, o.fsdp)
@@ -187,8 +186,10 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
 
     def numbered(state: Any, i: int) -> tuple[Any, Any]:
         shown, weight = _filled(order[i], o.batch_size)
-        mean, std = encoded.rows(shown.rows).scaled(pipeline)
-        batch = {"mean": mean, "std": std, "condition": condition.rows(shown.rows), "weight": weight}
+        mean, std = encoded.batch(*shown).scaled(pipeline)
+        texts, geometry = condition.rows(shown.rows), dataset.geometries(*shown)
+        texts = texts if geometry is None else denoiser.backbone.cropped(texts, geometry)
+        batch = {"mean": mean, "std": std, "condition": texts, "weight": weight}
         return step(state, frozen, keys, schedule, mesh_lib.split_batch(batch, mesh), jax.random.fold_in(base, i))
 
     return _Training(state, order, numbered)

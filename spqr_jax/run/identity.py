@@ -99,7 +99,7 @@ def images_id(config: Config, weights: str, inputs: Inputs) -> str:
     """Id of the images that the weights with this id make before fine-tuning."""
     sampling = dataclasses.asdict(config.generation)
     sampling.pop("batch_size")
-    return digest(weights, inputs.prompts, config.prompts.images, sampling)
+    return digest(weights, inputs.prompts, config.prompts.images, config.prompts.own_guidance, sampling)
 
 
 def cell_id(config: Config, subject_id: str, data: str, profile: str, scenario: str, seed: int) -> str:

@@ -133,6 +133,7 @@ def dataset(config: Config, scenario: str) -> Dataset:
         bft.samples,
         side=bft.resolution or backbone_side(config),
         seed=config.seed,
+        order=bft.order,
         crop=bft.crop,
         flip=bft.flip,
         max_bad=bft.max_bad,

@@ -96,7 +96,8 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
 def num_steps(bft: BFT, profile: str, samples: int) -> int:
     """Steps of a fine-tuning on so many samples, as the config says: given, or from its epochs and curriculum."""
     given, epochs = getattr(bft.steps, profile) or None, getattr(bft.epochs, profile)
-    return finetune_lib.num_steps(profile, list(bft.curriculum) or [samples], bft.batch_size, given, epochs)
+    sizes = list(bft.curriculum) or [samples]
+    return finetune_lib.num_steps(profile, sizes, bft.batch_size, given, epochs, stages=bft.stages)
 
 
 def training_options(config: Config, steps: int) -> dict[str, Any]:
@@ -106,6 +107,8 @@ def training_options(config: Config, steps: int) -> dict[str, Any]:
     return {
         "batch_size": bft.batch_size,
         "curriculum": tuple(bft.curriculum),
+        "stages": bft.stages,
+        "order": bft.order,
         "optimiser": Optimiser(
             lr=bft.lr, warmup_steps=warmup, weight_decay=bft.weight_decay, max_grad_norm=bft.max_grad_norm
         ),
@@ -114,6 +117,7 @@ def training_options(config: Config, steps: int) -> dict[str, Any]:
         "rank": bft.rank,
         "alpha": bft.alpha,
         "dropout": bft.dropout,
+        "lora_init": bft.lora_init,
         "checkpoint_every": bft.checkpoint_every,
         "fsdp": config.mesh.fsdp,
     }
