@@ -217,9 +217,9 @@ def audit_table(run: ReportedRun) -> list[Table]:
         for entry in entries
     ]
     caption = (
-        "Rank of each method by SPQR (logistic unless said) under other choices that the score leaves open; moved: "
+        "Rank of each method by SPQR as reported, and under other choices that the score leaves open, one at a time; "
+        "moved: methods whose rank changes; tau: Kendall's rank correlation with the ranking as reported."
     )
-    caption += "methods whose rank changes; tau: Kendall's rank correlation with the ranking as reported."
     columns = ["Scenario", "Profile", "Choice", *(f"rank {subject}" for subject in subjects), "moved", "tau"]
     return [Table("audit", caption, columns, rows)]
 
