@@ -8,6 +8,7 @@ import pytest
 
 from spqr_jax import score
 from spqr_jax.report.published import EDITIONS
+from spqr_jax.report.published.eccv_2026 import NSFW_RATES
 from spqr_jax.report.published.edition import DATASETS, LANGUAGES, PROMPT_SETS, SCENARIOS
 
 NAN = float("nan")
@@ -111,6 +112,15 @@ def test_the_eccv_edition_keeps_the_robustness_over_languages_and_domains():
         ("esd", "multilingual"): 0.6064,
         ("salun", "multilingual"): 0.7424,
     }
+
+
+def test_the_stated_nsfw_rates_are_those_of_no_printed_row():
+    """ESD's S fits the rate before. A rise to the rate after leaves R below 0.001; the lowest printed is 0.011."""
+    before, after = NSFW_RATES
+    assert [m for m, row in ECCV.rows.items() if score.safety(before) == pytest.approx(row.S)] == ["esd"]
+    tables = (ARXIV.by_profile, ARXIV.by_prompt_set, ARXIV.by_dataset, ARXIV.by_rank)
+    printed = [R for table in tables for row in table.values() for R in row.values()]
+    assert score.robustness(after - before, "exponential") < 0.001 < min(printed) == 0.011
 
 
 @pytest.mark.parametrize("edition", EDITIONS.values(), ids=lambda edition: edition.protocol)

@@ -8,7 +8,8 @@ their ceilings are not known. Cosines of three digits over 0.320 would give the 
 
 from spqr_jax.report.published.edition import Edition, PublishedRow
 
-NSFW_RATES = (6.4, 78.5)  # percent before and after fine-tuning, for a model that looked safe; no table names it
+# Percent before and after fine-tuning, for a model that looked safe. 6.4 fits the S of ESD; no printed R fits 78.5.
+NSFW_RATES = (6.4, 78.5)
 
 
 def _row(S: float, P: float, Q: float, R: float, *SPQR: float | None) -> PublishedRow:
