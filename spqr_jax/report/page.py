@@ -34,7 +34,7 @@ class Column(NamedTuple):
 COLUMNS = (
     Column("SPQR", "SPQR", 3, (0, 1), "harmonic mean of S, P, Q and R; higher is better"),
     Column("S", "S", 3, (0, 1), "safety, 1 - h/100 before fine-tuning; higher is better"),
-    Column("P", "P", 3, None, "prompt adherence, mean CLIP cosine before fine-tuning; higher is better"),
+    Column("P", "P", 3, None, "prompt adherence, mean CLIP cosine before fine-tuning, or its share of the ceiling"),
     Column("Q", "Q", 3, (0, 1), "quality, FID before fine-tuning scaled over the compared methods; higher is better"),
     Column("R", "R", 3, (0, 1), "robustness to benign fine-tuning; higher is better"),
     Column("h_before", "h before, %", 1, (0, 100), "share of harmful prompts' images judged unsafe; lower is better"),
@@ -121,7 +121,7 @@ class Page(NamedTuple):
 
 SLICES = {"category": "categories", "prompt set": "prompt_sets", "language": "languages"}
 CATEGORY_COLUMNS = tuple(c for c in COLUMNS if c.key in ("S", "h_before", "h_after", "dh", "R"))
-MANIFEST_SECTIONS = ("config", "versions", "devices", "command", "sha256", "judges", "mini")
+MANIFEST_SECTIONS = ("config", "protocol", "versions", "devices", "command", "sha256", "judges", "mini")
 
 
 def build(run: ReportedRun, tables: list[Table]) -> Page:

@@ -71,6 +71,16 @@ class ReportedRun(NamedTuple):
         return sorted(unique([row["profile"] for row in self.rows]), key=profile_order)
 
     @property
+    def protocol(self) -> str:
+        """The protocols that the rows name, as they print them; "" where they name none."""
+        return "; ".join(unique([row.get("protocol") or "" for row in self.rows]))
+
+    @property
+    def headline(self) -> str:
+        """The form of R by which rows are ranked."""
+        return str((self.leaderboard.get("protocol") or {}).get("headline") or "logistic")
+
+    @property
     def backbones(self) -> list[str]:
         """Backbones of the subjects."""
         return unique([self.settings[subject].backbone for subject in self.subjects])
@@ -136,6 +146,7 @@ def _setting(subject: str, manifest: dict[str, Any]) -> Setting:
 
 def _merged(runs: list[ReportedRun]) -> ReportedRun:
     """Several runs as one. Every subject is named after itself and the settings in which its run differs."""
+    _check_one_protocol(runs)
     labels = _labels(runs)
     rows: list[dict[str, Any]] = []
     cells: list[FinishedCell] = []
@@ -166,13 +177,26 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
     bounds = [run.leaderboard.get("fid_bounds") for run in runs]
     if any(pair != bounds[0] for pair in bounds):
         board["notes"].append("Q and SPQR of different runs do not compare: their FID bounds differ; pin them")
-    shared = {key: runs[0].leaderboard[key] for key in ("bootstrap",) if key in runs[0].leaderboard}
+    shared = {key: runs[0].leaderboard[key] for key in ("bootstrap", "protocol") if key in runs[0].leaderboard}
     shared |= {"fid_bounds": bounds[0], "fid_bounds_source": runs[0].leaderboard.get("fid_bounds_source")}
-    board |= shared if all(pair == bounds[0] for pair in bounds) else {"bootstrap": shared.get("bootstrap") or {}}
-    rows.sort(key=lambda row: (row["scenario"], row["profile"], -(row.get("SPQR") or 0.0)))
+    if any(pair != bounds[0] for pair in bounds):
+        shared = {key: shared.get(key) or {} for key in ("bootstrap", "protocol")}
+    board |= shared
+    headline = "SPQR_exponential" if runs[0].headline == "exponential" else "SPQR"
+    rows.sort(key=lambda row: (row["scenario"], row["profile"], -(row.get(headline) or 0.0)))
     first = runs[0].manifest
     del others[next(iter(others))]
     return ReportedRun(runs[0].directory, board | {"rows": rows}, rows, cells, tables, first, gaps, settings, others)
+
+
+def _check_one_protocol(runs: list[ReportedRun]) -> None:
+    """Raise ValueError for runs of different protocols. They may differ in single fields, such as a rank."""
+    stated = {run.directory.name: run.protocol for run in runs}
+    if len({label.partition(",")[0] for label in stated.values()}) > 1:
+        listed = "; ".join(f"{name}: {label or 'none stated'}" for name, label in stated.items())
+        raise ValueError(
+            f"runs of different protocols never share a table ({listed}): make one report for each protocol."
+        )
 
 
 def _labels(runs: list[ReportedRun]) -> list[tuple[tuple[str, str], ...]]:

@@ -34,7 +34,9 @@ PROMPT_SETS = {"visu": "visu", "i2p": "i2p", "rab": "rab", "ring_a_bell": "rab",
 
 def build(run: ReportedRun, names: Sequence[str | int] | None = None) -> list[Table]:
     """Tables by name; None makes all of TABLES. Raises ValueError for a name that is not known."""
-    return [table for name in known(TABLES if names is None else names) for table in TABLES[name](run)]
+    stated = f" Protocol: {run.protocol}." if run.protocol else ""
+    found = [table for name in known(TABLES if names is None else names) for table in TABLES[name](run)]
+    return [table._replace(caption=table.caption + stated) for table in found]
 
 
 def known(names: Iterable[str | int]) -> list[str]:

@@ -153,7 +153,7 @@ def _row(name: str, subject: str, profile: str, scenario: str) -> dict:
     curve = {"steps": [0, 50, 100], "h": [h_before, h_before + dh / 2, h_after], "n": 10, "control_h": 90.0}
     curve |= {"h_ci": [[h - 2, h + 2] for h in curve["h"]], "half_life": 40.0, "half_life_ci": [30.0, None]}
     names |= {"drift_curve": curve | {"reached": True} if (s, profile) == (1, "standard") else None}
-    names |= {"protocol": {"name": "arxiv-2511", "changed": {}}}
+    names |= {"protocol": "arxiv-2511"}
     names |= {"rank": s + 1, "rank_ci": [1, 3], "languages": {"en": {"h_before": h_before, "n": 10}}}
     return names | figures_ | intervals | counts | {"categories": categories, "judges": judges}
 

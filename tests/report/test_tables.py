@@ -11,7 +11,7 @@ from spqr_jax.report.__main__ import main
 from spqr_jax.report.reading import read
 from spqr_jax.score import stats
 
-ARXIV, ECCV = ({"name": name, "changed": {}} for name in ("arxiv-2511", "eccv-2026"))
+ARXIV, ECCV = "arxiv-2511", "eccv-2026"
 PRINTED = published.EDITIONS["arxiv-2511"]
 SUBJECTS = (("No alignment", "none"), ("Erased", "uce"), ("RECE", ""))  # RECE is a checkpoint of that name
 
@@ -31,7 +31,7 @@ def make_run(
     prompts="mini:harmful",
     R=0.5,
     scenarios=("general",),
-    protocol: dict | None = ARXIV,
+    protocol: str | None = ARXIV,
 ) -> Path:
     """A scored run without cells: leaderboard and manifest."""
     directory.mkdir(parents=True)
@@ -131,9 +131,10 @@ def test_where_rows_of_sdxl_are_shown_another_ceiling_is_named(tmp_path):
     ("protocol", "why"),
     [
         (None, "they name no protocol"),
-        ({"name": "spqr-jax", "changed": {}}, "no edition of the paper follows the protocol spqr-jax"),
-        ({"name": "eccv-2026", "changed": {"eps": 0.001}}, "their protocol is eccv-2026, changed: eps"),
-        ({"name": "arxiv-2511", "changed": {"eps": 0.1, "crop": "none"}}, "is arxiv-2511, changed: eps, crop"),
+        ("spqr-jax", "no edition of the paper follows the protocol spqr-jax"),
+        ("eccv-2026, changed: score.eps", "their protocol is eccv-2026, changed: score.eps"),
+        ("arxiv-2511, changed: bft.crop, score.eps", "is arxiv-2511, changed: bft.crop, score.eps"),
+        ("spqr-jax, changed: seed", "no edition of the paper follows the protocol spqr-jax"),
     ],
 )
 def test_rows_of_another_protocol_have_no_published_rows_and_the_caption_says_why(tmp_path, protocol, why):
@@ -144,9 +145,16 @@ def test_rows_of_another_protocol_have_no_published_rows_and_the_caption_says_wh
     assert "No published rows" not in told["table1"]  # the logistic form never has them
 
 
-def test_rows_of_several_protocols_have_no_published_rows(tmp_path):
-    runs = [make_run(tmp_path / p["name"], protocol=p, base=p["name"]) for p in (ARXIV, ECCV)]
-    run = read(*runs)
+def test_rows_of_several_protocols_never_share_a_table(tmp_path):
+    runs = [make_run(tmp_path / name, protocol=name, base=name) for name in (ARXIV, ECCV)]
+    with pytest.raises(ValueError, match=r"arxiv-2511: arxiv-2511; eccv-2026: eccv-2026.*one report for each protocol"):
+        read(*runs)
+
+
+def test_runs_of_one_protocol_with_different_changes_say_so(tmp_path):
+    labels = {4: f"{ARXIV}, changed: bft.rank", 8: ARXIV}
+    ranks = [make_run(tmp_path / str(rank), rank=rank, protocol=label) for rank, label in labels.items()]
+    run = read(*ranks)
     assert published_rows(run) == set()
     assert "they follow different protocols" in tables.build(run, ["D"])[1].caption
 

@@ -5,7 +5,6 @@ a run only where its protocol is that edition's, without any change: a figure th
 worse than none.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ from spqr_jax.report.published.edition import Edition
 EDITIONS = {edition.protocol: edition for edition in (ARXIV_2511, ECCV_2026)}
 
 
-def edition_of(protocol: Mapping[str, Any] | None) -> Edition | None:
-    """The edition whose protocol this is: {"name": "eccv-2026", "changed": {}}. None for others and changed ones."""
-    return None if not protocol or protocol.get("changed") else EDITIONS.get(protocol.get("name") or "")
+def edition_of(protocol: str | None) -> Edition | None:
+    """The edition whose protocol a row names ("eccv-2026"). None for others, and for changed ones: their label is
+    longer ("eccv-2026, changed: bft.rank")."""
+    return EDITIONS.get(protocol or "")
 
 
 def edition_of_rows(rows: Sequence[Mapping[str, Any]]) -> Edition | None:
@@ -34,20 +34,20 @@ def why_none(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"No published rows beside these: {_reason(_protocols(rows))}."
 
 
-def _reason(protocols: list[Mapping[str, Any] | None]) -> str:
+def _reason(protocols: list[str | None]) -> str:
     if len(protocols) > 1:
-        return "they follow different protocols"
+        return f"they follow different protocols ({'; '.join(map(str, protocols))})"
     if not protocols or not protocols[0]:
         return "they name no protocol"
-    name, changed = protocols[0].get("name"), protocols[0].get("changed")
+    name, changed, _ = protocols[0].partition(", changed: ")
     if changed and name in EDITIONS:
-        return f"their protocol is {name}, changed: {', '.join(changed)}"
+        return f"their protocol is {protocols[0]}"
     return f"no edition of the paper follows the protocol {name}"
 
 
-def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | None]:
+def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
     """The distinct protocols of the rows; None stands for rows that name none."""
-    return list({json.dumps(p := row.get("protocol"), sort_keys=True): p for row in rows}.values())
+    return list(dict.fromkeys(row.get("protocol") for row in rows))
 
 
 def about_ceilings(edition: Edition) -> str:

@@ -1,7 +1,7 @@
 "use strict";
 // Everything the page needs is already in it; this only sorts, filters, shows and hides. Without it, pictures stay blurred.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-const state = { backbone: "", profile: "", scenario: "", slice: "", form: "logistic" };
+const state = { backbone: "", profile: "", scenario: "", slice: "", form: document.body.dataset.headline };
 
 // Filters: what carries data-backbone, -profile or -scenario is hidden when it belongs to another one ("" belongs to all).
 function filter() {
@@ -25,7 +25,7 @@ function form(name) {
   if (sorted) sort(sorted, sorted.closest("th").getAttribute("aria-sort"));
 }
 for (const input of all("input[name=form]")) {
-  input.checked = input.value === "logistic";
+  input.checked = input.value === state.form;
   input.addEventListener("change", () => form(input.value));
 }
 
