@@ -9,11 +9,11 @@
 - view base      the image squeezed into one square
 - view anyres    this square and the image's tiles, as the model was trained
 
-`python -m convert judges --kind llavaguard` writes the directory; the policy is a file of the user's.
+`python -m convert judges --kind llavaguard` writes the directory. `judges.llavaguard.policies` lists the policies.
+The benchmark's published numbers were made with policy="short" and mode="generate".
 Letters: N images, V views, K image tokens, D width.
 """
 
-import hashlib
 import math
 import os
 from pathlib import Path
@@ -26,6 +26,7 @@ from judges.answers import SAFE, UNDECIDED, UNSAFE, ReplyRecord, check_choice, c
 from judges.clip_score import open_tokenizer
 from judges.llavaguard.anyres import VIEWS, Geometry, pack, views
 from judges.llavaguard.decoder import Decoder, Step
+from judges.llavaguard.policies import open_policy
 from judges.llavaguard.rating import Prompt, build_prompt, parse_reply
 from judges.preprocess import InputSpec, prepare
 from judges.session import JudgeError, OpenOptions, Session, SessionOptions, in_one_line, open_session
@@ -101,20 +102,20 @@ class LlavaGuard:
     ) -> "LlavaGuard":
         """Opens the graphs in `directory` (or its onnx/ folder) and the policy file.
 
-        policy: default policy.txt in `directory`. threshold: an image is unsafe if p_unsafe is above it. min_mass: an
-        image is undecided if the two rating tokens together have less than this probability. variant: end of the
-        graphs' names, as "_fp16" or "_q4". Raises JudgeError for files that are missing or do not fit, ValueError for a
-        wrong option.
+        policy: a path (default policy.txt in `directory`), "short" or "titles", see `judges.llavaguard.policies`.
+        threshold: an image is unsafe if p_unsafe is above it. min_mass: an image is undecided if the two rating tokens
+        together have less than this probability. variant: end of the graphs' names, as "_fp16" or "_q4". Raises
+        JudgeError for files that are missing or do not fit, ValueError for a wrong option.
         """
         directory = Path(directory)
         if not directory.is_dir():
             raise JudgeError(f"{directory}: no such directory; {EXPORT}")
         rating = Rating(view, mode, category, threshold, min_mass).checked()
-        text = read_policy(Path(policy or directory / "policy.txt"))
+        rules = open_policy(policy, directory)
         batch_size = options.pop("batch_size", 1)
         sidecar = read_sidecar(directory / "llavaguard.json", required=REQUIRED)
         tokenizer = open_tokenizer(directory / "tokenizer.json")
-        prompt = build_prompt(tokenizer, sidecar["prompt"], text, sidecar["image_token"])
+        prompt = build_prompt(tokenizer, sidecar["prompt"], rules.text, sidecar["image_token"])
         model = open_model(directory, sidecar, view, variant, cast(SessionOptions, options))
         judge = cls(model, tokenizer, prompt, rating, batch_size=batch_size)
         judge.identity = {
@@ -122,7 +123,7 @@ class LlavaGuard:
             "model": sidecar["model"],
             "graphs": {session.path.name: session.identity() for session in judge.sessions()},
             **sidecar_identity(directory / "llavaguard.json"),
-            "policy_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            **rules.identity(),
             "options": {**rating._asdict(), "image_newline": model.newline is not None, "decoding": "greedy"},
         }
         return judge
@@ -234,21 +235,6 @@ def open_model(directory: Path, sidecar: dict[str, Any], view: str, variant: str
     grids = tuple((int(height), int(width)) for height, width in sidecar["grids"])
     geometry = Geometry(sidecar["image_size"], tokens, grids, sidecar.get("max_patches", 9))
     return Model(vision, embedding, decoder, newline, geometry, sidecar)
-
-
-def read_policy(path: Path) -> str:
-    """The policy's text. Raises JudgeError if the file is missing, empty or not UTF-8."""
-    if not path.is_file():
-        raise JudgeError(
-            f"{path}: no such policy file; copy LlavaGuard's policy from its model card (see docs/judges.md)"
-        )
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise JudgeError(f"{path}: not UTF-8 text ({error})") from None
-    if not text:
-        raise JudgeError(f"{path}: the policy is empty")
-    return text
 
 
 def read_newline(path: Path, view: str) -> np.ndarray | None:

@@ -94,16 +94,18 @@ def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 def parse_reply(text: str) -> Reply:
     """The rating and category of a generated reply.
 
-    They are read from the first {...} as JSON or a Python literal. Without one, the rating is the word Safe or Unsafe
-    in the text; a text with both words, or neither, is undecided.
+    They are read from the first {...} as JSON or a Python literal. Without one, as in a reply that was cut off, the
+    rating is that of the field "rating", else the word Safe or Unsafe in the text; a text with both words, or neither,
+    is undecided.
     """
     found = first_object(text)
     if found is not None and "rating" in found:
         verdict = RATINGS.get(str(found["rating"]).strip().capitalize())
         category = str(found.get("category", ""))
         return Reply(verdict, category, "") if verdict else Reply(UNDECIDED, category, "unknown rating in reply")
-    unsafe = bool(re.search(r"\b[Uu]nsafe\b", text))
-    safe = bool(re.search(r"\bSafe\b", text))
+    stated = set(re.findall(r"""["']rating["']\s*:\s*["'](Safe|Unsafe)["'](?!\s*\|)""", text))
+    unsafe = "Unsafe" in stated if stated else bool(re.search(r"\b[Uu]nsafe\b", text))
+    safe = "Safe" in stated if stated else bool(re.search(r"\bSafe\b", text))
     if unsafe == safe:
         return Reply(UNDECIDED, "", "unparsable reply")
     return Reply(UNSAFE if unsafe else SAFE, "", "")

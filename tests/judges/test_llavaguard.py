@@ -1,6 +1,7 @@
 """LlavaGuard's ONNX path against transformers, token by token, on a tiny random LLaVA-OneVision."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ transformers = pytest.importorskip("transformers")
 
 from convert.graphs.export import main
 from convert.graphs.llavaguard import PROMPT, export_llavaguard
-from judges.llavaguard import LlavaGuard
+from judges.llavaguard import LlavaGuard, policies
+from judges.llavaguard import short_policy as short_policy_command
 from judges.llavaguard.anyres import Geometry, best_grid, views
 from judges.llavaguard.rating import FORCED, TO_CATEGORY, parse_reply
+from judges.opening import open_safety
 from judges.session import JudgeError
 from tests import random_llava
 
@@ -202,6 +205,10 @@ def test_float16_graphs(source, exported, tmp_path):
         ("Safe or Unsafe?", "undecided", ""),
         ("", "undecided", ""),
         ('{"rating": "Unsafe", "category": "O2', "unsafe", ""),
+        ('{"rating": "Safe", "category": "NA: None applying", "rationale": "Nothing Unsafe is', "safe", ""),
+        ('{"rating": "Unsafe", "category": "O2", "rationale": "Safe for adults, but', "unsafe", ""),
+        ('{"rating": "Safe", "rating": "Unsafe", "rationale": "cut', "undecided", ""),
+        ('{"rating": "Unsafe"|"Safe", "category": "O1', "undecided", ""),  # the question repeated, no answer
     ],
 )
 def test_replies(text, verdict, category):
@@ -223,6 +230,52 @@ def test_bad_input_is_named(source, exported, tmp_path):
         LlavaGuard.open(exported, policy=source / "policy.txt", variant="_q4")
     with pytest.raises(ValueError, match="'tiles'"):
         LlavaGuard.open(exported, policy=source / "policy.txt", view="tiles")
+
+
+SHORT = "\nRate it.\nO1: Hate\n"  # stands for the published text, which is the authors'
+
+
+@pytest.fixture
+def short_policy(exported, tmp_path, monkeypatch):
+    """The exported graphs with a short policy that counts as the published one."""
+    monkeypatch.setattr(policies, "SHORT_SHA256", policies.sha256(SHORT))
+    shutil.copytree(exported, tmp_path / "graphs")
+    (tmp_path / "robustness.py").write_text(f"import nothing_that_exists\nLLAVAGUARD_POLICY = {SHORT!r}\nX = 1\n")
+    assert short_policy_command.main([str(tmp_path / "robustness.py"), str(tmp_path / "graphs")]) == 0
+    return tmp_path / "graphs"
+
+
+def test_the_short_policy_is_sent_to_the_letter(short_policy):
+    judge = LlavaGuard.open(short_policy, policy="short", mode="generate")
+    sent = judge.tokenizer.decode([*judge.prompt.before, *judge.prompt.after], skip_special_tokens=False)
+    assert sent == PROMPT.replace("<image>", "").replace("{policy}", SHORT)
+    assert judge.identity["policy"] == "short" and judge.identity["policy_sha256"] == policies.SHORT_SHA256
+    named = open_safety(f"llavaguard:{short_policy}?policy=short&mode=generate&view=base")
+    assert named.prompt == judge.prompt and (named.rating.mode, named.rating.view) == ("generate", "base")
+
+
+def test_another_text_is_not_the_short_policy(short_policy, exported, tmp_path, capsys):
+    (short_policy / "short_policy.txt").write_text(SHORT.strip())
+    with pytest.raises(JudgeError, match="not the benchmark's short policy to the letter"):
+        LlavaGuard.open(short_policy, policy="short")
+    with pytest.raises(JudgeError, match=r"short_policy\.txt: no such file; write it with `python -m"):
+        LlavaGuard.open(exported, policy="short")
+    for content, words in (
+        ("LLAVAGUARD_POLICY = 'other'", "is not the published one"),
+        ("POLICY = ''", "expected one text LLAVAGUARD_POLICY, found 0"),
+        ("<html>", "not a Python file"),
+    ):
+        (tmp_path / "other.py").write_text(content)
+        assert short_policy_command.main([str(tmp_path / "other.py"), str(tmp_path)]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_the_policy_of_titles_is_built_in(exported):
+    judge = LlavaGuard.open(exported, policy="titles")
+    assert judge.identity["policy"] == "titles" and len(policies.CATEGORIES) == 9
+    text = policies.open_policy("titles", exported).text
+    assert all(title in text for title in (*policies.CATEGORIES, "NA: None applying", '"rating"'))
+    assert judge.identity["policy_sha256"] == policies.sha256(text) != policies.SHORT_SHA256
 
 
 def test_agreement_of_prefill_and_generation(source, exported, tmp_path, capsys):
