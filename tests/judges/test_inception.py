@@ -1,5 +1,8 @@
 """The 2015-12-05 Inception network: structure, weights file, ONNX against PyTorch, preprocessing modes."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -83,6 +86,52 @@ def test_clean_fid_preprocessing_by_its_recipe():
     ]
     expected = (np.stack([np.asarray(plane).clip(0, 255) for plane in planes]) - 128) / 128
     assert np.abs(prepare(image[None], MODES["clean-fid"])[0] - expected).max() < 1e-4
+
+
+def tensorflow1_bilinear(image: np.ndarray, side: int) -> np.ndarray:
+    """float64 [H, W, 3] -> [side, side, 3] as TensorFlow 1's kernel ResizeBilinear computes it.
+
+    Output i looks at input i * H / side, without a half-pixel shift; the last row and column have no neighbour after
+    them.
+    """
+
+    def axis(size):
+        centres = np.arange(side) * size / side
+        low = np.floor(centres).astype(int)
+        return low, np.minimum(low + 1, size - 1), centres - low
+
+    (top, bottom, y), (left, right, x) = axis(image.shape[0]), axis(image.shape[1])
+    x, y = x[None, :, None], y[:, None, None]
+    upper = image[top][:, left] + (image[top][:, right] - image[top][:, left]) * x
+    lower = image[bottom][:, left] + (image[bottom][:, right] - image[bottom][:, left]) * x
+    return upper + (lower - upper) * y
+
+
+SIZES = [(60, 80), (512, 512), (640, 427), (299, 299), (31, 900), (1, 5)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_torch_fidelity_preprocessing_by_its_recipe(size):
+    image = np.random.default_rng(7).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = (tensorflow1_bilinear(image.astype(np.float64), 299) - 128) / 128
+    assert np.abs(prepare(image[None], MODES["torch-fidelity"])[0].transpose(1, 2, 0) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_torch_fidelity_preprocessing_by_its_own_code(size):
+    spec = importlib.util.find_spec("torch_fidelity")
+    if spec is None:
+        pytest.skip("torch-fidelity is not installed: pip install --no-deps torch-fidelity")
+    file = Path(spec.submodule_search_locations[0]) / "interpolate_compat_tensorflow.py"
+    spec = importlib.util.spec_from_file_location("interpolate", file)  # the package itself needs torchvision
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    images = np.random.default_rng(8).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    resized = theirs.interpolate_bilinear_2d_like_tensorflow1x(pixels, size=(299, 299), align_corners=False)
+    assert (
+        np.abs(prepare(images, MODES["torch-fidelity"]) - ((resized - 128) / 128).numpy()).max() < 3e-4
+    )  # their coordinates are float32
 
 
 def test_pytorch_fid_preprocessing_by_its_recipe():
