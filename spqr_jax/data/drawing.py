@@ -140,4 +140,4 @@ def _other_passes(source: Source, drawn: Sequence[Look], how: Preprocess) -> Cal
     """`Dataset.at_pass`: None where no image is mirrored, and each is square or cropped at its centre."""
     if not any(pictures.varies(found.width, found.height, how) for found in drawn):
         return None
-    return functools.lru_cache(maxsize=2)(lambda number: dataset(source, drawn, how._replace(epoch=number)))
+    return functools.lru_cache(maxsize=8)(lambda number: dataset(source, drawn, how._replace(epoch=number)))

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,41 +41,59 @@ class Latents(NamedTuple):
         return Latents(self.mean[index], self.logvar[index])
 
 
+# Row numbers int [B] of a batch, and the pass over the data, from 0, that each of them belongs to: int [B].
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+def with_passes(batches: Sequence[np.ndarray]) -> list[Batch]:
+    """Batches of rows with the pass of each row: how often the batches showed the row before."""
+    rows = np.concatenate([np.zeros(0, int), *batches])
+    by_row = np.argsort(rows, kind="stable")
+    passes = np.empty_like(rows)
+    passes[by_row] = np.arange(len(rows)) - np.searchsorted(rows[by_row], rows[by_row])
+    ends = np.cumsum([len(batch) for batch in batches], dtype=int)
+    return list(zip(batches, np.split(passes, ends)[:-1], strict=True))
+
+
 class Encoded:
-    """The latents of a data set in every pass over it, for batches whose rows may belong to several passes.
+    """The latents of a data set for the batches of a training, whose rows may belong to several passes over the data.
 
     Where all passes are the same, the images are encoded once, at the start, by `encode`. Where crops or flips change,
-    blocks of BLOCK_ROWS rows of a pass are encoded when a batch asks for a row of theirs. The blocks of the passes in
-    the last batch stay in memory: one pass, or two for a moment. A block is always encoded in the same batches, so its
-    latents are the same to the bit whether a run encodes it, reads it from the cache, or is resumed in the middle.
+    a pass is encoded in blocks of BLOCK_ROWS rows: a block when a batch first needs one of its rows. It stays in memory
+    until the last batch that needs it. A block is always encoded in the same way, so its latents are the same to the
+    bit whether a run encodes it, reads it from the cache, or is resumed in the middle.
 
-    cache: a directory in which blocks are kept for other subjects and profiles, under a hash of data set, VAE and size,
-    the number of the pass, and their rows. Raises ValueError as `encode`.
+    order: the batch of each step. cache: a directory in which blocks are kept for other subjects and profiles, under
+    a hash of data set, VAE and size, the number of the pass, and their rows. Raises ValueError as `encode`.
 
     Attributes:
         size: height and width of the images in pixels.
     """
 
-    def __init__(self, pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None):
+    def __init__(self, pipeline: Pipeline, dataset: Dataset, order: Sequence[Batch], *, cache: Path | None = None):
         self.size = _checked_size(pipeline, dataset)
-        self._pipeline, self._dataset, self._cache = pipeline, dataset, cache
+        self._pipeline, self._dataset, self._order, self._cache = pipeline, dataset, order, cache
         self._batch = _batch(len(dataset), self.size)
         self._changes = dataset.at_pass is not None
         self._length = BLOCK_ROWS // self._batch * self._batch if self._changes else len(dataset)
         self._key = _key(pipeline, dataset, self.size) if cache is not None and self._changes else ""
+        self._last_use = {place: step for step, batch in enumerate(order) for place in self._places(*batch)}
         self._blocks = {} if self._changes else {(0, 0): encode(pipeline, dataset, cache=cache)}
 
-    def batch(self, rows: np.ndarray, passes: np.ndarray) -> Latents:
-        """The latents of rows int [B] in passes int [B], from 0; float32 [B, h, w, C] each."""
-        numbers = (passes * self._changes).tolist()
-        places = list(zip(numbers, (rows // self._length).tolist(), strict=True))
-        kept = {place: block for place, block in self._blocks.items() if place[0] in numbers}
+    def batch(self, step: int) -> Latents:
+        """The latents of the batch of a step, from 0: float32 [B, h, w, C] each."""
+        rows, _ = self._order[step]
+        places = self._places(*self._order[step])
         for place in dict.fromkeys(places):
-            if place not in kept:
-                kept[place] = self._block(*place)
-        self._blocks = kept
-        chosen = [kept[place].rows(row) for place, row in zip(places, rows % self._length, strict=True)]
+            if place not in self._blocks:
+                self._blocks[place] = self._block(*place)
+        chosen = [self._blocks[place].rows(row) for place, row in zip(places, rows % self._length, strict=True)]
+        self._blocks = {place: block for place, block in self._blocks.items() if self._last_use[place] > step}
         return Latents(*(np.stack(field) for field in zip(*chosen, strict=True)))
+
+    def _places(self, rows: np.ndarray, passes: np.ndarray) -> list[tuple[int, int]]:
+        """(pass, number of the block in it) of each row."""
+        return list(zip((passes * self._changes).tolist(), (rows // self._length).tolist(), strict=True))
 
     def _block(self, number: int, block: int) -> Latents:
         rows = range(len(self._dataset))[block * self._length : (block + 1) * self._length]

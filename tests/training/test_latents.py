@@ -1,5 +1,7 @@
 """Latents of a data set: encoded in batches that fit, and pass by pass where crops change."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -71,69 +73,70 @@ def same(a, b) -> bool:
     return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
 
 
+def all_batches(encoded: latents.Encoded, first: int = 0) -> list[latents.Latents]:
+    return [encoded.batch(step) for step in range(first, len(batches()))]
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_a_batch_has_the_latents_of_its_rows_in_their_passes(reference, pipeline):
     """Those of diffusers' VAE."""
-    encoded = latents.Encoded(pipeline, Changing().dataset())
+    encoded = latents.Encoded(pipeline, Changing().dataset(), batches())
     assert encoded.size == (16, 16)
-    for rows, passes in batches():
+    for (rows, passes), made in zip(batches(), all_batches(encoded), strict=True):
         images = np.concatenate([picture(number, [row]) for row, number in zip(rows, passes, strict=True)])
         with torch.no_grad():
             pixels = torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
             theirs = reference("sd1")[0].vae.encode(pixels).latent_dist
-        made = encoded.batch(rows, passes)
         for ours, expected in zip(made, (theirs.mean, theirs.logvar), strict=True):
             np.testing.assert_allclose(ours, expected.permute(0, 2, 3, 1).numpy(), atol=2e-5)
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_encoded_now_read_or_resumed_the_bits_are_the_same(pipeline, tmp_path, monkeypatch):
-    whole = latents.Encoded(pipeline, Changing().dataset())
-    first = [whole.batch(*batch) for batch in batches()]
-    writing = latents.Encoded(pipeline, Changing().dataset(), cache=tmp_path)
-    assert all(map(same, (writing.batch(*batch) for batch in batches()), first))
-    resumed = latents.Encoded(pipeline, Changing().dataset())
-    assert all(map(same, (resumed.batch(*batch) for batch in batches()[7:]), first[7:]))
+    def encoded(dataset=None, **options):
+        return latents.Encoded(pipeline, dataset or Changing().dataset(), batches(), **options)
+
+    whole = all_batches(encoded())
+    assert all(map(same, all_batches(encoded(cache=tmp_path)), whole))
+    assert all(map(same, all_batches(encoded(), first=7), whole[7:]))
     monkeypatch.setattr(latents, "encode_batch", lambda *_: pytest.fail("encoded again"))
-    reading = latents.Encoded(pipeline, Changing().dataset(), cache=tmp_path)
-    assert all(map(same, (reading.batch(*batch) for batch in batches()), first))
+    assert all(map(same, all_batches(encoded(cache=tmp_path)), whole))
     assert len(list(tmp_path.iterdir())) == 3 * 3
+    renamed = dataclasses.replace(Changing().dataset(), name="others")
     with pytest.raises(pytest.fail.Exception):
-        renamed = data.Dataset(("a cat",) * ROWS, Changing().dataset().images, "others", at_pass=Changing().dataset)
-        latents.Encoded(pipeline, renamed, cache=tmp_path).batch(*batches()[0])
+        encoded(renamed, cache=tmp_path).batch(0)
+
+
+def in_file_order(*stages: tuple[int, range]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Batches of 2 of each (number of a pass, rows), in the order of the file."""
+    return [(np.arange(start, start + 2), np.full(2, number)) for number, rows in stages for start in rows[::2]]
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_only_the_blocks_of_rows_that_are_asked_for_are_encoded(pipeline):
-    """Two stages of a curriculum, in the order of the file: rows 0 to 7 in two passes, then rows 8 to 21 in one."""
-    source = Changing()
-    encoded = latents.Encoded(pipeline, source.dataset())
+    """Two stages of a curriculum: rows 0 to 7 in two passes, then rows 8 to 21 in one."""
+    source, stages = Changing(), [(0, range(8)), (1, range(8)), (0, range(8, 22))]
+    encoded = latents.Encoded(pipeline, source.dataset(), in_file_order(*stages))
     source.asked.clear()
-    for number, rows in ((0, range(8)), (1, range(8)), (0, range(8, 22))):
-        assert not source.asked & {(number, row) for row in rows}
-        for start in rows[::2]:
-            encoded.batch(np.arange(start, start + 2), np.full(2, number))
-        assert source.asked >= {(number, row) for row in rows}
+    for step, (rows, passes) in enumerate(in_file_order(*stages)):
+        encoded.batch(step)
+        assert source.asked >= set(zip(passes.tolist(), rows.tolist(), strict=True))
+        assert len(source.asked) < 8 * (step // 4 + 2)  # one block at a time
     assert source.asked == {(0, row) for row in range(22)} | {(1, row) for row in range(8)}
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_a_block_is_encoded_once_while_its_pass_lasts(pipeline, monkeypatch):
+@pytest.mark.parametrize("order", [batches(), in_file_order((0, range(6)), (1, range(6)), (0, range(6, 22)))])
+def test_a_block_is_encoded_once_and_dropped_after_its_last_use(pipeline, monkeypatch, order):
     counted = []
     encode = latents.encode_batch
     monkeypatch.setattr(latents, "encode_batch", lambda *args: counted.append(1) or encode(*args))
-    encoded = latents.Encoded(pipeline, Changing().dataset())
-    for batch in batches(passes=3):
-        encoded.batch(*batch)
-    assert len(counted) == 3 * 6  # a pass has 22 rows in batches of 4
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_the_passes_of_the_last_batch_stay_in_memory_and_no_others(pipeline):
-    encoded = latents.Encoded(pipeline, Changing().dataset())
-    for rows, passes in batches():
-        encoded.batch(rows, passes)
-        assert {number for number, _ in encoded._blocks} == set(passes.tolist())
+    encoded = latents.Encoded(pipeline, Changing().dataset(), order)
+    places = [set(zip(passes.tolist(), (rows // 8).tolist(), strict=True)) for rows, passes in order]
+    for step in range(len(order)):
+        encoded.batch(step)
+        assert set(encoded._blocks) == set().union(*places[: step + 1]) & set().union(*places[step + 1 :])
+    assert len(counted) == 2 * len(set().union(*places))  # a block has 8 or 6 rows in batches of 4
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -142,21 +145,29 @@ def test_passes_that_never_change_are_encoded_once_under_the_old_name(pipeline, 
     whole = latents.encode(pipeline, dataset, cache=tmp_path)
     (file,) = tmp_path.iterdir()
     monkeypatch.setattr(latents, "encode_batch", lambda *_: pytest.fail("encoded again"))
-    encoded = latents.Encoded(pipeline, dataset, cache=tmp_path)
-    for rows, passes in batches():
-        assert same(encoded.batch(rows, passes), whole.rows(rows))
+    encoded = latents.Encoded(pipeline, dataset, batches(), cache=tmp_path)
+    for (rows, _), made in zip(batches(), all_batches(encoded), strict=True):
+        assert same(made, whole.rows(rows))
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_only_the_first_process_writes(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "first", lambda: False)
-    rows, passes = batches()[0]
-    encoded = latents.Encoded(pipeline, Changing().dataset(), cache=tmp_path).batch(rows, passes)
-    assert encoded.mean.shape == (4, 8, 8, 4) and not list(tmp_path.iterdir())
+    made = latents.Encoded(pipeline, Changing().dataset(), batches(), cache=tmp_path).batch(0)
+    assert made.mean.shape == (4, 8, 8, 4) and not list(tmp_path.iterdir())
 
 
 def test_images_that_the_vae_cannot_take_are_refused_before_any_is_encoded(pipeline, monkeypatch):
     monkeypatch.setattr(latents, "encode_batch", lambda *_: pytest.fail("encoded first"))
     odd = data.Dataset(("a",), lambda rows: np.zeros((len(rows), 15, 16, 3), np.uint8), "odd", at_pass=lambda _: odd)
     with pytest.raises(ValueError, match="odd: images are 15x16"):
-        latents.Encoded(pipeline, odd)
+        latents.Encoded(pipeline, odd, batches())
+
+
+def test_a_pass_is_how_often_a_row_was_seen_before():
+    """In stages that grow, and in a batch that is larger than the data."""
+    rows = [np.array(rows) for rows in ([0, 1], [1, 0], [2, 1], [0, 3, 2, 3])]
+    numbered = latents.with_passes(rows)
+    assert [passes.tolist() for _, passes in numbered] == [[0, 0], [1, 1], [0, 2], [2, 0, 1, 1]]
+    assert [asked.tolist() for asked, _ in numbered] == [asked.tolist() for asked in rows]
+    assert latents.with_passes([]) == []
