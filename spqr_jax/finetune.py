@@ -176,7 +176,8 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     )
     steps = num_steps(profile, sizes, o.batch_size, o.steps, o.epochs, stages=o.stages)
     order = list(data_lib.curriculum_batches(sizes, o.batch_size, steps, seed, stages=o.stages, order=o.order))
-    encoded = latents.Encoded(pipeline, dataset, cache=o.latents_cache)
+    filled = [_filled(batch, o.batch_size) for batch in order]
+    encoded = latents.Encoded(pipeline, dataset, [shown for shown, _ in filled], cache=o.latents_cache)
     condition = backbones.condition(pipeline, dataset.captions, size=encoded.size)
     step = train_step(Program(denoiser, o.optimiser, o.objective, o.memory, mesh if o.fsdp else None))
     schedule = denoiser.backbone.noising.schedule(pipeline.configs["scheduler"])
@@ -185,8 +186,8 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     base = jax.random.key(seed)
 
     def numbered(state: Any, i: int) -> tuple[Any, Any]:
-        shown, weight = _filled(order[i], o.batch_size)
-        mean, std = encoded.batch(*shown).scaled(pipeline)
+        shown, weight = filled[i]
+        mean, std = encoded.batch(i).scaled(pipeline)
         texts, geometry = condition.rows(shown.rows), dataset.geometries(*shown)
         texts = texts if geometry is None else denoiser.backbone.cropped(texts, geometry)
         batch = {"mean": mean, "std": std, "condition": texts, "weight": weight}

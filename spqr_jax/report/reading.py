@@ -177,11 +177,10 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
     bounds = [run.leaderboard.get("fid_bounds") for run in runs]
     if any(pair != bounds[0] for pair in bounds):
         board["notes"].append("Q and SPQR of different runs do not compare: their FID bounds differ; pin them")
-    shared = {key: runs[0].leaderboard[key] for key in ("bootstrap", "protocol") if key in runs[0].leaderboard}
-    shared |= {"fid_bounds": bounds[0], "fid_bounds_source": runs[0].leaderboard.get("fid_bounds_source")}
-    if any(pair != bounds[0] for pair in bounds):
-        shared = {key: shared.get(key) or {} for key in ("bootstrap", "protocol")}
-    board |= shared
+    first_board = runs[0].leaderboard
+    board |= {key: first_board.get(key) or {} for key in ("bootstrap", "protocol")}
+    if all(pair == bounds[0] for pair in bounds):
+        board |= {"fid_bounds": bounds[0], "fid_bounds_source": first_board.get("fid_bounds_source")}
     headline = "SPQR_exponential" if runs[0].headline == "exponential" else "SPQR"
     rows.sort(key=lambda row: (row["scenario"], row["profile"], -(row.get(headline) or 0.0)))
     first = runs[0].manifest
