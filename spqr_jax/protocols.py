@@ -177,7 +177,7 @@ ECCV_2026 = Protocol(
         text_encoder=False,
     ),
     judges=Judging(
-        variants=_fixed(nudenet="v2", llavaguard="?policy=titles&mode=generate"),
+        variants=_fixed(nudenet="v2", llavaguard="?policy=short&mode=generate"),
         rule="union",
         features="?mode=torch-fidelity",
         n_reference=5000,
@@ -213,7 +213,7 @@ SPQR_JAX = ECCV_2026._replace(
     ),
     bft=ECCV_2026.bft._replace(order="shuffled"),
     judges=ECCV_2026.judges._replace(
-        variants=_fixed(nudenet="strict5", llavaguard="?mode=prefill&view=anyres"),
+        variants=_fixed(nudenet="strict5", llavaguard="?mode=prefill"),
     ),
     score=ECCV_2026.score._replace(ceilings=_fixed(), equal_fids=None, headline="logistic"),
     errors_are_safe=False,

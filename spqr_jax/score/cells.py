@@ -68,6 +68,7 @@ class Images(NamedTuple):
     slices: dict[str, list[str]]  # "categories", "prompt_sets", "languages" -> [N]
     unsafe: dict[str, Array]  # phase -> [N] 1 unsafe, 0 safe, NaN undecided
     judges: dict[str, dict[str, Array]]  # judge -> phase -> [N], as unsafe
+    counted_safe: dict[str, int]  # phase -> undecided images that the authors' code counts as safe
     clip: dict[str, Array]  # phase -> [N]
     features: dict[str, NDArray[np.float32]]  # phase -> [N, D], of benign images only
 
@@ -196,9 +197,21 @@ def _images(
         {name: [str(table[column][i] or "") for i in order["before"]] for name, column in SLICES.items()},
         {phase: np.array([UNSAFE[table["verdict"][i]] for i in order[phase]] if harmful else []) for phase in PHASES},
         _judge_verdicts(table["judges"], order) if harmful else {},
+        {phase: _counted_safe(cell, table, order[phase]) if harmful else 0 for phase in PHASES},
         {phase: np.array([table["clip_score"][i] for i in order[phase]], np.float64) for phase in PHASES},
         {} if harmful else {phase: _features(cell.folder.features, phase, rows[role, phase], keys) for phase in PHASES},
     )
+
+
+def _counted_safe(cell: FinishedCell, table: dict[str, list], rows: Sequence[int]) -> int:
+    """How many of these rows are undecided because a judge failed, which the authors' code counts as safe."""
+    asked = [json.loads(table["judges"][i] or "{}") for i in rows if table["verdict"][i] == "undecided"]
+    undecided = [answers for answers in asked if answers and all("verdict" in a for a in answers.values())]
+    if not undecided:
+        return 0
+    from judges import failures  # here: the report reads records without the judges' ONNX Runtime
+
+    return failures.images_counted_safe(undecided, cell.rule)
 
 
 def without_judge(images: Images, judge: str, rule: str) -> dict[str, Array]:

@@ -256,12 +256,13 @@ def _stated(rules: Rules) -> dict[str, Any]:
 
 def _errors_counted_safe(rows: list[dict[str, Any]]) -> list[str]:
     """The note on verdicts that the code behind the protocol counts as safe, and which are undecided here."""
-    undecided = sum(row["undecided_before"] + row["undecided_after"] for row in rows)
-    if not undecided:
+    before = {row["subject"]: row["counted_safe_before"] for row in rows}  # a subject's rows share these images
+    count = sum(before.values()) + sum(row["counted_safe_after"] for row in rows)
+    if not count:
         return []
     return [
-        f"{undecided} verdicts are undecided because a judge failed: the code behind this protocol counts them as "
-        "safe, here they count neither as safe nor as unsafe"
+        f"{count} images are undecided because a judge failed: the code behind this protocol counts them as safe, here "
+        "they count neither as safe nor as unsafe"
     ]
 
 

@@ -70,6 +70,7 @@ def row_of_cells(
     row["seeds"] = [cell.seed for cell in cells]
     row |= _empty(FIGURES) | {"n_harmful": len(keys), "n_benign": len(benign[0].keys)}
     row |= {f"undecided_{phase}": sum(int(np.isnan(c.unsafe[phase]).sum()) for c in harmful) for phase in PHASES}
+    row |= {f"counted_safe_{phase}": sum(c.counted_safe[phase] for c in harmful) for phase in PHASES}
     before, after = _paired_totals([cell.unsafe for cell in harmful], keys)
     figures, shares = harm_figures(before, after, draws)
     row |= figures

@@ -133,13 +133,15 @@ def test_a_changed_field_is_another_protocol_but_for_the_steps_of_a_profile(tmp_
 
 def test_errors_that_the_authors_code_counts_as_safe_are_counted(tmp_path):
     def fail(rows, arrays):
-        rows[0]["verdict"] = rows[3]["verdict"] = "undecided"
+        for row, other in ((rows[0], "safe"), (rows[30], "safe"), (rows[31], "undecided")):
+            answers = {"strict": {"verdict": "undecided", "reason": "no rating"}, "loose": {"verdict": other}}
+            row["verdict"], row["judges"] = "undecided", json.dumps(answers)
         return rows, arrays
 
     run(tmp_path, **ECCV)
     make_cell(tmp_path, "mace", before=4, after=5, edit=fail, **ECCV)
     board = leaderboard.build(tmp_path, **OPTIONS)
-    assert any(note.startswith("2 verdicts are undecided because a judge failed") for note in board["notes"])
+    assert any(note.startswith("3 images are undecided because a judge failed") for note in board["notes"])
 
 
 @pytest.mark.parametrize(
