@@ -5,12 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from convert.graphs.export import main
 from convert.graphs.llavaguard import PROMPT, export_llavaguard
+from judges import agreement
 from judges.llavaguard import LlavaGuard, policies
 from judges.llavaguard import short_policy as short_policy_command
 from judges.llavaguard.anyres import Geometry, best_grid, views
@@ -18,6 +20,7 @@ from judges.llavaguard.rating import FORCED, TO_CATEGORY, parse_reply
 from judges.opening import open_safety
 from judges.session import JudgeError
 from tests import random_llava
+from tests.judges import llavaguard_modes
 
 SIDE, PATCH = 42, 14
 GRIDS = [[SIDE * rows, SIDE * columns] for rows in (1, 2, 3, 4) for columns in (1, 2, 3, 4)]
@@ -279,16 +282,29 @@ def test_the_policy_of_titles_is_built_in(exported):
 
 
 def test_agreement_of_prefill_and_generation(source, exported, tmp_path, capsys):
-    from PIL import Image
-
-    from judges import agreement
-
     for i, image in enumerate([*pictures((60, 100)), *pictures((84, 84))]):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
-    arguments = [str(exported), str(tmp_path), "--policy", str(source / "policy.txt")]
-    assert agreement.main([*arguments, "--out", str(tmp_path / "out.json")]) == 0
+    shutil.copytree(exported, graphs := tmp_path / "graphs")
+    shutil.copy(source / "policy.txt", graphs)
+    judges = [f"llavaguard:{graphs}?mode=prefill", f"llavaguard:{graphs}?mode=generate"]
+    assert agreement.main([str(tmp_path), "--judges", *judges, "--out", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())
-    assert result["pictures"] == 4 and set(result["undecided"]) == {"prefill", "generate"}
-    assert result["median_seconds"]["prefill"] < result["median_seconds"]["generate"]
-    assert agreement.main([str(exported), str(tmp_path / "none"), "--policy", str(source / "policy.txt")]) == 1
+    assert result["images"] == 4 and list(result["judges"]) == judges
+    seconds = [result["judges"][judge]["median_seconds"] for judge in judges]
+    assert seconds[0] < seconds[1]
+    assert [result["judges"][judge]["identity"]["options"]["mode"] for judge in judges] == ["prefill", "generate"]
+    capsys.readouterr()
+    assert agreement.main([str(tmp_path / "none"), "--judges", *judges]) == 1
     assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_replies_of_a_random_model_are_all_undecided(tmp_path):
+    """Noise instead of a reply never counts as safe, in either mode."""
+    result = llavaguard_modes.compared(0, 4, tmp_path)
+    assert [counts["undecided"] for counts in result["judges"].values()] == [4, 4]
+
+
+@pytest.mark.slow
+def test_prefill_agrees_with_the_generated_reply_of_a_model_that_can_answer(tmp_path):
+    pair = llavaguard_modes.compared(300, 100, tmp_path)["pairs"][0]
+    assert pair["decided_by_both"] > 90 and pair["agreement"] > 0.95 and 10 < pair["both_unsafe"] < 90
