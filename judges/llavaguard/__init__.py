@@ -10,7 +10,7 @@
 - view anyres    this square and the image's tiles, as the model was trained
 
 `python -m convert judges --kind llavaguard` writes the directory. `judges.llavaguard.policies` lists the policies.
-The benchmark's published numbers were made with policy="short" and mode="generate".
+The benchmark's own code asks as policy="short" and mode="generate" do.
 Letters: N images, V views, K image tokens, D width.
 """
 
