@@ -1,5 +1,6 @@
 """Benign fine-tuning (BFT): the standard text-to-image objective on harmless data, under one of three profiles."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +13,12 @@ from tqdm import tqdm
 from spqr_jax import backbones, profiles
 from spqr_jax import data as data_lib
 from spqr_jax import params as params_lib
-from spqr_jax.backbones import Denoiser
+from spqr_jax.backbones import Backbone, Denoiser
 from spqr_jax.data import Batch, Dataset
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import preemption
 from spqr_jax.files import checkpoint
-from spqr_jax.params import Params
+from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.training import latents, lora
 from spqr_jax.training.log import Progress
@@ -29,7 +30,11 @@ EPOCHS = {"lite": 1, "moderate": 3, "standard": 10}
 
 
 class Adapted(NamedTuple):
-    """The result of a fine-tuning, float32: the adapters (profile "lite"), or the new values of the trained leaves."""
+    """The result of a fine-tuning, float32: the adapters (profile "lite"), or the new values of the trained leaves.
+
+    Leaves are those of the denoiser. If text encoders were trained, theirs stand beside them, under the name of their
+    component (`spqr_jax.backbones.Backbone.by_component`).
+    """
 
     profile: str
     leaves: Params
@@ -49,6 +54,8 @@ class Options(NamedTuple):
         rank, alpha, dropout: options of the adapters, for the profile "lite".
         lora_init: the distribution that the adapters' A starts from: "kaiming" (PEFT's default) or "gaussian" (PEFT's
             `init_lora_weights="gaussian"`, which diffusers' scripts and the official code use).
+        text_encoder: the profile "lite" adapts the attention of the text encoders too (both in SDXL), and captions are
+            encoded in every step. The paper's section 4.1 says so; its Table C and the official code adapt the UNet.
         mesh: devices (default: all).
         fsdp: split weights, gradients, optimiser state and average over the devices, for models that do not fit whole.
         latents_cache: directory in which encoded images are kept for other subjects; see `spqr_jax.training.latents`.
@@ -72,6 +79,7 @@ class Options(NamedTuple):
     alpha: float = 16.0
     dropout: float = 0.1
     lora_init: str = "kaiming"
+    text_encoder: bool = False
     mesh: Mesh | None = None
     fsdp: bool = False
     latents_cache: Path | None = None
@@ -93,15 +101,26 @@ def finetune(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 
 
 def apply(pipeline: Pipeline, adapted: Adapted) -> Pipeline:
     """The pipeline with the trained leaves in place, in the dtypes and the order of its own weights."""
-    backbone, tuned = backbones.of(pipeline), adapted.leaves
-    weights = backbone.weights(pipeline)
+    parts = backbones.of(pipeline).by_component(adapted.leaves)
+    tuned = {name: _tuned(pipeline.params[name], leaves, adapted) for name, leaves in parts.items()}
+    return pipeline.with_params(**tuned)
+
+
+def _tuned(weights: Params, leaves: Params, adapted: Adapted) -> Params:
+    """The weights of one component with its trained leaves in place."""
     if adapted.profile == "lite":
-        tuned = lora.merge(params_lib.merge(weights, tuned), alpha=adapted.alpha)
+        leaves = lora.merge(params_lib.merge(weights, leaves), alpha=adapted.alpha)
     dtypes = {path: leaf.dtype for path, leaf in params_lib.flatten(weights).items()}
-    merged = params_lib.map_with_path(
-        lambda path, leaf: np.asarray(leaf).astype(dtypes[path]), params_lib.merge(weights, tuned)
+    return params_lib.map_with_path(
+        lambda path, leaf: np.asarray(leaf).astype(dtypes[path]), params_lib.merge(weights, leaves)
     )
-    return backbone.with_weights(pipeline, merged)
+
+
+def adapter_file(pipeline: Pipeline, adapted: Adapted) -> dict[str, np.ndarray]:
+    """The adapters of the profile "lite" under diffusers' names, for `load_lora_weights` (`lora.peft_state_dict`)."""
+    parts = backbones.of(pipeline).by_component(adapted.leaves)
+    named = (lora.peft_state_dict(leaves, alpha=adapted.alpha, prefix=name) for name, leaves in parts.items())
+    return {name: leaf for each in named for name, leaf in each.items()}
 
 
 def train(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 42, **options: Any) -> Adapted:
@@ -172,13 +191,21 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     mesh = o.mesh or mesh_lib.make()
     _check_batch(o.batch_size, o.memory.accumulate, mesh.size)
     denoiser, trainable, frozen, keys = prepare(
-        pipeline, profile, rank=o.rank, alpha=o.alpha, dropout=o.dropout, lora_init=o.lora_init, seed=seed
+        pipeline,
+        profile,
+        rank=o.rank,
+        alpha=o.alpha,
+        dropout=o.dropout,
+        lora_init=o.lora_init,
+        text_encoder=o.text_encoder,
+        seed=seed,
     )
     steps = num_steps(profile, sizes, o.batch_size, o.steps, o.epochs, stages=o.stages)
     order = list(data_lib.curriculum_batches(sizes, o.batch_size, steps, seed, stages=o.stages, order=o.order))
     filled = [_filled(batch, o.batch_size) for batch in order]
     encoded = latents.Encoded(pipeline, dataset, [shown for shown, _ in filled], cache=o.latents_cache)
-    condition = backbones.condition(pipeline, dataset.captions, size=encoded.size)
+    encode = backbones.token_condition if denoiser.encoders else backbones.condition
+    condition = encode(pipeline, dataset.captions, size=encoded.size)
     step = train_step(Program(denoiser, o.optimiser, o.objective, o.memory, mesh if o.fsdp else None))
     schedule = denoiser.backbone.noising.schedule(pipeline.configs["scheduler"])
     state = place_state(trainable, o.optimiser, o.objective.ema > 0, mesh, o.fsdp)
@@ -267,17 +294,56 @@ def _check_batch(batch_size: int, accumulate: int, devices: int) -> None:
 
 
 def prepare(
-    pipeline: Pipeline, profile: str, *, rank: int, alpha: float, dropout: float, lora_init: str = "kaiming", seed: int
+    pipeline: Pipeline,
+    profile: str,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    seed: int,
+    lora_init: str = "kaiming",
+    text_encoder: bool = False,
 ) -> tuple[Denoiser, Params, Params, Params]:
-    """(denoiser, trainable leaves, frozen leaves, dropout keys) of a profile."""
+    """(denoiser, trainable leaves, frozen leaves, dropout keys) of a profile; options as in `Options`.
+
+    Raises ValueError if `text_encoder` is asked of a profile or of a backbone that does not train it.
+    """
     denoiser = backbones.denoiser(pipeline)
+    if text_encoder:
+        _check_text_encoder(denoiser.backbone, profile)
     params: Params = denoiser.backbone.weights(pipeline)
     keys: Params = {}
     if profile == "lite":
-        definition, params = lora.attach(
-            denoiser.definition, params, rank=rank, alpha=alpha, dropout=dropout, init=lora_init, seed=seed
-        )
+        attach = functools.partial(lora.attach, rank=rank, alpha=alpha, dropout=dropout, init=lora_init)
+        definition, params = attach(denoiser.definition, params, seed=seed)
         denoiser = denoiser.with_definition(definition)
+        if text_encoder:
+            denoiser, params = _with_text_encoders(pipeline, denoiser, params, attach, seed)
         params, keys = lora.split_keys(params)
     trainable, frozen = params_lib.partition(params, profiles.mask(params, profile))
     return denoiser, trainable, frozen, keys
+
+
+def _with_text_encoders(
+    pipeline: Pipeline, denoiser: Denoiser, params: Params, attach: Callable[..., Any], seed: int
+) -> tuple[Denoiser, Params]:
+    """The denoiser and its parameters, together with the text encoders and theirs, adapters attached."""
+    text = denoiser.backbone.text
+    assert text is not None
+    definitions: list[Definition] = []
+    for i, name in enumerate(text.encoders):
+        key = jax.random.fold_in(jax.random.key(seed), i)
+        definition, own = attach(pipeline.definitions[name], pipeline.params[name], seed=key, targets=text.lora)
+        definitions.append(definition)
+        params = params | {name: own}
+    return denoiser._replace(encoders=tuple(definitions)), params
+
+
+def _check_text_encoder(backbone: Backbone, profile: str) -> None:
+    if profile != "lite":
+        raise ValueError(
+            f'text_encoder adapts the text encoder under the profile "lite" only, found {profile!r}: the paper '
+            "(section 4.1) trains the text encoder there, and the UNet alone under the other profiles."
+        )
+    if backbone.text is None:
+        raise ValueError(f"text_encoder: {backbone.name} has no text encoders that can be trained; leave it off.")

@@ -13,11 +13,13 @@ def mask(params: Params, profile: str) -> Params:
 
     params: the weights of a denoiser, or of all components of a pipeline. The profiles are
 
-        lite      the adapters, if they are attached (`spqr_jax.training.lora.attach`), else the kernels that receive
-        one moderate  the key, value and output projections of cross-attention standard  every parameter of the denoiser
+    - lite: the adapters, if they are attached (`spqr_jax.training.lora.attach`), else the kernels that receive one;
+    - moderate: the key, value and output projections of cross-attention;
+    - standard: every parameter of the denoiser.
 
-    Text encoders and autoencoder are never trained. Raises ValueError for an unknown profile, and for one that matches
-    no parameter.
+    Of text encoders that stand beside a denoiser's own weights (`spqr_jax.backbones.Denoiser`), "lite" trains the
+    adapters. Otherwise text encoders are not trained, and the autoencoder never is. Raises ValueError for an unknown
+    profile, and for one that matches no parameter.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is unknown; expected one of {', '.join(PROFILES)}.")

@@ -1,5 +1,6 @@
 """The training loop: resumed, split, watched and preempted runs end where the plain run ends."""
 
+import copy
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import save_file
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -271,23 +273,46 @@ def test_latents_are_encoded_once(pipeline, dataset, tmp_path, monkeypatch):
         latents.encode(other, dataset, cache=tmp_path)
 
 
-def test_a_saved_adapter_loads_in_diffusers(reference, pipeline, dataset, plain, tmp_path):
-    """The adapter file gives diffusers the same prediction as our merged weights."""
-    import copy
+@pytest.fixture(scope="module")
+def with_text(pipeline, dataset):
+    return train(pipeline, dataset, "lite", text_encoder=True)
 
-    import torch
-    from safetensors.numpy import save_file
 
-    from spqr_jax.training import lora
-
-    adapter = lora.peft_state_dict(plain["lite"].leaves, alpha=plain["lite"].alpha, prefix="unet")
-    save_file(adapter, tmp_path / "adapter.safetensors")
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_a_saved_adapter_loads_in_diffusers(reference, pipeline, plain, with_text, tmp_path, text_encoder):
+    """The adapter file gives diffusers the weights that we merge, those of the text encoder too."""
+    adapted = with_text if text_encoder else plain["lite"]
+    save_file(finetune.adapter_file(pipeline, adapted), tmp_path / "adapter.safetensors")
     theirs = copy.deepcopy(reference("sd1")[0])
-    before = theirs.unet.state_dict()["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"].clone()
+    before = {name: copy.deepcopy(getattr(theirs, name).state_dict()) for name in ("unet", "text_encoder")}
     theirs.load_lora_weights(str(tmp_path), weight_name="adapter.safetensors")
     theirs.fuse_lora()
     theirs.unload_lora_weights()
-    ours = convert.rename.into_torch(finetune.apply(pipeline, plain["lite"]).params["unet"])
-    for name, weight in theirs.unet.state_dict().items():
-        torch.testing.assert_close(torch.tensor(np.asarray(ours[name])), weight, rtol=1e-4, atol=1e-6)
-    assert not torch.equal(before, torch.tensor(ours["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"]))
+    tuned = finetune.apply(pipeline, adapted)
+    for component, weights in before.items():
+        ours = convert.rename.into_torch(tuned.params[component])
+        ours = {name.removeprefix("text_model."): weight for name, weight in ours.items()}  # as transformers 5 does
+        for name, weight in getattr(theirs, component).state_dict().items():
+            torch.testing.assert_close(torch.tensor(np.asarray(ours[name])), weight, rtol=1e-4, atol=1e-6)
+        moved = [not torch.equal(torch.tensor(np.asarray(ours[name])), weight) for name, weight in weights.items()]
+        assert any(moved) == (component == "unet" or text_encoder)
+
+
+def test_accumulation_with_the_text_encoder(pipeline, dataset, with_text):
+    ours = train(pipeline, dataset, "lite", text_encoder=True, memory=Memory(accumulate=2))
+    start = train(pipeline, dataset, "lite", text_encoder=True, steps=0)
+    assert relative_distance(ours.leaves, with_text.leaves, start.leaves) <= 1e-3
+    text = params_lib.flatten(ours.leaves["text_encoder"])
+    assert text and all(np.abs(leaf).max() > 0 for path, leaf in text.items() if path.endswith("lora_B.kernel"))
+
+
+def test_the_text_encoders_adapters_start_apart_from_the_denoisers(pipeline):
+    options = {"rank": 4, "alpha": 4.0, "dropout": 0.0, "seed": 3}
+    alone, both = (
+        params_lib.flatten(finetune.prepare(pipeline, "lite", text_encoder=on, **options)[1]) for on in (False, True)
+    )
+    assert all(np.array_equal(both[path], leaf) for path, leaf in alone.items())
+    added = {path: leaf for path, leaf in both.items() if path not in alone}
+    assert len(added) == 2 * 4 * pipeline.configs["text_encoder"]["num_hidden_layers"]
+    firsts = {np.asarray(leaf).ravel()[:8].tobytes() for path, leaf in both.items() if path.endswith("lora_A.kernel")}
+    assert len(firsts) == len(both) / 2, "two layers start with the same numbers"

@@ -14,12 +14,12 @@ import numpy as np
 
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import models
-from spqr_jax.backbones.base import Backbone, Condition, Denoiser, Regions
+from spqr_jax.backbones.base import Backbone, Condition, Denoiser, Regions, TextEncoding
 from spqr_jax.backbones.noising import Drawn, Noising
 from spqr_jax.backbones.sdxl import SDXL
 from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.params import Definition, Params
-from spqr_jax.pipeline import Pipeline
+from spqr_jax.pipeline import Pipeline, tokenize
 
 # A new architecture adds its row here.
 BACKBONES = (STABLE_DIFFUSION, SDXL)
@@ -32,7 +32,7 @@ MODEL_CLASSES = {
     "text_encoder_2": models.CLIPTextModelWithProjection,
 }
 
-__all__ = ["BACKBONES", "Backbone", "Condition", "Denoiser", "Drawn", "Noising", "Regions"]
+__all__ = ["BACKBONES", "Backbone", "Condition", "Denoiser", "Drawn", "Noising", "Regions", "TextEncoding"]
 
 
 def define(component: str, config: dict[str, Any]) -> tuple[Definition, Params]:
@@ -90,3 +90,12 @@ def condition(
     backbone = of(pipeline)
     side = backbone.side(pipeline)
     return jax.tree.map(np.asarray, backbone.condition(pipeline, texts, size or (side, side), unconditional))
+
+
+def token_condition(pipeline: Pipeline, texts: Sequence[str], *, size: tuple[int, int]) -> Condition:
+    """As `condition`, with token ids int32 [N, encoders, L] in the place of text states, for trained text encoders."""
+    backbone = of(pipeline)
+    assert backbone.text is not None  # the caller has text encoders to train
+    names = [encoder.replace("text_encoder", "tokenizer") for encoder in backbone.text.encoders]
+    ids = np.stack([tokenize(pipeline, list(texts), name) for name in names], axis=1)
+    return backbone.resized(Condition(ids), size)

@@ -18,7 +18,8 @@ class Condition(NamedTuple):
     """The inputs of a denoiser beside latents and time, with one row for each text or image.
 
     Attributes:
-        context: text states [N, L, E], read by cross-attention.
+        context: text states [N, L, E], read by cross-attention. If the text encoders are trained together with the
+            denoiser (`Denoiser.encoders`), token ids int32 [N, encoders, L] instead.
         pooled: pooled text states [N, P], or None where the backbone has none.
         time_ids: float32 [N, 6], original height and width, top and left of the crop, target height and width, all in
             pixels; or None where the backbone does not read sizes.
@@ -62,6 +63,21 @@ class Regions(NamedTuple):
     reset: re.Pattern | None = None
 
 
+class TextEncoding(NamedTuple):
+    """The text encoders of an architecture as parts of a training step; hashable.
+
+    Attributes:
+        encoders: their components.
+        lora: kernels of an encoder that receive an adapter if the profile "lite" trains it.
+        states: (bound encoders, token ids int32 [B, encoders, L]) -> text states [B, L, E], and pooled text states
+            [B, P] or None.
+    """
+
+    encoders: tuple[str, ...]
+    lora: re.Pattern
+    states: Callable[[list[Any], Array], tuple[jax.Array, jax.Array | None]]
+
+
 class Backbone(NamedTuple):
     """One architecture; hashable, static under `jax.jit`. `spqr_jax.backbones.of` finds the backbone of a pipeline.
 
@@ -89,6 +105,7 @@ class Backbone(NamedTuple):
         scaled: (mean, logvar, scaling) -> mean and standard deviation of the scaled latents, float32. The denoiser is
             trained on these.
         decode: (autoencoder model, latents, scaling) -> pixels float32 [B, H, W, 3] in -1..1.
+        text: the text encoders as parts of a training step, or None where they cannot be trained.
     """
 
     key: str
@@ -110,6 +127,7 @@ class Backbone(NamedTuple):
     encode: Callable[[Any, Array], tuple[jax.Array, jax.Array]]
     scaled: Callable[[np.ndarray, np.ndarray, Any], tuple[np.ndarray, np.ndarray]]
     decode: Callable[[Any, jax.Array, Any], jax.Array]
+    text: TextEncoding | None = None
 
     def pixels(self, pipeline: Pipeline, latents: Array) -> tuple[int, int]:
         """Height and width in pixels of the images of latents [N, h, w, C]."""
@@ -123,6 +141,12 @@ class Backbone(NamedTuple):
     def with_weights(self, pipeline: Pipeline, weights: Params) -> Pipeline:
         """The pipeline with other weights of the denoiser."""
         return pipeline.with_params(**{self.denoiser: weights})
+
+    def by_component(self, leaves: Params) -> dict[str, Params]:
+        """Leaves of the denoiser alone, or beside those of text encoders under their components' names: split."""
+        names = [name for name in (self.text.encoders if self.text else ()) if name in leaves]
+        own = {key: tree for key, tree in leaves.items() if key not in names}
+        return {self.denoiser: own} | {name: leaves[name] for name in names}
 
     def require(self, region: str, method: str) -> re.Pattern:
         """The pattern of a region. Raises ValueError naming backbone and method if the backbone lacks the region."""
@@ -142,15 +166,29 @@ class Denoiser(NamedTuple):
         backbone: its architecture.
         definition: the model without weights, together with the adapters that were attached to it.
         prediction: the kind of its prediction, "epsilon" or "v_prediction".
+        encoders: the text encoders that are trained with it (`Backbone.text`), or none. With them the weights hold
+            theirs too, each under the name of its component, and a Condition holds token ids in the place of states.
     """
 
     backbone: Backbone
     definition: Definition
     prediction: str
+    encoders: tuple[Definition, ...] = ()
 
     def bind(self, weights: Params) -> Predict:
         """A function (latents, times, Condition) -> prediction. Cheap: call it inside a jitted function."""
-        return self.of_model(self.definition.bind(weights))
+        if not self.encoders:
+            return self.of_model(self.definition.bind(weights))
+        assert self.backbone.text is not None
+        own, *of_encoders = self.backbone.by_component(weights).values()
+        models = [encoder.bind(each) for encoder, each in zip(self.encoders, of_encoders, strict=True)]
+        states, predict = self.backbone.text.states, self.of_model(self.definition.bind(own))
+
+        def encoded(latents: Array, times: Array, condition: Condition) -> jax.Array:
+            context, pooled = states(models, condition.context)
+            return predict(latents, times, condition._replace(context=context, pooled=pooled))
+
+        return encoded
 
     def of_model(self, model: Any) -> Predict:
         """As `bind`, for a model that has its weights already."""

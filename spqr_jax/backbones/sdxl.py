@@ -1,13 +1,15 @@
 """Stable Diffusion XL: a UNet that reads the states of two CLIP encoders, a pooled text state, and image sizes."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spqr_jax.backbones import text
-from spqr_jax.backbones.base import Condition
-from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
+from spqr_jax.backbones.base import Array, Condition, TextEncoding
+from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION, TEXT_LORA
 from spqr_jax.pipeline import Pipeline
 
 
@@ -28,6 +30,12 @@ def condition(
     if empty and pipeline.configs.get("model_index", {}).get("force_zeros_for_empty_prompt", True):
         context, pooled = (states.at[np.array(empty)].set(0) for states in (context, pooled))
     return Condition(context, pooled, time_ids(size, len(texts)))
+
+
+def states(encoders: list[Any], ids: Array) -> tuple[jax.Array, jax.Array]:
+    """The text states and the pooled ones, as `condition` has them."""
+    first, second = (encoder(ids[:, i]) for i, encoder in enumerate(encoders))
+    return jnp.concatenate([first.hidden_states[-2], second.hidden_states[-2]], axis=-1), second.text_embeds
 
 
 def time_ids(size: tuple[int, int], count: int) -> np.ndarray:
@@ -57,4 +65,5 @@ SDXL = STABLE_DIFFUSION._replace(
     condition=condition,
     resized=resized,
     cropped=cropped,
+    text=TextEncoding(("text_encoder", "text_encoder_2"), TEXT_LORA, states),
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spqr_jax.backbones import text
-from spqr_jax.backbones.base import Array, Backbone, Condition, Regions
+from spqr_jax.backbones.base import Array, Backbone, Condition, Regions, TextEncoding
 from spqr_jax.backbones.noising import DDPM
 from spqr_jax.pipeline import Pipeline
 
@@ -28,6 +28,9 @@ UNET_REGIONS = Regions(
     # CompVis' output_blocks.4 and .7: self-attention in the middle of the second and third up blocks.
     reset=re.compile(r"^up_blocks\.[12]\.attentions\.1\..*\.attn1\."),
 )
+
+# The attention of CLIP's text encoder, as diffusers' LoRA scripts adapt it with --train_text_encoder.
+TEXT_LORA = re.compile(r"\.self_attn\.(q_proj|k_proj|v_proj|out_proj)\.kernel$")
 
 
 def condition(
@@ -48,6 +51,12 @@ def cropped(condition: Condition, geometry: np.ndarray) -> Condition:
     """The condition itself, since the UNet does not read sizes."""
     del geometry
     return condition
+
+
+def states(encoders: list[Any], ids: Array) -> tuple[jax.Array, None]:
+    """The encoder's last hidden states, as `condition` has them."""
+    (encoder,) = encoders
+    return encoder(ids[:, 0]).last_hidden_state, None
 
 
 def predict(model: Any, latents: Array, times: Array, condition: Condition) -> jax.Array:
@@ -110,4 +119,5 @@ STABLE_DIFFUSION = Backbone(
     encode=encode,
     scaled=scaled,
     decode=decode,
+    text=TextEncoding(("text_encoder",), TEXT_LORA, states),
 )

@@ -24,14 +24,15 @@ def attach(
     alpha: float = 16.0,
     dropout: float = 0.1,
     init: str = "kaiming",
-    seed: int = 0,
+    seed: int | jax.Array = 0,
     targets: re.Pattern | None = None,
 ) -> tuple[Definition, Params]:
     """A model with fresh adapters on the linear layers whose kernel path matches `targets` (paper Table C's defaults).
 
-    targets: default the region "lora" of the denoiser's backbone. init: the distribution of A (`LoRA`); B is zero, so
-    the adapted model starts equal to `params`. Dropout keys are leaves too; `split_keys` separates them. Raises
-    ValueError for an unknown `init`, if no layer matches, or if the rank is larger than a side of a layer's kernel.
+    seed: an integer or a key. targets: default the region "lora" of the denoiser's backbone. init: the distribution of
+    A (`LoRA`); B is zero, so the adapted model starts equal to `params`. Dropout keys are leaves too; `split_keys`
+    separates them. Raises ValueError for an unknown `init`, if no layer matches, or if the rank is larger than a side
+    of a layer's kernel.
     """
     if init not in LORA_INITS:
         raise ValueError(f"lora_init {init!r} is unknown; expected one of {', '.join(LORA_INITS)}.")
@@ -39,7 +40,7 @@ def attach(
     shapes = params_lib.flatten(params)
     chosen = [path.removesuffix(".kernel") for path in shapes if targets and targets.search(path)]
     if not chosen:
-        raise ValueError("LoRA: no linear layer matches the targets; is this a UNet with attention?")
+        raise ValueError("LoRA: no linear layer matches the targets; is this a model with attention?")
     for path in chosen:
         if rank > min(shapes[f"{path}.kernel"].shape) or rank < 1:
             raise ValueError(f"LoRA rank {rank} does not fit {path} {shapes[f'{path}.kernel'].shape}.")
