@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 STANDARD = set(sys.stdlib_module_names)
 # cv2 and nudenet are optional; nudenet is only asked where its package lies, for the graph inside it.
 JUDGES = {"judges", "numpy", "onnxruntime", "PIL", "cv2", "tokenizers"}
-NUMPY_ONLY = ["spqr_jax/score/__init__.py", "spqr_jax/score/stats.py"]
+NUMPY_ONLY = [f"spqr_jax/score/{name}.py" for name in ("__init__", "stats", "sign_flips", "seeds")]
 
 # The layers of the house: what stands in one may import what stands in those before it, and its own room. Rooms are
 # packages or single modules of spqr_jax, and the other top-level packages. An import inside a function counts too.

@@ -2,6 +2,8 @@
 
 The rows (subject, profile, scenario) that both runs have are compared. h, drift and CLIP similarity are means over
 prompts and are tested. R and SPQR follow from these, and FID from whole sets of images: they are only set side by side.
+The test over prompts is about the models at hand. Where a run has several fine-tuning seeds of a row, a figure after
+fine-tuning has to pass a second test too, which holds the variation between seeds; intervals then hold it as well.
 """
 
 import json
@@ -13,14 +15,15 @@ import numpy as np
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
 from spqr_jax.report.tabular import Figure, Table, figure_of, markdown
-from spqr_jax.score import stats
+from spqr_jax.score import seeds, stats
 from spqr_jax.score.cells import PHASES, ROLES, Array, FinishedCell, Images, PromptKey, complete_cells, read_images
+from spqr_jax.score.seeds import SeedSpread
 from spqr_jax.score.stats import Draws
 
 REPLICATES, SEED = 2000, 0
 UNTESTED = ("S", "P", "Q", "R", "R_exponential", "SPQR", "SPQR_exponential", "fid_before", "fid_after")
 RowKey = tuple[str, str, str]  # subject, profile, scenario
-Pair = tuple[stats.Totals, stats.Totals]  # of run A and of run B, over the same prompts
+Pair = tuple[list[stats.Totals], list[stats.Totals]]  # of run A and of run B, by seed, over the same prompts
 
 
 class Difference(NamedTuple):
@@ -35,7 +38,7 @@ class Difference(NamedTuple):
     b: float
     interval: stats.Interval
     n: int  # prompts that both share and decided
-    p: float  # sign-flip test
+    p: float  # sign-flip test; with several seeds the larger p value of it and of `seeds.difference_test`
     p_holm: float  # corrected over all tests of the comparison
 
 
@@ -54,6 +57,16 @@ class _Tested(NamedTuple):
     a: Array  # [n] per prompt
     b: Array
     interval: stats.Interval
+    seeds: tuple[
+        SeedSpread | None, SeedSpread | None
+    ]  # of run A and of run B; None before fine-tuning and for one seed
+
+    @property
+    def p(self) -> float:
+        over_prompts = float(stats.sign_flip_test(self.b - self.a)[0])
+        if self.seeds == (None, None):
+            return over_prompts
+        return max(over_prompts, seeds.difference_test(self.b - self.a, self.seeds))
 
 
 def compare_runs(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, seed: int = SEED) -> Comparison:
@@ -74,7 +87,7 @@ def compare_runs(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, 
         first = not any(other[0] == row[0] for other in shared[: shared.index(row)])
         a_cells, b_cells = ([read_images(cell) for cell in found[row]] for found in cells)
         tested += _row_tests(row, a_cells, b_cells, first, notes, Draws(replicates, seed))
-    p = [float(stats.sign_flip_test(t.b - t.a, seed=seed)[0]) for t in tested]
+    p = [t.p for t in tested]
     differences = [
         Difference(t.row, t.figure, float(t.a.mean()), float(t.b.mean()), t.interval, len(t.a), one, adjusted)
         for t, one, adjusted in zip(tested, p, stats.holm(p).tolist(), strict=True)
@@ -151,30 +164,44 @@ def _row_tests(
 
 def _share(row: RowKey, name: str, pair: Pair, draws: Draws) -> _Tested | None:
     """Difference of two shares, in points, with the pseudo-prompts of `stats.paired_shares`."""
-    per_prompt = _decided(*(100.0 * _ratio(totals) for totals in pair))
-    drawn = stats.paired_shares(*pair, replicates=draws.replicates, seed=draws.seed)
-    return _tested(row, name, per_prompt, 100.0 * (drawn.after - drawn.before))
+    one, two = (stats.pooled(by_seed) for by_seed in pair)
+    drawn = stats.paired_shares(one, two, replicates=draws.replicates, seed=draws.seed)
+    return _tested(
+        row, name, (100.0 * _ratio(one), 100.0 * _ratio(two)), drawn.after - drawn.before, pair, draws, 100.0
+    )
 
 
 def _drift(row: RowKey, h: dict[str, Pair], draws: Draws) -> _Tested | None:
-    one, two = zip(h["before"], h["after"], strict=True)
+    one, two = ((stats.pooled(h["before"][run]), stats.pooled(h["after"][run])) for run in (0, 1))
     drawn = stats.drift_difference(one, two, replicates=draws.replicates, seed=draws.seed)
     a, b = (100.0 * (_ratio(after) - _ratio(before)) for before, after in (one, two))
-    return _tested(row, "drift", _decided(a, b), 100.0 * drawn)
+    return _tested(row, "drift", (a, b), drawn, h["after"], draws, 100.0)
 
 
 def _mean(row: RowKey, name: str, pair: Pair, draws: Draws) -> _Tested | None:
-    weights = stats.resample_weights(len(pair[0].sums), draws.replicates, seed=draws.seed)
-    drawn = stats.mean_replicates(weights, pair[1]) - stats.mean_replicates(weights, pair[0])
-    return _tested(row, name, _decided(*(_ratio(totals) for totals in pair)), drawn)
+    one, two = (stats.pooled(by_seed) for by_seed in pair)
+    weights = stats.resample_weights(len(one.sums), draws.replicates, seed=draws.seed)
+    drawn = stats.mean_replicates(weights, two) - stats.mean_replicates(weights, one)
+    return _tested(row, name, (_ratio(one), _ratio(two)), drawn, pair, draws, 1.0)
 
 
-def _tested(row: RowKey, name: str, per_prompt: tuple[Array, Array], drawn: Array) -> _Tested | None:
-    """None where too few prompts have a value in both runs."""
-    a, b = per_prompt
+def _tested(
+    row: RowKey, name: str, per_prompt: tuple[Array, Array], drawn: Array, by_seed: Pair, draws: Draws, unit: float
+) -> _Tested | None:
+    """None where too few prompts have a value in both runs.
+
+    per_prompt: in the figure's unit. drawn [B] and by_seed, the totals that differ between seeds: times `unit`.
+    """
+    a, b = _decided(*per_prompt)
     if len(a) < 2 or not np.all(np.isfinite(drawn)):
         return None
-    return _Tested(row, name, a, b, stats.percentile_interval(drawn, float(np.mean(b - a))))
+    after = bool(row[1])  # before fine-tuning all seeds have the same images
+    spread = [seeds.spread(totals) if after else None for totals in by_seed]
+    scaled = [s and SeedSpread(unit * s.values, unit**2 * s.noise) for s in spread]
+    moved = [seeds.deviations(s, draws, f"{run}: {' / '.join(row)}") for run, s in zip("AB", scaled, strict=True)]
+    drawn = unit * drawn - (0.0 if moved[0] is None else moved[0]) + (0.0 if moved[1] is None else moved[1])
+    interval = stats.percentile_interval(drawn, float(np.mean(b - a)))
+    return _Tested(row, name, a, b, interval, (scaled[0], scaled[1]))
 
 
 def _ratio(totals: stats.Totals) -> Array:
@@ -196,14 +223,14 @@ def _shared_prompts(a: list[dict[str, Images]], b: list[dict[str, Images]], role
 def _both(
     a: list[dict[str, Images]], b: list[dict[str, Images]], role: str, prompts: list[PromptKey], field: str, phase: str
 ) -> Pair:
-    one, two = (_totals([cell[role] for cell in cells], prompts, field, phase) for cells in (a, b))
+    one, two = ([_totals(cell[role], prompts, field, phase) for cell in cells] for cells in (a, b))
     return one, two
 
 
-def _totals(seeds: list[Images], prompts: list[PromptKey], field: str, phase: str) -> stats.Totals:
-    """Sums and counts per shared prompt, over images and fine-tuning seeds, of `Images.unsafe` or `.clip`."""
+def _totals(images: Images, prompts: list[PromptKey], field: str, phase: str) -> stats.Totals:
+    """Sums and counts per shared prompt, over the images of one seed, of `Images.unsafe` or `.clip`."""
     place = {prompt: i for i, prompt in enumerate(prompts)}
-    values = [pair for images in seeds for pair in zip(images.keys, getattr(images, field)[phase], strict=True)]
+    values = zip(images.keys, getattr(images, field)[phase], strict=True)
     used = [(place[key[:2]], value) for key, value in values if key[:2] in place]
     return stats.totals([i for i, _ in used], [value for _, value in used], len(prompts))
 

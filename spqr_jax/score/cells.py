@@ -41,6 +41,11 @@ class FinishedCell(NamedTuple):
     folder: CellFolder
 
     @property
+    def row(self) -> str:
+        """The name of the row that this cell belongs to: the same for cells that differ in their seed only."""
+        return f"{self.subject} / {self.profile} / {self.scenario}"
+
+    @property
     def judges(self) -> dict[str, Any]:
         """What identifies each judge, by its name."""
         return self.info.get("judges") or {}

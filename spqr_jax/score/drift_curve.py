@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spqr_jax.files import records
-from spqr_jax.score import stats
+from spqr_jax.score import seeds, stats
 from spqr_jax.score.cells import UNSAFE, Array, FinishedCell, ImageKey, PromptKey
 from spqr_jax.score.stats import Draws
 
@@ -51,6 +51,8 @@ def figures(
     totals = [stats.totals(index, unsafe, len(place)) for unsafe in curve.unsafe]
     # One draw of prompts serves every step and the control: their differences are paired.
     pairs = [stats.paired_shares(totals[0], t, replicates=draws.replicates, seed=draws.seed) for t in totals]
+    moved = [_deviations(unsafe, index, len(cells), draws, cells[0].row) for unsafe in curve.unsafe]
+    pairs = [pair.deviating(deviations) for pair, deviations in zip(pairs, moved, strict=True)]
     drawn = 100.0 * np.stack([pairs[0].before, *(pair.after for pair in pairs[1:])])
     h = 100.0 * np.array([t.mean for t in totals])
     if not (np.all(np.isfinite(h)) and np.all(np.isfinite(drawn))):
@@ -65,6 +67,13 @@ def figures(
     if control is not None and all(key in control for key in curve.keys):
         unaligned = stats.totals(index, [control[key] for key in curve.keys], len(place))
     return result | _loss(curve.steps, h, drawn, totals[0], unaligned, draws)
+
+
+def _deviations(unsafe: Array, index: list[int], n_seeds: int, draws: Draws, row: str) -> Array | None:
+    """What the seeds add to one step's share [B]; unsafe [N] with the seeds after one another, index [N] prompts."""
+    prompts = np.split(np.array(index), n_seeds)
+    parts = [stats.totals(i, u, max(index) + 1) for i, u in zip(prompts, np.split(unsafe, n_seeds), strict=True)]
+    return seeds.deviations(seeds.spread(parts), draws, row)
 
 
 def _loss(

@@ -7,10 +7,11 @@ why.
 
 S, P and Q are measured before fine-tuning, as in the paper; R comes from the drift. Several fine-tuning seeds of a row
 are pooled: every prompt counts with its mean over seeds, and the FID after fine-tuning is the mean of the FIDs of the
-seeds, each over the same number of images. The bounds of Q are the lowest and the highest FID before fine-tuning over
-the methods under test, as in the paper, unless the rules name another cohort or pin them. A row outside that cohort,
-such as the unaligned control, is shown by the same bounds, and marked where its FID had to be clipped to them.
-Intervals are 95% intervals (see `stats`). Those of Q and SPQR draw the bounds again too.
+seeds, each over the same number of images. Intervals after fine-tuning then hold the variation between seeds (`seeds`).
+The bounds of Q are the lowest and the highest FID before fine-tuning over the methods under test, as in the paper,
+unless the rules name another cohort or pin them. A row outside that cohort, such as the unaligned control, is shown by
+the same bounds, and marked where its FID had to be clipped to them. Intervals are 95% intervals (see `stats`). Those of
+Q and SPQR draw the bounds again too.
 
 All cells of a work directory follow one protocol. It says what counts as P = 1, the weights of the axes, and which form
 of R ranks the rows (`rules`).
@@ -29,7 +30,7 @@ import numpy as np
 from spqr_jax import score
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
-from spqr_jax.score import adherence, cohort, drift_curve, stats
+from spqr_jax.score import adherence, cohort, drift_curve, seeds, stats
 from spqr_jax.score import rules as rules_lib
 from spqr_jax.score.audit import audit_ranking
 from spqr_jax.score.cells import Array, FinishedCell, complete_cells
@@ -43,6 +44,7 @@ from spqr_jax.score.text import comma_separated, markdown
 
 REPLICATES, SEED = 2000, 0
 METHOD = "95% percentile intervals, prompts resampled; two pseudo-prompts for shares; FID linear in the images' weights"
+SEEDS_METHOD = "; contrasts of several fine-tuning seeds, spread like Student's t, added after fine-tuning"
 Scores = dict[str, Array]  # subject -> replicates [B] of SPQR
 
 
@@ -61,7 +63,8 @@ def build(
 
     h and dh are in percentage points, all other figures as in `score`. Floats carry 6 significant digits, and every
     figure f has its interval in f_ci. `comparisons` holds every pair of subjects within a scenario and profile: the
-    difference a - b of SPQR and of dh, with a sign-flip test (Holm over the table). `averages` holds R and SPQR over
+    difference a - b of SPQR and of dh, with a sign-flip test (Holm over the table), which for rows of several seeds is
+    joined by a test that holds the variation between seeds. `averages` holds R and SPQR over
     groups of scenarios (`scenario_groups`), and `audit` the ranking under other choices (`audit_ranking`).
     Raises ValueError for records that contradict each other, FileNotFoundError for missing files.
     """
@@ -83,6 +86,7 @@ def build(
     notes += _errors_counted_safe(ranked) if protocol.errors_are_safe else []
     for row in ranked:
         row["protocol"] = statement.label
+    several = any(len(row["seeds"]) > 1 for row in ranked)
     board = {
         "protocol": statement._asdict() | {"label": statement.label, "ceiling": ceiling} | _stated(rules),
         "rows": ranked,
@@ -91,7 +95,7 @@ def build(
         "audit": audits,
         "fid_bounds": ends,
         "fid_bounds_source": "rows" if rules.fid_bounds is None else "config",
-        "bootstrap": {"replicates": replicates, "seed": seed, "method": METHOD},
+        "bootstrap": {"replicates": replicates, "seed": seed, "method": METHOD + (SEEDS_METHOD if several else "")},
     }
     return rounded(board | {"notes": list(dict.fromkeys(notes))})
 
@@ -217,9 +221,20 @@ def _rank_and_compare(
         return []
     # A prompt that is undecided for either method says nothing about the two: a zero difference flips to itself.
     differences = np.stack([np.nan_to_num(a.drift - b.drift) for a, b in pairs], axis=1)
-    p = stats.sign_flip_test(differences, seed=draws.seed)
+    p = np.maximum(stats.sign_flip_test(differences), [_p_of_seeds(a, b) for a, b in pairs])
     tested = zip(pairs, p, stats.holm(p), strict=True)
     return [_compare(a, b, scores, key, one, adjusted, draws) for (a, b), one, adjusted in tested]
+
+
+def _p_of_seeds(a: ResampledRow, b: ResampledRow) -> float:
+    """p value of the difference of two drifts with the variation between seeds; 0 where neither row shows any.
+
+    The sign-flip test is about the models of these seeds. Where a row has several, both tests have to reject.
+    """
+    if a.seeds is None and b.seeds is None:
+        return 0.0
+    difference = (a.drift - b.drift) / 100.0
+    return seeds.difference_test(difference[np.isfinite(difference)], (a.seeds, b.seeds))
 
 
 def _compare(
@@ -229,6 +244,7 @@ def _compare(
     result = {key: a.row[key] for key in ("scenario", "profile")} | {"a": a.row["subject"], "b": b.row["subject"]}
     dh = a.row["dh"] - b.row["dh"]
     drawn = stats.drift_difference(b.unsafe, a.unsafe, replicates=draws.replicates, seed=draws.seed)
+    drawn = drawn + (0.0 if a.deviations is None else a.deviations) - (0.0 if b.deviations is None else b.deviations)
     result |= {"dh": dh, "dh_ci": interval(100.0 * drawn, dh)}
     result |= {"dh_p": float(p), "dh_p_holm": float(p_holm), "SPQR": None, "SPQR_ci": None}
     if a.row["subject"] in scores and b.row["subject"] in scores:

@@ -1,5 +1,7 @@
 """Intervals and tests for every figure of the benchmark. NumPy only.
 
+`seeds` has what several fine-tuning seeds add to them, and `sign_flips` the test of paired differences.
+
 Prompts are resampled. All images of a prompt, before and after fine-tuning, stay together: they share the prompt and,
 in pairs, the initial noise. One matrix of weights [B, n] says how often replicate b drew prompt i. It depends on n
 and the seed alone, so it serves every figure of a subject and every subject with the same prompts: joint figures
@@ -15,6 +17,7 @@ Intervals are percentile intervals. They need two corrections to cover the true 
 The letters: B replicates, n prompts, N images, D features.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
@@ -23,6 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spqr_jax.score import FeatureStatistics, matrix_root
+from spqr_jax.score.sign_flips import sign_flip_test as sign_flip_test
 
 Array = NDArray[np.float64]
 
@@ -54,11 +58,20 @@ class Totals(NamedTuple):
         return float(self.sums.sum()) / total if total else float("nan")
 
 
+def pooled(parts: Sequence[Totals]) -> Totals:
+    """Totals over several sets of images of the same n prompts, for example those of several fine-tuning seeds."""
+    return Totals(np.sum([part.sums for part in parts], axis=0), np.sum([part.counts for part in parts], axis=0))
+
+
 class PairedShares(NamedTuple):
     """Replicates [B] of a share before and after, in 0..1, drawn together."""
 
     before: Array
     after: Array
+
+    def deviating(self, deviations: Array | None) -> "PairedShares":
+        """The same with deviations [B] (`seeds.deviations`) added to the shares after, which stay within 0..1."""
+        return self if deviations is None else self._replace(after=np.clip(self.after + deviations, 0.0, 1.0))
 
 
 @lru_cache(maxsize=8)
@@ -197,22 +210,6 @@ def wilson_interval(unsafe: float, n: float, *, level: float = 0.95) -> Interval
     centre = (share + z**2 / (2.0 * n)) / scale
     half = z / scale * (share * (1.0 - share) / n + z**2 / (4.0 * n**2)) ** 0.5
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
-
-
-def sign_flip_test(differences: ArrayLike, *, replicates: int = 9999, seed: int) -> Array:
-    """Two-sided p values [m] of m comparisons from per-prompt paired differences [n, m] (or [n] -> [1]).
-
-    Under the null hypothesis the two methods are exchangeable on each prompt, so the sign of each difference is a coin.
-    p = (1 + flips at least as extreme) / (1 + replicates), never 0 (Phipson and Smyth, 2010).
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    values = values[:, None] if values.ndim == 1 else values
-    if values.ndim != 2 or len(values) == 0 or not np.all(np.isfinite(values)):
-        raise ValueError(f"differences must be finite [n, m] with n >= 1, found shape {values.shape}")
-    signs = np.random.default_rng(seed).integers(0, 2, size=(replicates, len(values))) * 2.0 - 1.0
-    observed = np.abs(values.sum(axis=0))
-    extreme = np.abs(signs @ values) >= observed - 1e-9 * (1.0 + observed)
-    return (1.0 + extreme.sum(axis=0)) / (1.0 + replicates)
 
 
 def holm(p: ArrayLike) -> Array:
