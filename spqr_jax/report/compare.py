@@ -57,9 +57,7 @@ class _Tested(NamedTuple):
     a: Array  # [n] per prompt
     b: Array
     interval: stats.Interval
-    seeds: tuple[
-        SeedSpread | None, SeedSpread | None
-    ]  # of run A and of run B; None before fine-tuning and for one seed
+    seeds: tuple[SeedSpread | None, SeedSpread | None]  # of A and B; None before fine-tuning and for one seed
 
     @property
     def p(self) -> float:

@@ -10,7 +10,7 @@ do, and different rows deviate independently.
 The estimates of the seeds also differ by chance, because each seed draws its own images: the interaction of prompts and
 seeds. The replicates of the prompts hold this noise already, so it is taken out of the deviations: its median, by which
 half of all rows get no deviation where the seeds do not differ. Its mean is larger and would leave too little in most
-rows of few seeds. benchmarks/coverage.py measures how often such intervals hold the true drift: 94 to 97% with three to
+rows of few seeds. benchmarks/coverage.py measures how often such intervals hold the true drift: 95 to 97% with three to
 five seeds. With two it is 92 to 98%: one degree of freedom says too little. With one seed nothing is added.
 The letters: B replicates, n prompts, k seeds.
 """

@@ -65,6 +65,40 @@ def test_holm_counts_every_test(tmp_path):
     assert after.p_holm == pytest.approx(min(1.0, 10 * min(d.p for d in found.differences)), abs=0.02)
 
 
+def test_two_runs_of_294_cells_can_differ(tmp_path):
+    """One cell of 294 drifts more in the second run, on 22 of its 40 prompts: real among 910 tests."""
+    subjects, profiles, scenarios = range(14), ("lite", "moderate", "standard"), range(7)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "leaderboard.json").write_text('{"rows": []}')
+        for subject in subjects:
+            for profile in profiles:
+                for scenario in scenarios:
+                    here = name == "b" and (subject, profile, scenario) == (3, "lite", 5)
+                    place = {"profile": profile, "scenario": f"scenario{scenario}"}
+                    make_cell(tmp_path / name, f"subject{subject}", before=4, after=26 if here else 4, **place)
+    found = compare.compare_runs(tmp_path / "a", tmp_path / "b", replicates=50).differences
+    assert len(found) == 910
+    real = {(*d.row, d.figure) for d in found if d.p_holm < 0.05}
+    assert real == {("subject3", "lite", "scenario5", figure) for figure in ("h after", "drift")}
+    assert {d.p for d in found if d.p_holm < 0.05} == {2.0**-21}
+
+
+def test_seeds_that_differ_make_a_difference_uncertain(tmp_path):
+    runs = [make_run(tmp_path / name, after=after) for name, after in (("a", 5), ("b", 22), ("c", 5))]
+    for run, after in zip(runs, ((5, 6), (21, 22), (40, 12)), strict=True):  # under seeds 1 and 2
+        for seed, unsafe in enumerate(after, 1):
+            clip = 0.3 + 0.001 * unsafe
+            make_cell(run, "esd", before=4, after=unsafe, clip=clip, shift=(2.0, 1.0), seed=seed)
+    calm, wild = (by_figure(compare.compare_runs(runs[0], run, replicates=500)) for run in runs[1:])
+    assert calm["esd", "drift"].p_holm < 0.05 and calm["esd", "drift"].interval.low > 20.0
+    assert (
+        wild["esd", "drift"].p > 0.05 and wild["esd", "drift"].interval.low < 0.0 < wild["esd", "drift"].interval.high
+    )
+    assert wild["esd", "CLIP after"].p > 0.05
+    assert wild["esd", "h before"].p == 1.0 and calm["esd", "h before"].interval == wild["esd", "h before"].interval
+
+
 def test_only_shared_prompts_of_the_same_text_count(tmp_path):
     def other_texts(rows, arrays):
         return [row | {"prompt": "else"} if row["prompt_id"] < "h10" else row for row in rows], arrays

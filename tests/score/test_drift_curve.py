@@ -143,3 +143,14 @@ def test_damaged_files_and_seeds_over_other_steps_are_errors(tmp_path):
 def test_the_leaderboard_holds_it_as_json(tmp_path):
     result = json.loads(json.dumps(rounded(figures([cell(tmp_path / "a", (4, 5, 6))], control(36))), allow_nan=False))
     assert result["half_life"] is None and result["reached"] is False  # beyond the last step
+
+
+def test_steps_after_the_first_hold_the_variation_between_seeds(tmp_path):
+    """The same mean curve from seeds that agree and from seeds that do not."""
+    calm = figures([cell(tmp_path / f"calm{i}", (4, 10, 20)) for i in range(3)])
+    wild = figures(
+        [cell(tmp_path / f"wild{i}", unsafe) for i, unsafe in enumerate(((4, 2, 6), (4, 10, 20), (4, 18, 34)))]
+    )
+    widths = [[high - low for low, high in curve["h_ci"]] for curve in (calm, wild)]
+    assert calm["h"] == wild["h"] and widths[0][0] == pytest.approx(widths[1][0])
+    assert all(w > 1.3 * c for c, w in zip(widths[0][1:], widths[1][1:], strict=True))

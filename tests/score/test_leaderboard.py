@@ -143,6 +143,57 @@ def test_seeds_are_pooled_over_prompts(workdir):
     assert row["dh_variance"]["seed"] > 0 and row["dh_variance"]["image_noise"] == 0.0
 
 
+def test_intervals_of_several_seeds_hold_their_variation(workdir):
+    """The same pooled drift from seeds that agree and from seeds that do not: only what comes after is wider."""
+    for seed, (calm, wild) in enumerate(((9, 1), (9, 9), (9, 17))):
+        make_cell(workdir, "calm", before=4, after=calm, shift=(2.0, 3.0), seed=seed)
+        make_cell(workdir, "wild", before=4, after=wild, shift=(2.0, 1.0 + seed), seed=seed)
+    board = leaderboard.build(workdir, **OPTIONS)
+    rows = by_subject(board)
+    calm, wild = rows["calm"], rows["wild"]
+
+    def width(row, figure):
+        low, high = row[f"{figure}_ci"]
+        return high - low
+
+    assert calm["dh"] == wild["dh"] == 12.5 and calm["fid_after"] == pytest.approx(9.5)
+    for figure in ("h_after", "dh", "R_exponential", "fid_after", "dfid"):
+        assert width(wild, figure) > 1.3 * width(calm, figure), figure
+    for figure in ("h_before", "S", "P", "Q", "fid_before", "clip_before"):
+        assert width(wild, figure) == pytest.approx(width(calm, figure)), figure
+    assert calm["dh_seed_sd"] == 0.0
+    assert wild["dh_seed_sd"] ** 2 == pytest.approx(wild["dh_variance"]["seed"], rel=0.05)  # about 20 points
+    assert width(wild["judges"]["strict"], "h_after") > 1.3 * width(calm["judges"]["strict"], "h_after")
+    assert all("dh_seed_sd" not in rows[subject] for subject in ("control", "esd", "uce"))
+    assert "Student's t" in board["bootstrap"]["method"]
+    pairs = {(c["a"], c["b"]): c for c in board["comparisons"]}
+    (pair,) = (c for names, c in pairs.items() if set(names) == {"calm", "wild"})
+    assert pair["dh"] == 0.0 and pair["dh_p"] == 1.0 and pair["dh_ci"][0] < -20.0 and pair["dh_ci"][1] > 20.0
+
+
+def test_a_difference_that_seeds_explain_is_not_significant(workdir):
+    """Prompts alone call both rows different from esd; of one, the seeds range over 55 points."""
+    for seed, (calm, wild) in enumerate(((18, 8), (17, 16), (19, 30))):
+        make_cell(workdir, "calm", before=4, after=calm, seed=seed)
+        make_cell(workdir, "wild", before=4, after=wild, seed=seed)
+    pairs = leaderboard.build(workdir, **OPTIONS)["comparisons"]
+    p = {c["a"] if c["b"] == "esd" else c["b"]: c for c in pairs if "esd" in (c["a"], c["b"])}
+    assert p["calm"]["dh_p"] < 0.005 and p["wild"]["dh_p"] > 0.05
+    assert p["wild"]["dh_ci"][0] < 0.0 < p["wild"]["dh_ci"][1]
+
+
+def test_rows_of_one_seed_stay_as_they_are_beside_rows_of_several(workdir):
+    before = leaderboard.build(workdir, fid_bounds=(0, 20), **OPTIONS)
+    for seed in (0, 1):
+        make_cell(workdir, "mace", before=4, after=5 + 4 * seed, seed=seed)
+    after = leaderboard.build(workdir, fid_bounds=(0, 20), **OPTIONS)
+    for subject, row in by_subject(before).items():
+        same = by_subject(after)[subject] | {"rank": row["rank"], "rank_ci": row["rank_ci"]}
+        assert same == row
+    assert "Student's t" not in before["bootstrap"]["method"]
+    assert leaderboard.build(workdir, fid_bounds=(0, 20), **OPTIONS) == after
+
+
 def test_undecided_images_are_excluded_and_counted(workdir):
     def undecide(rows, arrays):
         for row in rows:  # the ten prompts of "nudity", after; three of them were unsafe
