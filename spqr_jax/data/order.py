@@ -14,8 +14,9 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: their numbers in the data set, int [b].
-        passes: for each, the number of the pass that shows it, int [b]. The passes of a fine-tuning are counted from 0
-            through all its stages, so a row and a pass together name one showing of one sample.
+        passes: for each, the number of the pass that shows it, int [b], from 0. Nested stages count on where the stage
+            before ended. Increments begin at 0 each, since they share no rows, so that fewer passes are a part of more.
+            A row and a pass together name one showing of one sample.
     """
 
     rows: np.ndarray
@@ -71,7 +72,7 @@ def curriculum_batches(
         for one in itertools.islice(cut(_passes(rows, (seed, stage), order), batch), int(count)):
             yield Batch(one.rows, first + one.passes)
             begun = int(one.passes[-1]) + 1
-        first += begun
+        first += begun if stages == "nested" else 0
 
 
 def sample_order(sizes: Sequence[int], batch: int, steps: int, seed: int) -> Iterator[np.ndarray]:

@@ -124,7 +124,7 @@ def test_increments_take_the_official_number_of_steps(epochs, steps):
     expected = [range(0, 1000)] * epochs + [range(1000, 3000)] * epochs + [range(3000, 5000)] * epochs
     assert np.concatenate([one.rows for one in made]).tolist() == list(itertools.chain(*expected))
     passes = np.concatenate([one.passes for one in made])
-    assert passes.tolist() == list(itertools.chain(*([i] * len(rows) for i, rows in enumerate(expected))))
+    assert passes.tolist() == list(itertools.chain(*([i % epochs] * len(rows) for i, rows in enumerate(expected))))
     short = [len(one.rows) for one in made if len(one.rows) != 16]
     assert short == [8] * epochs and [len(one.rows) for one in made[:63]] == [16] * 62 + [8]
     assert all(len(set(one.passes)) == 1 for one in made)
@@ -133,7 +133,12 @@ def test_increments_take_the_official_number_of_steps(epochs, steps):
 def test_increments_may_be_shuffled():
     made = batches((10, 25), batch=4, steps=14, stages="increments")
     assert [len(one.rows) for one in made] == [4, 4, 2] * 2 + [4, 4, 4, 3] * 2
-    shown = [np.concatenate([one.rows for one in made if number in one.passes]).tolist() for number in range(4)]
+    stages = [made[:6], made[6:]]
+    shown = [
+        np.concatenate([one.rows for one in stage if number in one.passes]).tolist()
+        for stage in stages
+        for number in range(2)
+    ]
     assert [sorted(rows) for rows in shown] == [list(range(10))] * 2 + [list(range(10, 25))] * 2
     assert all(rows != sorted(rows) for rows in shown) and shown[0] != shown[1] and shown[2] != shown[3]
 
@@ -158,7 +163,10 @@ def test_a_row_and_a_pass_name_one_showing(options):
     shown = [pair for one in made for pair in zip(one.rows.tolist(), one.passes.tolist(), strict=True)]
     assert len(set(shown)) == len(shown)
     passes = np.concatenate([one.passes for one in made])
-    assert passes[0] == 0 and set(np.diff(passes)) == {0, 1}
+    steps = np.diff(passes)
+    assert passes[0] == 0 and set(steps[steps >= 0]) == {0, 1}
+    increments = options.get("stages") == "increments"
+    assert [int(passes[i + 1]) for i in np.flatnonzero(steps < 0)] == [0] * increments  # at the border of the stages
 
 
 @pytest.mark.parametrize(("options", "name"), [({"stages": "cumulative"}, "stages"), ({"order": "random"}, "order")])
