@@ -1,6 +1,7 @@
 """The training loop: resumed, split, watched and preempted runs end where the plain run ends."""
 
 import copy
+import dataclasses
 import json
 import os
 import signal
@@ -85,6 +86,44 @@ def test_a_killed_run_continues_to_the_same_bits(pipeline, dataset, plain, tmp_p
             train(pipeline, dataset, profile, on_step=kill_after(step), **options)
     assert same(train(pipeline, dataset, profile, on_step=kill_after(99), **options), plain[profile])
     assert seen == [1, 2, 3, 3, 4, 5, 5, 6]
+
+
+def cropped_afresh(number: int = 0) -> data.Dataset:
+    """Crops of 16x16 pixels out of larger images, other ones in every pass, and with each its own geometry."""
+    images = np.random.default_rng(0).integers(0, 256, (len(CAPTIONS), 40, 40, 3), np.uint8)
+    corners = np.random.default_rng(number).integers(0, 25, (len(CAPTIONS), 2))
+
+    def cut(rows):
+        return np.stack(
+            [
+                images[row, top : top + 16, left : left + 16]
+                for row, (top, left) in zip(rows, corners[rows], strict=True)
+            ]
+        )
+
+    def geometry(rows):
+        return np.concatenate([np.full((len(rows), 2), 40), corners[rows]], axis=1)
+
+    return data.Dataset(tuple(CAPTIONS), cut, f"crops {number}", geometry, cropped_afresh)
+
+
+@pytest.mark.parametrize("plan", [{}, {"curriculum": (2, 6), "stages": "increments", "order": "file"}])
+def test_fresh_crops_are_the_same_when_resumed_and_when_read(pipeline, tmp_path, monkeypatch, plan):
+    """Killed after the first pass; the second subject of a sweep reads what the first has encoded."""
+    whole = train(pipeline, cropped_afresh(), **plan)
+    assert not same(whole, train(pipeline, dataclasses.replace(cropped_afresh(), at_pass=None), **plan))
+    options = plan | {"checkpoints": tmp_path / "training", "checkpoint_every": 2}
+
+    def kill(progress):
+        if progress.step == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(pipeline, cropped_afresh(), on_step=kill, **options)
+    assert same(train(pipeline, cropped_afresh(), **options), whole)
+    assert same(train(pipeline, cropped_afresh(), latents_cache=tmp_path / "latents", **plan), whole)
+    monkeypatch.setattr(latents, "encode_batch", lambda *_: pytest.fail("encoded again"))
+    assert same(train(pipeline, cropped_afresh(), latents_cache=tmp_path / "latents", **plan), whole)
 
 
 def test_asked_to_stop_it_saves_the_step_and_exits_for_the_scheduler(pipeline, dataset, plain, tmp_path, monkeypatch):

@@ -16,7 +16,6 @@ from spqr_jax.data.pictures import Preprocess
 from spqr_jax.data.source import Source
 
 LOOK_CHUNK = 512
-ORDERS = ("shuffled", "file")  # of drawn samples
 T = TypeVar("T")
 
 

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 from spqr_jax.data import coco, drawing, folders, medical, parquet, pictures, tables, webdataset
 from spqr_jax.data.dataset import Dataset
+from spqr_jax.data.order import ORDERS
 from spqr_jax.data.pictures import Preprocess
 from spqr_jax.data.source import Source, mix
 
@@ -110,7 +111,7 @@ def load(
     take turns. Every drawn image is decoded once here, so that a bad one is known before training: up to `max_bad` are
     logged and skipped. Raises ValueError or FileNotFoundError with the file or field.
     """
-    for field, value, known in (("crop", crop, pictures.CROPS), ("order", order, drawing.ORDERS)):
+    for field, value, known in (("crop", crop, pictures.CROPS), ("order", order, ORDERS)):
         if value not in known:
             raise ValueError(f"bft.{field}={value!r} is unknown; expected {' or '.join(known)}.")
     source = open_source(text)

@@ -7,7 +7,7 @@ import jax
 from spqr_jax.config import Config
 from spqr_jax.files.layout import ImagesFolder
 from spqr_jax.run import protocol
-from spqr_jax.run.stages.finetune import num_steps
+from spqr_jax.run.bft import num_steps
 from spqr_jax.run.stages.pictures import phase_jobs, picture_path
 from spqr_jax.run.stages.state import Run, read_times
 

@@ -12,7 +12,7 @@ import numpy as np
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Backbone
-from spqr_jax.data import Dataset
+from spqr_jax.data import Batch, Dataset
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import processes
 from spqr_jax.files import storage
@@ -39,20 +39,6 @@ class Latents(NamedTuple):
     def rows(self, index: Any) -> "Latents":
         """The rows that a NumPy index chooses."""
         return Latents(self.mean[index], self.logvar[index])
-
-
-# Row numbers int [B] of a batch, and the pass over the data, from 0, that each of them belongs to: int [B].
-Batch = tuple[np.ndarray, np.ndarray]
-
-
-def with_passes(batches: Sequence[np.ndarray]) -> list[Batch]:
-    """Batches of rows with the pass of each row: how often the batches showed the row before."""
-    rows = np.concatenate([np.zeros(0, int), *batches])
-    by_row = np.argsort(rows, kind="stable")
-    passes = np.empty_like(rows)
-    passes[by_row] = np.arange(len(rows)) - np.searchsorted(rows[by_row], rows[by_row])
-    ends = np.cumsum([len(batch) for batch in batches], dtype=int)
-    return list(zip(batches, np.split(passes, ends)[:-1], strict=True))
 
 
 class Encoded:
@@ -82,8 +68,7 @@ class Encoded:
 
     def batch(self, step: int) -> Latents:
         """The latents of the batch of a step, from 0: float32 [B, h, w, C] each."""
-        rows, _ = self._order[step]
-        places = self._places(*self._order[step])
+        rows, places = self._order[step].rows, self._places(*self._order[step])
         for place in dict.fromkeys(places):
             if place not in self._blocks:
                 self._blocks[place] = self._block(*place)

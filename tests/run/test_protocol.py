@@ -10,7 +10,7 @@ from spqr_jax import prompts as prompts_lib
 from spqr_jax.config import BFT, Config, Judges, PerProfile, Prompts
 from spqr_jax.protocols import PROTOCOLS
 from spqr_jax.run import check, dry_run, protocol
-from spqr_jax.run.stages.finetune import num_steps
+from spqr_jax.run.bft import num_steps
 
 
 def resolved(config, name=None):

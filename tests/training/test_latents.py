@@ -62,11 +62,11 @@ def pipeline(reference):
     return convert.load(reference("sd1")[1])
 
 
-def batches(passes: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:
+def batches(passes: int = 3) -> list[data.Batch]:
     """Every row once a pass, shuffled; batches of 4 run over the ends of passes."""
     order = [np.random.default_rng(number).permutation(ROWS) for number in range(passes)]
     rows, numbers = np.concatenate(order), np.repeat(np.arange(passes), ROWS)
-    return [(rows[i : i + 4], numbers[i : i + 4]) for i in range(0, len(rows), 4)]
+    return [data.Batch(rows[i : i + 4], numbers[i : i + 4]) for i in range(0, len(rows), 4)]
 
 
 def same(a, b) -> bool:
@@ -107,9 +107,11 @@ def test_encoded_now_read_or_resumed_the_bits_are_the_same(pipeline, tmp_path, m
         encoded(renamed, cache=tmp_path).batch(0)
 
 
-def in_file_order(*stages: tuple[int, range]) -> list[tuple[np.ndarray, np.ndarray]]:
+def in_file_order(*stages: tuple[int, range]) -> list[data.Batch]:
     """Batches of 2 of each (number of a pass, rows), in the order of the file."""
-    return [(np.arange(start, start + 2), np.full(2, number)) for number, rows in stages for start in rows[::2]]
+    return [
+        data.Batch(np.arange(start, start + 2), np.full(2, number)) for number, rows in stages for start in rows[::2]
+    ]
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -162,12 +164,3 @@ def test_images_that_the_vae_cannot_take_are_refused_before_any_is_encoded(pipel
     odd = data.Dataset(("a",), lambda rows: np.zeros((len(rows), 15, 16, 3), np.uint8), "odd", at_pass=lambda _: odd)
     with pytest.raises(ValueError, match="odd: images are 15x16"):
         latents.Encoded(pipeline, odd, batches())
-
-
-def test_a_pass_is_how_often_a_row_was_seen_before():
-    """In stages that grow, and in a batch that is larger than the data."""
-    rows = [np.array(rows) for rows in ([0, 1], [1, 0], [2, 1], [0, 3, 2, 3])]
-    numbered = latents.with_passes(rows)
-    assert [passes.tolist() for _, passes in numbered] == [[0, 0], [1, 1], [0, 2], [2, 0, 1, 1]]
-    assert [asked.tolist() for asked, _ in numbered] == [asked.tolist() for asked in rows]
-    assert latents.with_passes([]) == []

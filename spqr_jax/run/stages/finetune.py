@@ -6,24 +6,21 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
-from spqr_jax import backbones
 from spqr_jax import finetune as finetune_lib
-from spqr_jax.config import BFT, Config
 from spqr_jax.devices import processes
 from spqr_jax.files import checkpoint, storage
 from spqr_jax.files.layout import Workdir
-from spqr_jax.finetune import Adapted, Memory, Optimiser
+from spqr_jax.finetune import Adapted
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
+from spqr_jax.run.bft import num_steps, training_options
 from spqr_jax.run.cells import Cell
 from spqr_jax.run.stages import record_drift
 from spqr_jax.run.stages.align import load_subject
 from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.generate import draw_phase
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
-from spqr_jax.training import lora
 from spqr_jax.training.log import TrainingLog
-from spqr_jax.training.objective import Objective
 
 
 def finetune(run: Run, background: Background) -> list[Failure]:
@@ -58,8 +55,7 @@ def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
     checkpoint.save(saved, adapted.leaves)
     if processes.first():
         if cell.profile == "lite":  # for diffusers' load_lora_weights
-            prefix = backbones.of(subject).denoiser
-            adapter = safetensors.save(lora.peft_state_dict(adapted.leaves, alpha=adapted.alpha, prefix=prefix))
+            adapter = safetensors.save(finetune_lib.adapter_file(subject, adapted))
             storage.write_bytes(cell.folder.adapter, adapter)
         storage.remove(cell.folder.training)
         note_seconds(cell.folder, "finetune", time.time() - start, steps)
@@ -83,7 +79,7 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
             cell.profile,
             seed=cell.seed,
             steps=steps,
-            **training_options(run.config, steps),
+            **training_options(run.config, cell.profile, steps),
             latents_cache=Workdir(run.workdir).latents,
             checkpoints=cell.folder.training,
             on_step=log if processes.first() else None,
@@ -91,33 +87,3 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
             **evaluation,
         )
     return adapted, steps
-
-
-def num_steps(bft: BFT, profile: str, samples: int) -> int:
-    """Steps of a fine-tuning on so many samples, as the config says: given, or from its epochs and curriculum."""
-    given, epochs = getattr(bft.steps, profile) or None, getattr(bft.epochs, profile)
-    sizes = list(bft.curriculum) or [samples]
-    return finetune_lib.num_steps(profile, sizes, bft.batch_size, given, epochs, stages=bft.stages)
-
-
-def training_options(config: Config, steps: int) -> dict[str, Any]:
-    """The options of `finetune.train` that come from a config, for a run of `steps` steps."""
-    bft = config.bft
-    warmup = round(bft.warmup_share * steps) if bft.warmup_share else bft.warmup_steps
-    return {
-        "batch_size": bft.batch_size,
-        "curriculum": tuple(bft.curriculum),
-        "stages": bft.stages,
-        "order": bft.order,
-        "optimiser": Optimiser(
-            lr=bft.lr, warmup_steps=warmup, weight_decay=bft.weight_decay, max_grad_norm=bft.max_grad_norm
-        ),
-        "objective": Objective(snr_gamma=bft.snr_gamma or None, noise_offset=bft.noise_offset, ema=bft.ema),
-        "memory": Memory(accumulate=bft.accumulate, remat=bft.remat),
-        "rank": bft.rank,
-        "alpha": bft.alpha,
-        "dropout": bft.dropout,
-        "lora_init": bft.lora_init,
-        "checkpoint_every": bft.checkpoint_every,
-        "fsdp": config.mesh.fsdp,
-    }

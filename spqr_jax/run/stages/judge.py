@@ -22,6 +22,7 @@ from spqr_jax.files.records import ROLES
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names as names_lib
 from spqr_jax.run import protocol
+from spqr_jax.run.bft import adapter_options
 from spqr_jax.run.cells import Cell, SubjectDir
 from spqr_jax.run.jury import Jury
 from spqr_jax.run.stages.background import Background
@@ -252,7 +253,7 @@ def trained_size(pipeline: Pipeline, profile: str, config: Config) -> dict[str, 
     Computed from shapes alone: this runs beside training, and an operation of its own on the devices can block a
     program that spans several of them for ever.
     """
-    options: dict[str, Any] = {"rank": config.bft.rank, "alpha": config.bft.alpha, "dropout": config.bft.dropout}
+    options = adapter_options(config.bft, profile)
     trainable = jax.eval_shape(lambda: finetune_lib.prepare(pipeline, profile, **options, seed=0)[1])
     size = params_lib.nbytes(trainable)
     return {"trained_parameters": params_lib.count(trainable), "parameter_bytes": size, "optimiser_bytes": 2 * size}
