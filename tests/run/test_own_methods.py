@@ -9,7 +9,7 @@ import pytest
 from spqr_jax import methods
 from spqr_jax import params as params_lib
 from spqr_jax.config import Config, Subject
-from spqr_jax.run import check, identity
+from spqr_jax.run import check, identity, protocol
 from spqr_jax.run.cells import plan
 from spqr_jax.run.identity import Inputs
 from spqr_jax.run.stages import align
@@ -29,7 +29,7 @@ METHOD = Method("mine", "Our Erasure", erase, backbones=("sdxl",), data_options=
 
 def run_of(method, folder, options=None):
     """An opened run on a small backbone with one subject of this method."""
-    config = Config(subjects=(Subject("Mine", method, options or {}),))
+    config = protocol.resolve(Config(subjects=(Subject("Mine", method, options or {}),)))
     check.check(config)
     inputs = Inputs("backbone", {}, {"general": "data"}, {}, methods=identity.method_sources(config.subjects))
     subjects, cells = plan(config, folder, inputs)
