@@ -100,7 +100,7 @@ def test_a_training_loss_with_these_sizes(reference, dataset, drawn_by_the_scrip
     pipeline = convert.load(directory)
     denoiser, schedule = backbones.denoiser(pipeline), backbones.schedule(pipeline)
     predict = denoiser.bind(denoiser.backbone.weights(pipeline))
-    mean, std = latents.Encoded(pipeline, dataset, [(ROWS, PASSES)]).batch(0).scaled(pipeline)
+    mean, std = latents.Encoded(pipeline, dataset, [data.Batch(ROWS, PASSES)]).batch(0).scaled(pipeline)
     drawn = denoiser.draw(jax.random.key(0), mean, 0 * std, schedule)
 
     def loss(condition):
