@@ -132,10 +132,11 @@ def train(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 42,
         seed: seed of data order, noise, times and adapters (paper: 42).
         options: fields of `Options`.
 
-    The autoencoder runs once over the data. Each step draws new latents from the stored mean and log-variance. Captions
-    are encoded once. The computation has the dtype of the pipeline (bfloat16: mixed precision). Trained leaves and the
-    optimiser's state are float32. Raises ValueError for arguments or data that do not fit, before anything is computed.
-    Raises FloatingPointError that names step and samples if a loss or gradient is not finite.
+    The autoencoder runs once over the data, or over each pass if crops differ. Each step draws new latents from the
+    stored mean and log-variance. Captions are encoded once. The computation has the dtype of the pipeline (bfloat16:
+    mixed precision). Trained leaves and the optimiser's state are float32. Raises ValueError for arguments or data that
+    do not fit, before anything is computed. Raises FloatingPointError that names step and samples if a loss or gradient
+    is not finite.
     """
     o = Options(**options)
     training = _prepare(pipeline, dataset, profile, seed, o)
