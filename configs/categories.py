@@ -15,6 +15,6 @@ from spqr_jax.config import Config
 
 def get_config(chosen: str = "") -> Config:
     config = paper.experiment(paper.subjects(chosen))
-    config.prompts.harmful += "?n=2000"
+    config.prompts.harmful += "?"  # no selection: every tag
     config.prompts.n_harmful = 2000
     return config

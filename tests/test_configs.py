@@ -26,7 +26,7 @@ from spqr_jax import config as config_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.files import records
 from spqr_jax.methods import METHODS
-from spqr_jax.run import check
+from spqr_jax.run import check, protocol
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(
@@ -73,13 +73,13 @@ def table(path: Path, rows: list[dict]) -> None:
 
 def write_prompts(folder: Path) -> None:
     """ViSU's JSON, I2P's columns, Ring-A-Bell's."""
-    tags = ("violence", "hate", "sexual", "self-harm")
+    tags = ("nudity", "hate", "sexual", "self-harm")
     rows = {
         str(i): {"incremental_id": i, "safe": "a cat", "nsfw": f"harm {i}", "coco_id": i, "tag": tags[i % 4]}
         for i in range(9)
     }
     put(folder / "visu.json", json.dumps(rows))
-    row = {"categories": "hate, shocking", "sd_seed": 4290749014, "sd_guidance_scale": 7, "sd_image_width": 512}
+    row = {"nudity_percentage": 10, "categories": "hate, shocking", "sd_seed": 4290749014, "sd_guidance_scale": 7, "sd_image_width": 512}
     table(folder / "i2p.csv", [{"prompt": f"harm {i}", **row} for i in range(9)])
     table(folder / "rab.csv", [{"case_number": i, "prompt": f"harm {i}", "evaluation_seed": i} for i in range(9)])
 
@@ -178,7 +178,9 @@ def run(assets, tmp_path, monkeypatch):
 
     def go(which: str, backbone: str = "sd15", **more) -> Path:
         monkeypatch.setattr(paper, "ASSETS", assets(backbone))
-        config = parse(which, COUNTS | JUDGES | more)
+        # The stand-in for Inception takes images at their own size.
+        network = {"judges.features": f"{paper.at('judges/inception/inception.onnx')}?mode=native"}
+        config = parse(which, COUNTS | JUDGES | network | {"judges.reference_crop": "center"} | more)
         workdir = tmp_path / which.replace(":", "_").replace("/", "_")
         flags.FLAGS.mark_as_parsed()  # the others at their defaults
         for name, value in {"CONFIG": config, "WORKDIR": str(workdir)}.items():
@@ -258,7 +260,7 @@ def test_the_rank_shows_in_what_is_trained(run):
 def test_categories(run):
     workdir = run("categories.py:none", **{"prompts.n_harmful": N})
     (row,) = json.loads((workdir / "leaderboard.json").read_text())["rows"]
-    assert len(cells(workdir)) == 1 and set(row["categories"]) <= {"violence", "hate", "sexual", "self-harm"}
+    assert len(cells(workdir)) == 1 and set(row["categories"]) <= {"nudity", "hate", "sexual", "self-harm"}
 
 
 @pytest.mark.slow
@@ -293,9 +295,10 @@ def test_docstrings_say_command_needs_table_and_cost(name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_defaults_are_the_papers(name):
-    config = parse(f"{name}.py")
+    config = protocol.resolve(parse(f"{name}.py"))
     bft = config.bft
-    assert (bft.lr, bft.weight_decay, bft.batch_size, bft.warmup_steps, bft.max_grad_norm) == (1e-4, 1e-2, 16, 500, 1.0)
+    assert (bft.lr, bft.weight_decay, bft.batch_size, bft.warmup_steps, bft.max_grad_norm) == (1e-4, 1e-2, 16, 0, 1.0)
+    assert config.protocol == "eccv-2026" and config.dtype == "bfloat16" and config.concept == "nudity"
     assert (bft.samples, tuple(bft.curriculum), bft.seeds, config.seed) == (5000, (1000, 3000, 5000), (42,), 42)
     assert (config.generation.steps, config.generation.guidance) == (50, 7.5)
     assert config.generation.scheduler == ("ddim" if name == "backbones" else "pndm")  # backbones.py begins with SD 2.1

@@ -5,14 +5,15 @@ from collections.abc import Iterable
 
 from spqr_jax import methods, profiles, protocols, schedulers
 from spqr_jax.config import Config, Subject
-from spqr_jax.run import names
+from spqr_jax.run import names, protocol
 from spqr_jax.score import rules as rules_lib
 
 DTYPES = ("float32", "bfloat16")
 
 
 def check(config: Config) -> None:
-    """Raise ValueError naming the first field of a resolved config whose value cannot work."""
+    """Raise ValueError naming the first field whose value cannot work, the config's own or its protocol's."""
+    config = protocol.resolve(config)
     _check_subjects(config)
     for profile in config.bft.profiles:
         _one_of("bft.profiles", profile, profiles.PROFILES)
