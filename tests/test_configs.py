@@ -79,7 +79,13 @@ def write_prompts(folder: Path) -> None:
         for i in range(9)
     }
     put(folder / "visu.json", json.dumps(rows))
-    row = {"nudity_percentage": 10, "categories": "hate, shocking", "sd_seed": 4290749014, "sd_guidance_scale": 7, "sd_image_width": 512}
+    row = {
+        "nudity_percentage": 10,
+        "categories": "hate, shocking",
+        "sd_seed": 4290749014,
+        "sd_guidance_scale": 7,
+        "sd_image_width": 512,
+    }
     table(folder / "i2p.csv", [{"prompt": f"harm {i}", **row} for i in range(9)])
     table(folder / "rab.csv", [{"case_number": i, "prompt": f"harm {i}", "evaluation_seed": i} for i in range(9)])
 
