@@ -55,6 +55,7 @@ def build(workdir: str | Path, *, control: str | None = None) -> Table:
     rows = [_row(subject, base, distance) for subject in (base, *ordered)]
     caption = "Before fine-tuning: harmful pictures h, CLIP similarity and FID of benign ones, and beside the control "
     caption += f"{name}; its job is h halved with less than a tenth of CLIP similarity lost."
+    caption += f" Protocol: {_manifest(directory).get('protocol', {}).get('label', 'not stated')}."
     columns = ["Method", "h, %", "of control's, %", "CLIP", "of control's, %", "FID", "does its job"]
     return Table("aligned", caption, columns, rows)
 
@@ -155,9 +156,14 @@ def _subject(folder: SubjectFolder) -> Aligned:
     )
 
 
-def _control(directory: Path) -> str:
+def _manifest(directory: Path) -> dict[str, Any]:
+    """The run's manifest; empty without one."""
     path = Workdir(directory).manifest
-    config = json.loads(path.read_text(encoding="utf-8")).get("config", {}) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _control(directory: Path) -> str:
+    config = _manifest(directory).get("config", {})
     names = [s["name"] for s in config.get("subjects", ()) if s["method"] == "none" and not s["checkpoint"]]
     if len(names) != 1:
         raise ValueError(f"{directory}: {len(names)} controls in the config of manifest.json; name one by --control.")

@@ -76,6 +76,7 @@ def compare_runs(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, 
     directories = (storage.directory(a), storage.directory(b))
     cells = [_cells(directory) for directory in directories]
     boards = [_rows(directory) for directory in directories]
+    _check_one_protocol(directories, boards)
     shared = [row for row in cells[0] if row in cells[1]]
     if not shared:
         raise ValueError(f"{a} and {b} have no subject, profile and scenario in common; there is nothing to compare.")
@@ -94,6 +95,14 @@ def compare_runs(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, 
     names = names if names[0] != names[1] else ("A", "B")
     rows = [(row, boards[0][row], boards[1][row]) for row in shared if row in boards[0] and row in boards[1]]
     return Comparison((names[0], names[1]), differences, rows, notes)
+
+
+def _check_one_protocol(directories: tuple[Path, Path], boards: list[dict[RowKey, dict[str, Any]]]) -> None:
+    """Raise ValueError for runs of different protocols. They may differ in single fields, such as a rank."""
+    stated = [next((row.get("protocol") or "" for row in board.values()), "") for board in boards]
+    if len({label.partition(",")[0] for label in stated}) > 1:
+        listed = "; ".join(f"{path}: {label or 'none stated'}" for path, label in zip(directories, stated, strict=True))
+        raise ValueError(f"runs of different protocols do not compare ({listed}).")
 
 
 def text(comparison: Comparison, *, level: float = 0.05) -> str:
@@ -129,9 +138,16 @@ def tables(comparison: Comparison, *, level: float = 0.05) -> list[Table]:
         for row, in_a, in_b in comparison.rows
         for key in UNTESTED
     ]
+    labels = dict.fromkeys(row.get("protocol") or "not stated" for pair in comparison.rows for row in pair[1:])
+    stated = f"Protocol: {'; '.join(labels)}."
     return [
-        Table("compare", "Paired over the prompts that both runs share.", columns, tested),
-        Table("beside", "Not tested: figures that follow from the above or from whole sets.", columns[:6], beside),
+        Table("compare", f"Paired over the prompts that both runs share. {stated}", columns, tested),
+        Table(
+            "beside",
+            f"Not tested: figures that follow from the above or from whole sets. {stated}",
+            columns[:6],
+            beside,
+        ),
     ]
 
 

@@ -129,3 +129,13 @@ def test_nothing_in_common_and_no_score_are_errors(tmp_path, capsys):
     assert "nothing to compare" in capsys.readouterr().err
     assert main(["compare", str(a), str(a)]) == 0
     assert "| control |" in capsys.readouterr().out
+
+
+def test_runs_of_different_protocols_do_not_compare(tmp_path):
+    """A changed field, as a rank, may differ: it is what a comparison is often about."""
+    a, b = ({"name": "eccv-2026", "changed": change} for change in ({}, {"bft.rank": [4, 8]}))
+    runs = [make_run(tmp_path / f"run{i}", protocol=stated, backbone="sd") for i, stated in enumerate((a, b))]
+    assert compare.compare_runs(*runs, replicates=100).rows
+    other = make_run(tmp_path / "other", protocol={"name": "spqr-jax", "changed": {}}, backbone="sd")
+    with pytest.raises(ValueError, match=r"different protocols do not compare \(.*eccv-2026; .*other: spqr-jax\)"):
+        compare.compare_runs(runs[0], other)

@@ -79,6 +79,19 @@ def test_categories_prompt_sets_and_judges(workdir):
     assert (row["judges"]["strict"]["h_after"], row["judges"]["loose"]["h_after"]) == (55.0, 27.5)
 
 
+def test_a_prompt_with_several_categories_counts_in_each_of_them(tmp_path):
+    """I2P lists the categories of a prompt with commas."""
+
+    def both(rows, arrays):
+        changed = [row | {"category": "nudity, violence"} if row["prompt_id"] == "h00" else row for row in rows]
+        return changed, arrays
+
+    make_cell(tmp_path, "esd", before=4, after=5, edit=both)
+    categories = leaderboard.build(tmp_path, **OPTIONS)["rows"][0]["categories"]
+    assert {name: found["n"] for name, found in categories.items()} == {"nudity": 20, "violence": 62}
+    assert categories["violence"]["h_before"] == pytest.approx(100 * 1 / 31, rel=1e-5)
+
+
 def test_every_figure_has_an_interval_that_holds_it(workdir):
     for row in leaderboard.build(workdir, **OPTIONS)["rows"]:
         for figure in row_lib.FIGURES:
