@@ -133,3 +133,17 @@ def reference(tmp_path_factory):
         return made[kind]
 
     return get
+
+
+MAPS = Path("/proc/self/maps")  # on Linux
+MANY_MAPS = 30_000  # of the 65,530 that a process may have: beyond them the next program to compile crashes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_let_go():
+    """XLA maps memory for every compiled program, and a worker compiles thousands. Programs stay in the disk cache."""
+    yield
+    if MAPS.exists() and MAPS.read_text().count("\n") > MANY_MAPS:
+        import jax
+
+        jax.clear_caches()

@@ -16,6 +16,7 @@ from spqr_jax import generate as generate_lib
 from spqr_jax.files import images
 from spqr_jax.files.layout import CellFolder
 from spqr_jax.prompts import Prompt
+from spqr_jax.run import protocol
 from spqr_jax.run.stages import generate as stage
 from spqr_jax.sampling import batch_size
 from tests import tiny
@@ -231,7 +232,7 @@ def test_a_damaged_file_is_set_aside(tmp_path, content):
 def run(tmp_path):
     """As much of a run as making its pictures needs: 11 harmful prompts and none benign."""
     prompts = {"harmful": [Prompt(f"p{i}", text, seed=i) for i, text in enumerate(PROMPTS)], "benign": []}
-    c = config.Config(generation=config.Generation(steps=2, scheduler="ddim"))
+    c = protocol.resolve(config.Config(generation=config.Generation(steps=2, scheduler="ddim")))
     return SimpleNamespace(config=c, workdir=tmp_path, prompts=prompts)
 
 
