@@ -18,6 +18,8 @@ from spqr_jax.backbones.base import Backbone, Condition, Denoiser, Regions, Text
 from spqr_jax.backbones.noising import Drawn, Noising
 from spqr_jax.backbones.sdxl import SDXL
 from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
+from spqr_jax.devices import target as target_lib
+from spqr_jax.devices.target import Target
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline, tokenize
 
@@ -36,8 +38,28 @@ __all__ = ["BACKBONES", "Backbone", "Condition", "Denoiser", "Drawn", "Noising",
 
 
 def define(component: str, config: dict[str, Any]) -> tuple[Definition, Params]:
-    """The definition and the shapes (jax.ShapeDtypeStruct) of one component, from its config. Nothing is allocated."""
-    return params_lib.skeleton(lambda: MODEL_CLASSES[component](config, rngs=nnx.Rngs(0)))
+    """The definition and the shapes (jax.ShapeDtypeStruct) of one component, from its config. Nothing is allocated.
+
+    The model is compiled for what this process computes on, unless `told` otherwise.
+    """
+    target = target_lib.here()
+
+    def make() -> nnx.Module:
+        model = MODEL_CLASSES[component](config, rngs=nnx.Rngs(0))
+        model.set_attributes(target=target)
+        return model
+
+    return params_lib.skeleton(make)
+
+
+def told(pipeline: Pipeline, target: Target) -> Pipeline:
+    """The pipeline with models that are compiled for a target, which need not be what this process computes on."""
+    definitions = {}
+    for name, definition in pipeline.definitions.items():
+        model = definition.bind(pipeline.params[name])  # shapes do as well; weights are not read
+        model.set_attributes(target=target, raise_if_not_found=False)
+        definitions[name] = params_lib.split(model)[0]
+    return pipeline._replace(definitions=definitions)
 
 
 def of(pipeline: Pipeline) -> Backbone:

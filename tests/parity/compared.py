@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from spqr_jax.backbones.models import layers
+from spqr_jax.backbones.models import attention, layers
 from spqr_jax.pipeline import Pipeline
 
 BLOCK, FULL_UNET = 1e-5, 5e-5
@@ -183,6 +183,6 @@ def formulations() -> list[Compared]:
         heads_first = (torch.tensor(x.transpose(0, 2, 1, 3)) for x in (q, k, v))
         theirs = torch.nn.functional.scaled_dot_product_attention(*heads_first).numpy().transpose(0, 2, 1, 3)
         rows.append(
-            Compared("attention()", name, relative_error(layers.attention(*map(jnp.asarray, (q, k, v))), theirs))
+            Compared("attention()", name, relative_error(attention.attention(*map(jnp.asarray, (q, k, v))), theirs))
         )
     return rows

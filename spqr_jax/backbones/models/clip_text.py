@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from spqr_jax.backbones.models.layers import Embedding, LayerNorm, Linear, attention
+from spqr_jax.backbones.models.attention import attention
+from spqr_jax.backbones.models.layers import Embedding, LayerNorm, Linear
+from spqr_jax.devices.target import CPU
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -31,10 +33,11 @@ class CLIPAttention(nnx.Module):
         self.q_proj = Linear(dim, dim, rngs=rngs)
         self.out_proj = Linear(dim, dim, rngs=rngs)
         self.heads = heads
+        self.target = CPU
 
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         q, k, v = (p(x).reshape(*x.shape[:2], self.heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(attention(q, k, v, mask=mask).reshape(x.shape))
+        return self.out_proj(attention(q, k, v, target=self.target, mask=mask).reshape(x.shape))
 
 
 class CLIPMLP(nnx.Module):

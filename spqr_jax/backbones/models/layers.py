@@ -1,7 +1,8 @@
 """The layers that every model is built from, with PyTorch's numerics and initial distributions.
 
 The name of a leaf decides how its weights are converted: `kernel` ([in, out] or HWIO), `scale`, `bias`, `embedding`.
-`conv()` and `attention()` are the only places that choose a formulation by backend and shape.
+`conv()`, and `attention()` in the file beside this one, are the only places that choose a formulation by target and
+shape.
 """
 
 import math
@@ -11,12 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from spqr_jax.devices.target import CPU, Target
+
 # im2col beats XLA's CPU convolution when there are few pixels per weight (Stable Diffusion's inner blocks at small
 # batches), and loses to it when there are many; measured in docs/performance.md.
 IM2COL_MAX_PIXELS = 1024
-# Above this many scores per head, CPU attention runs one head at a time so that the scores stay in cache.
-MAPPED_ATTENTION_MIN_SCORES = 65_536
-QUERY_CHUNK = 1024
 
 
 def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> jax.Array:
@@ -89,18 +89,19 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(_uniform(rngs, (cout,), fan_in)) if use_bias else nnx.data(None)
         self.stride = stride
         self.padding = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
+        self.target = CPU
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = conv(x, self.kernel[...], self.stride, self.padding)
+        y = conv(x, self.kernel[...], self.stride, self.padding, self.target)
         return y if self.bias is None else y + self.bias[...]
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
+def conv(x: jax.Array, kernel: jax.Array, stride: int, padding, target: Target = CPU) -> jax.Array:
     """x [B, H, W, C], kernel HWIO -> [B, H', W', O]. A 1x1 convolution is a matrix product everywhere."""
     size = kernel.shape[0]
     if size == 1 and stride == 1 and padding == ((0, 0), (0, 0)):
         return x @ kernel[0, 0]
-    if jax.default_backend() == "cpu" and x.shape[0] * x.shape[1] * x.shape[2] <= IM2COL_MAX_PIXELS:
+    if target.platform == "cpu" and x.shape[0] * x.shape[1] * x.shape[2] <= IM2COL_MAX_PIXELS:
         return _im2col_conv(x, kernel, stride, padding)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -175,48 +176,6 @@ class Identity(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return x
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-    """Scaled dot-product attention with softmax in float32: [B, L, N, D], [B, M, N, D] -> [B, L, N, D].
-
-    `mask` [L, M] or [B, L, M] is True where a query may look. On a GPU in half precision cuDNN's flash attention is
-    used where its head sizes allow; on a CPU large score matrices are computed head by head.
-    """
-    queries, keys, depth = q.shape[1], k.shape[1], q.shape[3]
-    backend = jax.default_backend()
-    if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and depth % 8 == 0 and depth <= 128 and mask is None:
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    if backend == "cpu" and mask is None and queries * keys >= MAPPED_ATTENTION_MIN_SCORES:
-        return _mapped_attention(q, k, v)
-    scores = jnp.einsum("blnd,bmnd->bnlm", q, k, preferred_element_type=jnp.float32) / math.sqrt(depth)
-    if mask is not None:
-        scores = jnp.where(mask if mask.ndim == 2 else mask[:, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bnlm,bmnd->blnd", weights, v)
-
-
-def _mapped_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """One head and one chunk of queries at a time: plain 2-D products, normalised after the value product."""
-    batch, queries, heads, depth = q.shape
-
-    def to_heads(x):
-        return x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], depth)
-
-    def one_head(head):
-        q1, k1, v1 = head
-
-        def one_chunk(chunk):
-            scores = (chunk @ k1.T).astype(jnp.float32) / math.sqrt(depth)
-            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-            return ((weights.astype(v1.dtype) @ v1) / weights.sum(-1, keepdims=True)).astype(v1.dtype)
-
-        if queries % QUERY_CHUNK or queries == QUERY_CHUNK:
-            return one_chunk(q1)
-        return jax.lax.map(one_chunk, q1.reshape(-1, QUERY_CHUNK, depth)).reshape(queries, depth)
-
-    out = jax.lax.map(one_head, (to_heads(q), to_heads(k), to_heads(v)))
-    return out.reshape(batch, heads, queries, depth).transpose(0, 2, 1, 3)
 
 
 def timestep_embedding(timesteps: jax.Array, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from spqr_jax.backbones.models.attention import attention
 from spqr_jax.backbones.models.layers import (
     Conv,
     Downsample2D,
@@ -23,9 +24,9 @@ from spqr_jax.backbones.models.layers import (
     ResnetBlock2D,
     TimestepEmbedding,
     Upsample2D,
-    attention,
     timestep_embedding,
 )
+from spqr_jax.devices.target import CPU
 
 _remat = contextvars.ContextVar("remat", default=False)
 
@@ -140,12 +141,13 @@ class Attention(nnx.Module):
         self.to_v = Linear(context_dim, dim, use_bias=qkv_bias, rngs=rngs)
         self.to_out = nnx.List([Linear(dim, dim, rngs=rngs)])
         self.heads = heads
+        self.target = CPU
 
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         context = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (q, k, v))
-        return self.to_out[0](attention(q, k, v).reshape(x.shape))
+        return self.to_out[0](attention(q, k, v, target=self.target).reshape(x.shape))
 
 
 class BasicTransformerBlock(nnx.Module):
