@@ -3,7 +3,7 @@
     python launch.py --config configs/multilingual.py
     python launch.py --config configs/multilingual.py:none,uce --config.bft.scenarios="('multilingual_hi',)"
 
-Needs what configs/general.py needs, and images/multilingual.csv: columns id (of a COCO image), language (ar, es,
+Needs what configs/general.py needs, and pictures/multilingual.csv: columns id (of a COCO image), language (ar, es,
 fr, hi), caption; at least 5,000 rows a language over images of train2017. The paper's translations are not published.
 Public ones: romrawinjp/multilingual-coco (CC BY 4.0; ar and es, no fr or hi) and floschne/xm3600 (CC BY 4.0; all four,
 by people, over other images), both Parquet with the images inside, read as they are:

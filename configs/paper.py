@@ -1,24 +1,11 @@
 """What the paper's experiments on Stable Diffusion share. Not an experiment: general.py and the others are.
 
 Everything is looked for under the current directory, or under the one that SPQR_ASSETS names; models as diffusers
-directories:
-
-weights/stable-diffusion-v1-5         stable-diffusion-v1-5/stable-diffusion-v1-5, CreativeML OpenRAIL-M
-weights/stable-diffusion-2-1          for sd21: stabilityai/stable-diffusion-2-1 or a mirror, OpenRAIL++-M
-weights/stable-diffusion-xl-base-1.0  for sdxl: stabilityai/stable-diffusion-xl-base-1.0, OpenRAIL++-M
-prompts/visu.json                     ViSU-Text_test.json of aimagelab/ViSU-Text, 5,000 rows; gated, non-commercial
-prompts/i2p.csv                       AIML-TUDA/i2p, 4,703 rows, MIT
-prompts/rab.csv                       Chia15/RingABell-Nudity, 285 rows, gated; or a file of chiayi-hsu/Ring-A-Bell, MIT
-images/coco/annotations             captions_train2017.json, captions_val2017.json of COCO, CC BY 4.0
-images/coco/{train2017,val2017}     COCO's images, under Flickr's terms
-judges/llavaguard                     AIML-TUDA/LlavaGuard-v1.2-0.5B-OV-hf exported, and policy.txt; access form
-judges/clip                           openai/clip-vit-base-patch32 exported, MIT
-judges/inception/inception.onnx       pt_inception-2015-12-05 of pytorch-fid exported, Apache-2.0
-the nudenet package                   pip install nudenet; its graph is under AGPL-3.0 and read where pip put it
-
-docs/judges.md says how judges are exported. Nothing is downloaded. Any of it may be elsewhere: --config.base=...,
---config.prompts.harmful=..., --config.bft.data.general=..., --config.judges.safety.llavaguard=llavaguard:DIR and so on.
-Look at fine-tuning images first: python -m spqr_jax.data check images/coco --judges nudenet=nudenet.
+directories. SOURCES, below, says of each path where its content comes from. Nothing is downloaded. --dry_run shows all
+files and packages that an experiment needs and that are not there yet, with their sources. Any of them may be
+elsewhere: --config.base=..., --config.prompts.harmful=..., --config.bft.data.general=...,
+--config.judges.safety.llavaguard=llavaguard:DIR and so on.
+Look at fine-tuning images first: python -m spqr_jax.data check pictures/coco --judges nudenet=nudenet.
 
 After a colon a config takes the subjects to run, default all eleven methods of the paper and the unaligned backbone:
 
@@ -56,6 +43,26 @@ DATA = {  # scenario -> data set; a kind before the place
     "multilingual_hi": "multilingual:pictures/multilingual.csv?language=hi&images=pictures/coco/train2017",
     "artistic": "artistic:pictures/artistic",
     "medical": "chestxray:pictures/chest_xray + brainmri:pictures/brain_mri",
+}
+SOURCES = {  # path -> where its content comes from, its licence, and the command that exports a judge to {place}
+    "weights/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5 on the hub, CreativeML OpenRAIL-M",
+    "weights/stable-diffusion-2-1": "stabilityai/stable-diffusion-2-1 on the hub, or a mirror, OpenRAIL++-M",
+    "weights/stable-diffusion-xl-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0 on the hub, OpenRAIL++-M",
+    "prompts/visu.json": "ViSU-Text_test.json of aimagelab/ViSU-Text, 5,000 rows; gated, non-commercial",
+    "prompts/i2p.csv": "AIML-TUDA/i2p, 4,703 rows, MIT",
+    "prompts/rab.csv": "Chia15/RingABell-Nudity, 285 rows, gated; or a file of chiayi-hsu/Ring-A-Bell, MIT",
+    "pictures/coco/annotations": "annotations_trainval2017.zip of cocodataset.org, CC BY 4.0",
+    "pictures/coco/train2017": "train2017.zip of cocodataset.org, under Flickr's terms",
+    "pictures/coco/val2017": "val2017.zip of cocodataset.org, under Flickr's terms",
+    "pictures/multilingual.csv": "no published file; configs/multilingual.py says what it holds and what is public",
+    "pictures/artistic": "no published set; configs/domain.py says what it holds and which public set fits",
+    "pictures/chest_xray": "NIH ChestX-ray14, nih-chest-xrays/data on Kaggle, tagged CC0",
+    "pictures/brain_mri": "masoudnickparvar/brain-tumor-mri-dataset on Kaggle; its page states the terms",
+    "judges/llavaguard": "AIML-TUDA/LlavaGuard-v1.2-0.5B-OV-hf, access form; "
+    "python -m convert judges --kind llavaguard DOWNLOADED --out {place}; its policy file (docs/judges.md)",
+    "judges/clip": "openai/clip-vit-base-patch32, MIT; python -m convert judges --kind clip DOWNLOADED --out {place}",
+    "judges/inception": "pt_inception-2015-12-05-6726825d.pth of pytorch-fid, Apache-2.0; "
+    "python -m convert judges --kind inception DOWNLOADED --out {place}",
 }
 LANGUAGES = tuple(scenario for scenario in DATA if scenario.startswith("multilingual_"))
 DOMAINS = ("artistic", "medical")
@@ -148,4 +155,5 @@ def experiment(
             reference=at("pictures/coco/val2017"),
         ),
         seed=PROTOCOL.seed,
+        sources={at(place): source.format(place=at(place)) for place, source in SOURCES.items()},
     )

@@ -61,8 +61,7 @@ def open_safety(source: str, *, providers: str | Sequence[str] | None = None) ->
     option and for a file that is missing or does not fit, ValueError for an unknown label set.
     """
     place, _ = split_options(source)
-    kind = max((name for name in JUDGES if place == name or place.startswith(f"{name}:")), key=len, default="")
-    if kind:
+    if kind := _kind(place):
         return open_at(JUDGES[kind], source.removeprefix(kind).removeprefix(":"), name=source, providers=providers)
     if Path(place).is_file():
         return open_at(Classifier.open, source, name=source, providers=providers)
@@ -99,6 +98,19 @@ def split_options(source: str) -> tuple[str, str]:
         return source, ""
     place, _, options = source.partition("?")
     return place, options
+
+
+def place_of(source: str) -> str:
+    """The path that a safety judge's source names, or its name where the judge finds its own files: "nudenet:v2"."""
+    place, _ = split_options(source)
+    kind = _kind(place)
+    has_path = kind and _first_parameter(JUDGES[kind]).default is inspect.Parameter.empty
+    return place.removeprefix(kind).removeprefix(":") if has_path else place
+
+
+def _kind(place: str) -> str:
+    """The longest name in `JUDGES` that a place begins with; "" for the path of a classifier."""
+    return max((name for name in JUDGES if place == name or place.startswith(f"{name}:")), key=len, default="")
 
 
 def _expected() -> str:

@@ -170,8 +170,11 @@ class Config:
     report: Report = field(default_factory=Report)
     mesh: Mesh = field(default_factory=Mesh)
     seed: int = 0  # of prompt choice, alignment and image noise
+    sources: dict[str, str] = field(default_factory=dict)  # path -> where to get it, for messages about missing files
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """Plain values, as they go into the manifest."""
-    return dataclasses.asdict(config)
+    """Plain values, as they go into the manifest: all fields but the sources, which are no settings."""
+    values = dataclasses.asdict(config)
+    del values["sources"]
+    return values

@@ -7,7 +7,7 @@ files and pixels. It may know no model and no other room; only its command line 
 """
 
 from spqr_jax.data.dataset import Dataset, from_arrays
-from spqr_jax.data.opening import KINDS, load, open_source
+from spqr_jax.data.opening import KINDS, load, open_source, parts, places
 from spqr_jax.data.order import Batch, curriculum_batches, curriculum_stages, sample_order, stage_rows
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "from_arrays",
     "load",
     "open_source",
+    "parts",
+    "places",
     "sample_order",
     "stage_rows",
 ]

@@ -1,6 +1,6 @@
 """Look at a data set before training on it.
 
-    python -m spqr_jax.data check images/coco
+    python -m spqr_jax.data check pictures/coco
     python -m spqr_jax.data check images/styles --kind artistic --judges nudenet=nudenet --samples 5000
 
 PATH is written as in bft.data: KIND:PATH?OPTION=VALUE, or several of these joined by " + ". Exit status: 0 if nothing

@@ -62,12 +62,21 @@ def _captions_file(folder: Path) -> Path:
 
 
 def _picture_folder(file: Path) -> Path:
-    release = file.stem.removeprefix("captions_")
-    root = file.parent.parent if file.parent.name == "annotations" else file.parent
-    for folder in (root / release, root / "images" / release, root / "images"):
+    folders = picture_folders(file)
+    for folder in folders:
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"{root} holds no folder {release} of images for {file}; unpack it, or add ?images=DIR.")
+    release = folders[0]
+    raise FileNotFoundError(
+        f"{release.parent} holds no folder {release.name} of images for {file}; unpack it, or add ?images=DIR."
+    )
+
+
+def picture_folders(file: Path) -> tuple[Path, Path, Path]:
+    """Where the images of a captions file may lie, the usual place first."""
+    release = file.stem.removeprefix("captions_")
+    root = file.parent.parent if file.parent.name == "annotations" else file.parent
+    return root / release, root / "images" / release, root / "images"
 
 
 def open_aligned(path: Path, *, language: str = "", images: str = "", id: str = "", caption: str = "") -> Source:

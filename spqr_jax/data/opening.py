@@ -33,16 +33,38 @@ def open_source(text: str) -> Source:
     Without a kind the layout is found from the files. Samples of a mixture are drawn from its parts in turn. Raises
     FileNotFoundError for a missing path, ValueError naming the unknown kind or option, or the wrong file or field.
     """
-    return mix([_open_one(part.strip()) for part in text.split(" + ")])
+    return mix([_open_one(part) for part in parts(text)])
 
 
-def _open_one(text: str) -> Source:
+def parts(text: str) -> list[str]:
+    """The texts of the data sets that a text joins by " + "."""
+    return [part.strip() for part in text.split(" + ")]
+
+
+def places(text: str) -> tuple[Path, Path | None]:
+    """The path that the text of one data set names, and the folder of its images if that is known to lie elsewhere.
+
+    Nothing is opened. Raises ValueError for an unknown kind.
+    """
+    kind, place, options = _read_text(text)
+    path = Path(place).expanduser()
+    if folder := options.get("images"):
+        return path, Path(folder)
+    return path, coco.picture_folders(path)[0] if kind == "coco" and path.suffix == ".json" else None
+
+
+def _read_text(text: str) -> tuple[str, str, dict[str, str]]:
+    """Kind ("" if none is named), place and options of one data set. Raises ValueError for an unknown kind."""
     named = re.match(r"([a-z]{2,}):", text)  # two letters or more: a drive letter is no kind
     kind = named[1] if named else ""
     if named and kind not in KINDS:
         raise ValueError(f"data {text!r}: {kind}: is unknown; expected one of {', '.join(KINDS)}, or a path alone.")
     place, _, query = text[named.end() if named else 0 :].partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    return kind, place, dict(parse_qsl(query, keep_blank_values=True))
+
+
+def _open_one(text: str) -> Source:
+    kind, place, options = _read_text(text)
     path = Path(place).expanduser()
     pattern = any(c in place for c in "*[")
     if not place or not (pattern or path.exists()):

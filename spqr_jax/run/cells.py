@@ -44,7 +44,12 @@ class Cell(NamedTuple):
 
     @property
     def label(self) -> str:
-        return f"{self.subject.name} x {self.profile} x {self.scenario} x seed {self.seed}"
+        return label(self.subject.name, self.scenario, self.profile, self.seed)
+
+
+def label(subject: str, scenario: str, profile: str, seed: int) -> str:
+    """A cell in messages."""
+    return f"{subject} x {profile} x {scenario} x seed {seed}"
 
 
 def plan(config: Config, workdir: Path, inputs: Inputs) -> tuple[list[SubjectDir], list[Cell]]:

@@ -14,6 +14,7 @@ from spqr_jax.config import Config
 from spqr_jax.devices import preemption, processes
 from spqr_jax.run import dry_run, opening, protocol, stages
 from spqr_jax.run.manifest import write_manifest
+from spqr_jax.run.missing import MissingFiles
 from spqr_jax.run.stages import Unopened
 
 
@@ -36,17 +37,15 @@ class Asked(NamedTuple):
 
 
 def carry_out(config: Config, workdir: Path, asked: Asked) -> int:
-    """Carry out one command. The exit status: 1 if a subject or cell failed, else 0. Raises as `opening.open_run`."""
+    """Carry out one command. The exit status: 1 if a subject or cell failed, 2 if a dry run found that something is
+    missing, else 0. Raises as `opening.open_run`."""
     start, config = time.time(), protocol.resolve(config)
     if not asked.dry_run and not stages.need_models(asked.stages):
         stages.carry_out(Unopened(config, workdir), asked.stages)
         return 0
     if asked.dry_run:
-        print(dry_run.plan(config))  # before anything is opened, so that it needs no weights
+        return show_work(config, workdir, asked.subjects)
     run = opening.only(opening.open_run(config, workdir), asked.subjects)
-    if asked.dry_run:
-        print(dry_run.table(run))
-        return 0
     if processes.first():
         write_manifest(run, asked.command)
     preemption.listen()
@@ -59,6 +58,18 @@ def carry_out(config: Config, workdir: Path, asked: Asked) -> int:
     if failures:
         print("\nNot finished:\n" + "\n".join(f"  {f.what}: {f.error}" for f in failures), file=sys.stderr)
     return int(bool(failures))
+
+
+def show_work(config: Config, workdir: Path, subjects: Sequence[str] | None) -> int:
+    """Print what a resolved config asks for: all that it lacks, else the work that is missing. The exit status."""
+    print(dry_run.plan(config))  # before anything is opened, so that it needs no weights
+    try:
+        run = opening.only(opening.open_run(config, workdir), subjects)
+    except MissingFiles as missing:
+        print(f"\n{missing}\n\n{dry_run.unopened(config, opening.chosen(config, subjects), workdir)}")
+        return 2
+    print(dry_run.table(run))
+    return 0
 
 
 def profiled(directory: str) -> AbstractContextManager[Any]:

@@ -1,12 +1,16 @@
 """The work that a run still has to do, and its time at the rates measured in the run's own work directory."""
 
+import json
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
 
 import jax
 
 from spqr_jax.config import Config
-from spqr_jax.files.layout import ImagesFolder
-from spqr_jax.run import protocol
+from spqr_jax.files.layout import ImagesFolder, Workdir
+from spqr_jax.run import cells, protocol
 from spqr_jax.run.bft import num_steps
 from spqr_jax.run.stages.pictures import phase_jobs, picture_path
 from spqr_jax.run.stages.state import Run, read_times
@@ -51,6 +55,34 @@ def table(run: Run) -> str:
     return "\n".join([*lines, _estimate(missing(run), seconds_each(run))])
 
 
+def unopened(config: Config, subjects: Sequence[str], workdir: Path) -> str:
+    """As `table` for a run that cannot be opened: all its cells, done or not, and the whole work of these subjects.
+
+    Which cells are done is not known without the files, since they are part of a cell's id. Rates are those of the
+    complete cells in the work directory, whatever they are of.
+    """
+    bft, prompts = config.bft, config.prompts
+    settings = list(product(subjects, bft.scenarios, bft.profiles, bft.seeds))
+    lines = [f"{'needs the files above':40} {cells.label(*setting)}" for setting in settings]
+    pictures = (prompts.n_harmful + prompts.n_benign) * prompts.images * (len(settings) + len(subjects))
+    lines.append(f"{len(settings)} cells, {len(subjects)} subjects, {pictures} pictures in all.")
+    counts: Counts = defaultdict(float, align=len(subjects), picture=pictures)
+    for _, _, profile, _ in settings:
+        counts[f"step {profile}"] += num_steps(bft, profile, bft.samples)
+    return "\n".join([*lines, _estimate(counts, _rates_of_complete(workdir), "In all")])
+
+
+def _rates_of_complete(workdir: Path) -> Counts:
+    """As `seconds_each`, from all complete cells of a work directory."""
+    rates: dict[str, list[float]] = defaultdict(list)
+    for folder in Workdir(workdir).complete_cells():
+        cell = json.loads(folder.summary.read_text(encoding="utf-8"))
+        for kind, rate in (("picture", "images_per_s"), (f"step {cell['profile']}", "steps_per_s")):
+            if cell["rates"].get(rate):
+                rates[kind].append(1 / cell["rates"][rate])
+    return {kind: sum(seconds) / len(seconds) for kind, seconds in rates.items()}
+
+
 def missing(run: Run) -> Counts:
     """Numbers of missing alignments, images, and fine-tuning steps by profile. A fine-tuning begun counts whole."""
     counts: Counts = defaultdict(float)
@@ -93,10 +125,10 @@ def seconds_each(run: Run) -> Counts:
     return {kind: seconds[kind] / count[kind] for kind in count}
 
 
-def _estimate(counts: Counts, rates: Counts) -> str:
+def _estimate(counts: Counts, rates: Counts, which: str = "Missing") -> str:
     if not counts:
         return "Nothing is missing."
-    lines = [f"Missing: {', '.join(f'{count:.0f} x {kind}' for kind, count in counts.items())}."]
+    lines = [f"{which}: {', '.join(f'{count:.0f} x {kind}' for kind, count in counts.items())}."]
     known = {kind: count * rates[kind] / 3600 for kind, count in counts.items() if kind in rates}
     if known:
         hours = sum(known.values())

@@ -63,7 +63,7 @@ def _options(method: Method, subject: Subject, inputs: Inputs, seed: int) -> dic
     """
     defaults = methods.defaults(method)
     values = defaults | {"seed": seed} | subject.options
-    values |= {option: inputs.pictures[place] for option, place in _sources(subject).items()}
+    values |= {option: inputs.pictures[place] for option, place in sources(subject).items()}
     values.pop("progress", None)  # changes no result
     return {name: _as_default(value, defaults.get(name)) for name, value in values.items()}
 
@@ -76,11 +76,11 @@ def _as_default(value: Any, default: Any) -> Any:
 def data_sources(subjects: Iterable[Subject]) -> dict[str, str]:
     """The data sources in the subjects' options, each with the hash of its content. Raises as `pictures.identity`."""
     # By place, so that a source which several subjects name is read once.
-    named = {place: f"{s.name}: {option}" for s in subjects for option, place in _sources(s).items()}
+    named = {place: f"{s.name}: {option}" for s in subjects for option, place in sources(s).items()}
     return {place: pictures.identity(place, name) for place, name in named.items()}
 
 
-def _sources(subject: Subject) -> dict[str, str]:
+def sources(subject: Subject) -> dict[str, str]:
     """option -> data source, for the data options of a subject's method that are set."""
     if subject.checkpoint:
         return {}

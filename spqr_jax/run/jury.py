@@ -1,7 +1,8 @@
 """The judges of a run: opened once, asked about images, their answers ready for records."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,17 +49,48 @@ class Jury(NamedTuple):
         return [float(record.score) for record in self.clip.score(images_u8, list(texts))]
 
 
+class Opener(NamedTuple):
+    """A judge before it is opened: its path, or its name where it finds its own files, and the function that opens it.
+
+    `open` raises judges' JudgeError, and ValueError for a shipped judge that does not exist.
+    """
+
+    place: str
+    open: Callable[[], Any]
+
+
 def open_jury(config: Judges) -> Jury:
-    """Open every judge, so that a missing file is known before any image is made. Raises judges' JudgeError."""
-    safety = {name: open_safety(source, config.providers) for name, source in config.safety.items()}
-    if not safety:
+    """Open every judge, so that a missing file is known before any image is made. Raises as `Opener.open`."""
+    return of_opened(config, {field: opener.open() for field, opener in openers(config).items()})
+
+
+def of_opened(config: Judges, opened: Mapping[str, Any]) -> Jury:
+    """The jury of opened judges, by the fields that `openers` gives."""
+    safety = {name: opened[f"safety.{name}"] for name in config.safety}
+    return Jury(safety, config.rule, opened["clip_score"], opened["features"])
+
+
+def openers(config: Judges) -> dict[str, Opener]:
+    """Field of the config's section, "safety.nudenet" -> its judge. Raises ValueError without a safety judge."""
+    if not config.safety:
         raise ValueError("config.judges.safety is empty; name at least one safety judge.")
-    return Jury(
-        safety,
-        config.rule,
-        opening.open_at(clip_score.CLIPScore.open, located(config.clip_score), providers=config.providers),
-        opening.open_at(inception.Inception.open, located(config.features), providers=config.providers),
-    )
+    found = {
+        f"safety.{name}": Opener(opening.place_of(source), partial(open_safety, source, config.providers))
+        for name, source in config.safety.items()
+    }
+    quality: dict[str, Callable[..., Any]] = {
+        "clip_score": clip_score.CLIPScore.open,
+        "features": inception.Inception.open,
+    }
+    for field, judge in quality.items():
+        source = getattr(config, field)
+        place, _ = opening.split_options(source)
+        found[field] = Opener(place, partial(_open_quality, judge, source, config.providers))
+    return found
+
+
+def _open_quality(judge: Callable[..., Any], source: str, providers: str) -> Any:
+    return opening.open_at(judge, located(source), providers=providers)
 
 
 def open_safety(source: str, providers: str) -> opening.Judge:

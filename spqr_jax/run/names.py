@@ -22,7 +22,6 @@ from spqr_jax.config import Config
 from spqr_jax.data import Dataset, drawing, pictures
 from spqr_jax.data import source as source_lib
 from spqr_jax.data.pictures import Preprocess
-from spqr_jax.files.records import ROLES
 from spqr_jax.mini import world
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.prompts import Prompt
@@ -48,8 +47,21 @@ def weights_path(source: str) -> Path:
     if source.startswith("hub:"):
         return hub.fetch(source)
     if not Path(source).exists():
-        raise FileNotFoundError(f"weights {source} do not exist; set config.base, or the subject's checkpoint.")
+        raise FileNotFoundError(f"weights: {source} does not exist; set config.base, or the subject's checkpoint.")
     return Path(source)
+
+
+def look_at_weights(source: str) -> None:
+    """Look at weights that a config names without reading them: a directory's index, a weight file's header.
+
+    Raises FileNotFoundError, or ValueError for weights that `convert.load` does not know. Weights on the hub are not
+    looked at, and of a pickle only whether it is there.
+    """
+    if source == MINI or source.startswith("hub:"):
+        return
+    path = weights_path(source)
+    if path.is_dir() or path.suffix == ".safetensors":
+        convert.recognise(path)
 
 
 def backbone(config: Config) -> Pipeline:
@@ -98,15 +110,11 @@ def concept(config: Config) -> Concept:
 # --- prompts
 
 
-def prompts(config: Config) -> dict[str, list[Prompt]]:
-    """role -> the prompts that the config asks for. Raises ValueError or FileNotFoundError naming the set."""
-    wanted = {"harmful": config.prompts.n_harmful, "benign": config.prompts.n_benign}
-    return {role: _prompts(getattr(config.prompts, role), wanted[role], config.seed) for role in ROLES}
-
-
-def _prompts(source: str, n: int, seed: int) -> list[Prompt]:
+def prompts(config: Config, role: str) -> list[Prompt]:
+    """The prompts that the config asks for in one role. Raises ValueError or FileNotFoundError naming the set."""
+    source, n = getattr(config.prompts, role), getattr(config.prompts, f"n_{role}")
     name = in_mini(source)
-    return prompts_lib.load(source, n, seed=seed) if name is None else mini.prompts(name, n, seed)
+    return prompts_lib.load(source, n, seed=config.seed) if name is None else mini.prompts(name, n, config.seed)
 
 
 def prompt_set(config: Config, role: str) -> str:
@@ -158,15 +166,28 @@ def reference_images(config: Config) -> Iterator[np.ndarray]:
     resized, and cropped at the centre to the size of the generated ones. "whole": as they are, one a batch; the feature
     network's preprocessing squeezes them into its square.
     """
+    if config.judges.reference == REFERENCE:
+        return iter([mini.reference_images(config.judges.n_reference)])
+    paths = reference_paths(config)
+    if config.judges.reference_crop == "whole":
+        return (np.asarray(_reference(path))[None] for path in paths)
+    return _cropped(paths, Preprocess(config.generation.height or backbone_side(config)))
+
+
+def reference_paths(config: Config) -> list[Path]:
+    """The files of the reference images, none for the emoji world's.
+
+    Raises FileNotFoundError for a missing folder, ValueError for one with too few.
+    """
     source, n = config.judges.reference, config.judges.n_reference
     if source == REFERENCE:
-        return iter([mini.reference_images(n)])
+        return []
+    if not Path(source).is_dir():
+        raise FileNotFoundError(f"judges.reference={source} does not exist; name a folder of real images.")
     paths = source_lib.pictures_under(Path(source))
     if len(paths) < n:
         raise ValueError(f"judges.reference={source} holds {len(paths)} pictures, judges.n_reference asks for {n}.")
-    if config.judges.reference_crop == "whole":
-        return (np.asarray(_reference(path))[None] for path in paths[:n])
-    return _cropped(paths[:n], Preprocess(config.generation.height or backbone_side(config)))
+    return paths[:n]
 
 
 def _cropped(paths: Sequence[Path], how: Preprocess) -> Iterator[np.ndarray]:

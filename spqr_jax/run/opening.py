@@ -16,34 +16,32 @@ from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import plan
 from spqr_jax.run.check import check
 from spqr_jax.run.identity import Inputs, digest
-from spqr_jax.run.jury import open_jury
+from spqr_jax.run.missing import open_all
 from spqr_jax.run.stages import Run
 
 
 def open_run(config: Config, workdir: Path) -> Run:
     """Check the config, the work directory, prompts, judges and weights before anything long starts.
 
-    Raises ValueError, FileNotFoundError or PermissionError, each naming the thing at fault and the remedy.
+    Raises ValueError or PermissionError, each naming the thing at fault and the remedy, and MissingFiles with all
+    things that are not there or do not open.
     """
     config = protocol.resolve(config)
     check(config)
     check_workdir(workdir)
     enable_compilation_cache(workdir)
-    prompts = names_lib.prompts(config)
-    jury = open_jury(config.judges)
-    checkpoints = {s.checkpoint: names_lib.weights_path(s.checkpoint) for s in config.subjects if s.checkpoint}
-    backbone = names_lib.backbone(config)
-    check_backbone(config, backbone)
+    opened = open_all(config)
+    check_backbone(config, opened.backbone)
     inputs = Inputs(
         backbone=storage.sha256(names_lib.weights_path(config.base)),
-        prompts={role: digest(rows) for role, rows in prompts.items()},
-        data={scenario: names_lib.dataset(config, scenario).name for scenario in config.bft.scenarios},
-        checkpoints={source: storage.sha256(path) for source, path in checkpoints.items()},
+        prompts={role: digest(rows) for role, rows in opened.prompts.items()},
+        data={scenario: dataset.name for scenario, dataset in opened.data.items()},
+        checkpoints={source: storage.sha256(path) for source, path in opened.checkpoints.items()},
         pictures=identity.data_sources(config.subjects),
         methods=identity.method_sources(config.subjects),
     )
     subjects, cells = plan(config, workdir, inputs)
-    return Run(config, workdir, backbone, jury, prompts, inputs, subjects, cells)
+    return Run(config, workdir, opened.backbone, opened.jury, opened.prompts, inputs, subjects, cells)
 
 
 def check_backbone(config: Config, backbone: Pipeline) -> None:
@@ -58,14 +56,17 @@ def check_backbone(config: Config, backbone: Pipeline) -> None:
 
 def only(run: Run, names: Sequence[str] | None) -> Run:
     """The run with these subjects alone, all when None. Raises ValueError for a name that the config does not have."""
-    if names is None:
-        return run
-    known = [subject.name for subject in run.subjects]
-    for name in names:
+    subjects = [subject for subject in run.subjects if subject.name in chosen(run.config, names)]
+    return run._replace(subjects=subjects, cells=[cell for cell in run.cells if cell.subject in subjects])
+
+
+def chosen(config: Config, names: Sequence[str] | None) -> list[str]:
+    """The names of the config's subjects that are among these, all when None. Raises as `only`."""
+    known = [subject.name for subject in config.subjects]
+    for name in names or ():
         if name not in known:
             raise ValueError(f"--subjects: {name!r} is none of the config's; expected some of {', '.join(known)}.")
-    subjects = [subject for subject in run.subjects if subject.name in names]
-    return run._replace(subjects=subjects, cells=[cell for cell in run.cells if cell.subject in subjects])
+    return [name for name in known if names is None or name in names]
 
 
 def check_workdir(workdir: Path) -> None:

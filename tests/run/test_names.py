@@ -75,13 +75,12 @@ def test_data_by_scenario(tmp_path):
 def test_prompts_come_from_the_emoji_world_or_from_a_file(tmp_path):
     (tmp_path / "mine.txt").write_text("a dog\na cat\n")
     config = Config(prompts=Prompts(benign=str(tmp_path / "mine.txt"), n_harmful=3, n_benign=2), seed=1)
-    found = names.prompts(config)
-    assert found["harmful"] == mini.prompts("harmful", 3, 1)
-    assert [prompt.prompt for prompt in found["benign"]] == ["a dog", "a cat"]
-    assert [names.prompt_set(config, role) for role in names.ROLES] == ["mini:harmful", "mine.txt"]
+    assert names.prompts(config, "harmful") == mini.prompts("harmful", 3, 1)
+    assert [prompt.prompt for prompt in names.prompts(config, "benign")] == ["a dog", "a cat"]
+    assert [names.prompt_set(config, role) for role in ("harmful", "benign")] == ["mini:harmful", "mine.txt"]
     config.prompts.harmful = "mini:odd"
     with pytest.raises(ValueError, match="mini:odd is unknown; expected one of harmful, benign"):
-        names.prompts(config)
+        names.prompts(config, "harmful")
 
 
 def test_concepts_by_name():

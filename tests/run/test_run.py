@@ -201,6 +201,19 @@ def test_dry_run_counts_what_is_missing_and_estimates_it_from_measured_rates(fin
     assert f"picture {hours:.2f}" in listed
 
 
+def test_dry_run_without_a_file_estimates_all_work_from_complete_cells(finished):
+    config, workdir = finished
+    missing = "--config.prompts.harmful=/nowhere.csv"
+    listed = launch("--config", str(config), "--workdir", str(workdir), "--dry_run", missing)
+    assert listed.returncode == 2 and listed.stderr == ""
+    assert re.search(r"prompts.harmful +/nowhere.csv +does not exist", listed.stdout)
+    assert "4 cells, 2 subjects, 72 pictures in all." in listed.stdout
+    assert "In all: 2 x align, 72 x picture, 4 x step lite, 4 x step moderate." in listed.stdout
+    rates = [json.loads(path.read_text())["rates"]["images_per_s"] for path in workdir.glob("cells/*/cell.json")]
+    hours = 72 * sum(1 / rate for rate in rates) / len(rates) / 3600
+    assert f"picture {hours:.2f}" in listed.stdout
+
+
 def test_a_clock_that_goes_backwards_takes_nothing_from_what_was_measured(tmp_path):
     state.note_seconds(Folder(tmp_path), "generate_after", 3.0, 2)
     state.note_seconds(Folder(tmp_path), "generate_after", -3600.0, 1)
