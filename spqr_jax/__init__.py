@@ -24,6 +24,7 @@ The rooms of the package. docs/architecture.md says how they work together and w
     score/       S, P, Q, R and SPQR with intervals, from records and features alone
     report/      the report, tables, figures and comparisons of finished runs
     run/         one run from its config to its report, in stages
+    fit/         whether a config fits on devices that are not there, and how long it takes
 
 Importing this package imports none of them.
 """

@@ -190,7 +190,7 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     """Check all arguments, then encode images and captions, and place the weights on the devices."""
     sizes = data_lib.curriculum_stages(len(dataset), o.curriculum)
     mesh = o.mesh or mesh_lib.make()
-    _check_batch(o.batch_size, o.memory.accumulate, mesh.size)
+    check_batch(o.batch_size, o.memory.accumulate, mesh.size)
     denoiser, trainable, frozen, keys = prepare(
         pipeline,
         profile,
@@ -287,7 +287,8 @@ def num_steps(
     return passes * one_pass if steps is None else steps
 
 
-def _check_batch(batch_size: int, accumulate: int, devices: int) -> None:
+def check_batch(batch_size: int, accumulate: int, devices: int) -> None:
+    """Raise ValueError for a batch that cannot be cut into so many parts on so many devices."""
     if batch_size < 1 or batch_size % devices:
         raise ValueError(f"batch_size {batch_size} is not a positive multiple of the {devices} devices.")
     if accumulate < 1 or batch_size % (accumulate * devices):

@@ -59,7 +59,7 @@ class Encoded:
     def __init__(self, pipeline: Pipeline, dataset: Dataset, order: Sequence[Batch], *, cache: Path | None = None):
         self.size = _checked_size(pipeline, dataset)
         self._pipeline, self._dataset, self._order, self._cache = pipeline, dataset, order, cache
-        self._batch = _batch(len(dataset), self.size)
+        self._batch = images_at_once(len(dataset), self.size)
         self._changes = dataset.at_pass is not None
         self._length = BLOCK_ROWS // self._batch * self._batch if self._changes else len(dataset)
         self._key = _key(pipeline, dataset, self.size) if cache is not None and self._changes else ""
@@ -96,10 +96,10 @@ def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -
     """
     size, rows = _checked_size(pipeline, dataset), range(len(dataset))
     file = None if cache is None else cache / f"{_key(pipeline, dataset, size)}.npz"
-    return _kept(file, lambda: _encode_rows(pipeline, dataset, rows, _batch(len(dataset), size)))
+    return _kept(file, lambda: _encode_rows(pipeline, dataset, rows, images_at_once(len(dataset), size)))
 
 
-def _batch(count: int, size: tuple[int, int]) -> int:
+def images_at_once(count: int, size: tuple[int, int]) -> int:
     """Images encoded at once, of a data set of `count` images."""
     return max(1, min(ENCODE_BATCH, ENCODE_PIXELS // (size[0] * size[1]), count))
 

@@ -1,0 +1,222 @@
+"""The answer for a config and a target: every program measured, and remedies tried where one does not fit."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spqr_jax.config import Config
+from spqr_jax.devices import mesh as mesh_lib
+from spqr_jax.fit import architectures, memory, programs, targets, work
+from spqr_jax.fit.memory import Measured
+from spqr_jax.fit.programs import Plan, Program
+from spqr_jax.fit.targets import Target
+from spqr_jax.run import protocol
+from spqr_jax.sampling import batch_size
+
+SHARE = 0.35  # of the peak, unless told otherwise
+# What is tried where a training step does not fit: (remat, accumulate).
+REMEDIES = ((True, 1), (True, 2), (True, 4), (True, 8), (True, 16))
+SAMPLERS = ("whole", "parts")
+
+
+class Asked(NamedTuple):
+    """How to answer.
+
+    Attributes:
+        sampler: "whole": the sampling loop as one program. "parts": one evaluation, and the decoder. "": parts on a
+            TPU, whose compiler takes minutes for the whole.
+        each: images on each device that are tried first; 0: as a run does.
+        share: share of the peak in the estimate of hours.
+        cache: directory of earlier results, or None.
+        report: called with (program, None) before and (program, Measured) after each compilation.
+    """
+
+    sampler: str = ""
+    each: int = 0
+    share: float = SHARE
+    cache: Path | None = None
+    report: Callable[[Program, Measured | None], None] = lambda program, measured: None
+
+
+class Question(NamedTuple):
+    """A plan and a target, and how to answer."""
+
+    plan: Plan
+    target: Target
+    asked: Asked
+
+    def measure(self, program: Program) -> Measured:
+        self.asked.report(program, None)
+        measured = memory.measure(program, self.target, self.plan.mesh.size, self.asked.cache)
+        self.asked.report(program, measured)
+        return measured
+
+    def row(self, program: Program, measured: Measured, **more: Any) -> dict[str, Any]:
+        """The entry of fit.json for one program."""
+        total = None if measured.bytes is None else measured.bytes + program.beside
+        said = measured._asdict() | {"bytes": total, "beside_bytes": program.beside}
+        fits = measured.compiles and total is not None and total <= self.target.limit
+        limit = {"limit_bytes": self.target.limit, "limit_source": self.target.source}
+        return {"program": program.name, "fits": fits, **said, **limit, **program.about, **more}
+
+
+def answer(config: Config, target: Target, asked: Asked) -> dict[str, Any]:
+    """What fit.json holds: {"target", "programs", "fits", "hours", ...}; see docs/accelerators.md.
+
+    Raises ValueError for an unknown base, ModuleNotFoundError and RuntimeError as `targets.mesh`.
+    """
+    config = protocol.resolve(config)
+    plan = Plan(config, architectures.pipeline(config), targets.mesh(target), target.platform)
+    question = Question(plan, target, asked)
+    rows = list(_rows(question))
+    return {
+        "target": target.name,
+        "devices": plan.mesh.size,
+        "device_kind": plan.mesh.devices.flat[0].device_kind,
+        "base": config.base,
+        "dtype": config.dtype,
+        "protocol": config.protocol,
+        "fits": all(row["fits"] for row in rows),
+        "programs": rows,
+        "hours": work.hours(_items(question, rows), target, config.dtype, asked.share),
+    }
+
+
+def count(config: Config) -> int:
+    """Programs that are asked about at least, for a progress bar."""
+    return 3 + len(config.bft.profiles)
+
+
+def _rows(question: Question) -> Iterator[dict[str, Any]]:
+    plan = question.plan
+    for program in (programs.text_encoding(plan), programs.image_encoding(plan)):
+        yield question.row(program, question.measure(program))
+    for profile in plan.config.bft.profiles:
+        yield _training(question, profile)
+    yield from _sampling(question)
+
+
+# --- training
+
+
+def _training(question: Question, profile: str) -> dict[str, Any]:
+    """The row of a training step, with the first remedy that helps if it does not fit."""
+    program = programs.training_step(question.plan, profile)
+    row = question.row(program, question.measure(program))
+    if row["fits"] or (row["bytes"] is None and "RESOURCE_EXHAUSTED" not in row["reason"]):
+        return row
+    tried = []
+    for remat, accumulate in _remedies(question.plan):
+        changed = dataclasses.replace(question.plan.config.bft, remat=remat, accumulate=accumulate)
+        plan = question.plan._replace(config=dataclasses.replace(question.plan.config, bft=changed))
+        other = programs.training_step(plan, profile)
+        trial = question.row(other, question.measure(other))
+        kept = ("remat", "accumulate", "fits", "bytes", "compile_s", "reason")
+        tried.append({name: trial[name] for name in kept})
+        if trial["fits"]:
+            return row | {"tried": tried, "remedy": f"--config.bft.remat={remat} --config.bft.accumulate={accumulate}"}
+    return row | {"tried": tried, "remedy": ""}
+
+
+def _remedies(plan: Plan) -> Iterator[tuple[bool, int]]:
+    """Those of REMEDIES that differ from the config and whose parts are whole on every device."""
+    bft = plan.config.bft
+    for remat, accumulate in REMEDIES:
+        more = accumulate > bft.accumulate or (remat and not bft.remat and accumulate == bft.accumulate)
+        if more and bft.batch_size % (accumulate * plan.mesh.size) == 0:
+            yield remat, accumulate
+
+
+# --- sampling
+
+
+def _sampling(question: Question) -> Iterator[dict[str, Any]]:
+    """The rows of the sampler, at the batch that a run would take."""
+    whole = _whole(question)
+    make = programs.whole_sampler if whole else programs.evaluation
+    seen: dict[int, tuple[Program, Measured]] = {}
+
+    def compiled(each: int) -> Measured:
+        program = make(question.plan, each)
+        measured = question.measure(program)
+        seen[each] = program, measured
+        if not measured.compiles and measured.bytes is None and "RESOURCE_EXHAUSTED" not in measured.reason:
+            raise ValueError(measured.reason)
+        return measured._replace(bytes=None if measured.bytes is None else measured.bytes + program.beside)
+
+    first = _most(question)
+    weights = sum(mesh_lib.bytes_each(tree) for tree in programs.sampler_weights(question.plan).values())
+    limit, failure = _sampling_limit(question.target), ""
+    try:
+        each = batch_size.largest(compiled, first, weights=weights, limit=limit)
+    except (MemoryError, ValueError) as error:
+        each, failure = min(seen), str(error) if isinstance(error, MemoryError) else ""
+    yield question.row(*seen[shown := _shown(question, first, each)], **_tried(question, seen, shown, each, failure))
+    if not whole:
+        program = programs.decoder(question.plan, shown)
+        yield question.row(program, question.measure(program))
+
+
+def _shown(question: Question, first: int, each: int) -> int:
+    """Images on each device of the row: those that the config asks for, else those that fit, as a run takes them."""
+    return first if question.plan.config.generation.batch_size else each
+
+
+def _tried(
+    question: Question, seen: dict[int, tuple[Program, Measured]], shown: int, each: int, failure: str
+) -> dict[str, Any]:
+    """What else was compiled for a sampler's row, and the batch to take instead if this one does not fit."""
+    devices = question.plan.mesh.size
+    tried = [{"batch": n * devices, **_short(question, *seen[n])} for n in seen if n != shown]
+    remedy = failure or (f"--config.generation.batch_size={each * devices}" if each != shown else "")
+    return {"tried": tried, "remedy": remedy}
+
+
+def _short(question: Question, program: Program, measured: Measured) -> dict[str, Any]:
+    row = question.row(program, measured)
+    return {name: row[name] for name in ("fits", "bytes", "compile_s", "reason")}
+
+
+def _whole(question: Question) -> bool:
+    asked = question.asked.sampler or ("parts" if question.target.platform == "tpu" else "whole")
+    return asked == "whole"
+
+
+def _most(question: Question) -> int:
+    """Images on each device that are tried first: as asked, as the config says, or the most that save time."""
+    generation, plan = question.plan.config.generation, question.plan
+    height, width, _ = programs.sampled_shape(plan)
+    if question.asked.each:
+        return question.asked.each
+    if generation.batch_size:
+        return -(-generation.batch_size // plan.mesh.size)
+    return batch_size.worthwhile(height * width, plan.mesh)
+
+
+def _sampling_limit(target: Target) -> int:
+    """Bytes that a run leaves to its sampler (`batch_size.memory_limit`)."""
+    return target.limit if target.platform == "cpu" else int(batch_size.SHARE * target.limit)
+
+
+# --- the whole config
+
+
+def _items(question: Question, rows: list[dict[str, Any]]) -> list[work.Item]:
+    """The work of the config, each kind with the FLOP of one, from the rows."""
+    config, devices = question.plan.config, question.plan.mesh.size
+    whole, by_name = work.of(config), {row["program"]: row for row in rows}
+    encoding = by_name["image encoding"]
+    items = [work.Item("image encoded", whole.encoded, encoding["flops"] * devices / encoding["batch"])]
+    for profile, steps in whole.steps.items():
+        items.append(work.Item(f"step, {profile}", steps, by_name[f"training step, {profile}"]["flops"] * devices))
+    return [*items, work.Item("image drawn", whole.pictures, _image_flop(question, by_name))]
+
+
+def _image_flop(question: Question, by_name: dict[str, dict[str, Any]]) -> float:
+    devices = question.plan.mesh.size
+    if "sampler" in by_name:
+        return by_name["sampler"]["flops"] * devices / by_name["sampler"]["batch"]
+    one, decoder = by_name["sampler: one evaluation"], by_name["sampler: decoder"]
+    evaluations = programs.evaluations(question.plan)
+    return (evaluations * one["flops"] + decoder["flops"]) * devices / one["batch"]

@@ -1,0 +1,281 @@
+"""The programs that a run of a config compiles, traced from shapes alone.
+
+A run has four kinds: encoding texts, encoding images, the training step of each profile, and the sampler. Each is the
+function that the run itself compiles, with the run's own arguments as shapes. The sampler can also be taken as its two
+parts, one guided evaluation of the denoiser and the decoder, since the whole takes some compilers many minutes.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spqr_jax import backbones, finetune
+from spqr_jax.backbones import Condition, text
+from spqr_jax.config import Config
+from spqr_jax.devices import mesh as mesh_lib
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.run import bft
+from spqr_jax.sampling import call as call_lib
+from spqr_jax.sampling import sampler
+from spqr_jax.sampling.call import Sampling
+from spqr_jax.sampling.guidance import Guided, guided_prediction
+from spqr_jax.training import latents
+from spqr_jax.training import step as step_lib
+
+
+class Program(NamedTuple):
+    """One program of a run.
+
+    Attributes:
+        name: "text encoding", "image encoding", "training step, lite", "sampler" and so on.
+        about: what it was traced for, as fit.json has it: batch over all devices, resolution, dtype ...
+        trace: () -> jax.stages.Traced. It may raise what the layers raise for a target that they cannot serve.
+        beside: bytes on each device that the run keeps there meanwhile, and that are no arguments.
+    """
+
+    name: str
+    about: dict[str, Any]
+    trace: Callable[[], Any]
+    beside: int = 0
+
+
+class Plan(NamedTuple):
+    """What programs are traced from: a resolved config, its backbone by shapes, and the target's devices."""
+
+    config: Config
+    pipeline: Pipeline
+    mesh: Mesh
+    platform: str  # "cpu", "tpu" or "cuda"
+
+    @property
+    def backbone(self) -> backbones.Backbone:
+        return backbones.of(self.pipeline)
+
+    def about(self, batch: int, size: tuple[int, int] | None = None, **more: Any) -> dict[str, Any]:
+        resolution = {"resolution": f"{size[1]}x{size[0]}"} if size else {}
+        return {"batch": batch, **resolution, "dtype": self.config.dtype, **more}
+
+
+@contextlib.contextmanager
+def told(platform: str) -> Iterator[None]:
+    """While it lasts, layers are traced for this platform. The one place where a target is handed to them."""
+    del platform  # layers ask jax.default_backend() today
+    yield
+
+
+def _traced(plan: Plan, function: Any, *arguments: Any) -> Callable[[], Any]:
+    """A function that traces `function` for the plan's platform."""
+
+    def trace() -> Any:
+        with told(plan.platform):
+            return function.trace(*arguments)
+
+    return trace
+
+
+# --- encoding
+
+
+def text_encoding(plan: Plan) -> Program:
+    """All text encoders on as many texts as are encoded at once. It runs on one device."""
+    texts = [str(i) for i in range(text.BATCH)]
+
+    @jax.jit
+    def encode(params: Any) -> Condition:
+        return plan.backbone.condition(plan.pipeline._replace(params=params), texts, _trained_size(plan))
+
+    assert plan.backbone.text is not None
+    weights = {name: plan.pipeline.params[name] for name in plan.backbone.text.encoders}
+    return Program("text encoding", plan.about(len(texts)), _traced(plan, encode, _on_one(weights, plan.mesh)))
+
+
+def image_encoding(plan: Plan) -> Program:
+    """The autoencoder's encoder on as many training images as are encoded at once. It runs on one device."""
+    component, size = plan.backbone.autoencoder, _training_size(plan)
+    batch = latents.images_at_once(plan.config.bft.samples, size)
+    images = jax.ShapeDtypeStruct((batch, *size, 3), np.uint8)
+    weights, images = _on_one((plan.pipeline.params[component], images), plan.mesh)
+    arguments = plan.backbone, plan.pipeline.definitions[component], weights, images
+    return Program("image encoding", plan.about(batch, size), _traced(plan, latents.encode_batch, *arguments))
+
+
+# --- training
+
+
+def training_step(plan: Plan, profile: str) -> Program:
+    """One step of fine-tuning under a profile, with the config's batch, rank, accumulation and rematerialisation."""
+    bft_config, size = plan.config.bft, _training_size(plan)
+    about = plan.about(bft_config.batch_size, size, accumulate=bft_config.accumulate, remat=bft_config.remat)
+    about |= {"rank": bft_config.rank} if profile == "lite" else {}
+    return Program(f"training step, {profile}", about, lambda: _trace_step(plan, profile, size))
+
+
+def _trace_step(plan: Plan, profile: str, size: tuple[int, int]) -> Any:
+    config, mesh = plan.config, plan.mesh
+    finetune.check_batch(config.bft.batch_size, config.bft.accumulate, mesh.size)
+    steps = bft.num_steps(config.bft, profile, config.bft.samples)
+    options = finetune.Options(**bft.training_options(config, profile, steps))
+    denoiser, (trainable, frozen, keys) = _prepared(plan, profile)
+    start = functools.partial(step_lib.init_state, optimiser=options.optimiser, ema=options.objective.ema > 0)
+    state = mesh_lib.shapes(jax.eval_shape(start, trainable), mesh, fsdp=options.fsdp)
+    schedule, key = jax.eval_shape(lambda: (backbones.schedule(plan.pipeline), jax.random.key(0)))
+    latent = jax.ShapeDtypeStruct((options.batch_size, *plan.backbone.latent_shape(plan.pipeline, size)), np.float32)
+    weight = jax.ShapeDtypeStruct((options.batch_size,), np.float32)
+    rows = _conditions(plan, size, options.batch_size, tokens=bool(denoiser.encoders))
+    batch = {"mean": latent, "std": latent, "condition": rows, "weight": weight}
+    step = step_lib.train_step(
+        step_lib.Program(denoiser, options.optimiser, options.objective, options.memory, mesh if options.fsdp else None)
+    )
+    frozen = mesh_lib.shapes(frozen, mesh, fsdp=options.fsdp)
+    keys, schedule, key = mesh_lib.shapes((keys, schedule, key), mesh)
+    return _traced(plan, step, state, frozen, keys, schedule, _split(batch, mesh), key)()
+
+
+def _prepared(plan: Plan, profile: str) -> tuple[backbones.Denoiser, Any]:
+    """`finetune.prepare` by shapes: the denoiser, and (trainable leaves, frozen leaves, dropout keys)."""
+    found: list[backbones.Denoiser] = []  # what is no array cannot be returned through eval_shape
+
+    def prepare(params: Any) -> Any:
+        options = bft.adapter_options(plan.config.bft, profile)
+        denoiser, *leaves = finetune.prepare(plan.pipeline._replace(params=params), profile, seed=0, **options)
+        found.append(denoiser)
+        return leaves
+
+    leaves = jax.eval_shape(prepare, plan.pipeline.params)
+    return found[0], leaves
+
+
+# --- sampling
+
+
+def sampling(config: Config) -> Sampling:
+    """The config's options of sampling."""
+    g = config.generation
+    return Sampling(g.steps, g.guidance, g.height or None, g.width or None, g.negative, g.scheduler)
+
+
+def whole_sampler(plan: Plan, each: int) -> Program:
+    """The sampler from noise to pixels, with `each` images on each device."""
+    program, weights, noise, batch = _sampler_inputs(plan, each)
+    tables = call_lib.tables_of(plan.pipeline, sampling(plan.config))
+    about = _about_sampling(plan, each) | {"evaluations": evaluations(plan)}
+    return Program("sampler", about, _traced(plan, sampler.sample, program, weights, tables, noise, batch, ()))
+
+
+def evaluations(plan: Plan) -> int:
+    """Evaluations of the denoiser in one image, each under guidance."""
+    return len(call_lib.tables_of(plan.pipeline, sampling(plan.config)).timesteps)
+
+
+def evaluation(plan: Plan, each: int) -> Program:
+    """One evaluation of the denoiser under guidance. The decoder's weights lie beside it, as they do in a run."""
+    program, weights, noise, batch = _sampler_inputs(plan, each)
+    time = mesh_lib.shapes(jax.ShapeDtypeStruct((), np.int32), plan.mesh)
+    arguments = program, weights["denoiser"], noise, batch, time
+    about = _about_sampling(plan, each) | {"evaluations": 1}
+    beside = mesh_lib.bytes_each(weights["autoencoder"])
+    return Program("sampler: one evaluation", about, _traced(plan, _evaluate, *arguments), beside)
+
+
+def decoder(plan: Plan, each: int) -> Program:
+    """Latents to pixels. The denoiser's weights lie beside it, as they do in a run."""
+    program, weights, noise, _ = _sampler_inputs(plan, each)
+    trace = _traced(plan, _decode, program, weights["autoencoder"], noise)
+    beside = mesh_lib.bytes_each(weights["denoiser"])
+    return Program("sampler: decoder", _about_sampling(plan, each), trace, beside)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(program: sampler.Program, weights: Any, noise: jax.Array, batch: sampler.Batch, time: jax.Array):
+    if program.split:
+        weights = mesh_lib.constrain(weights, program.split, fsdp=False)
+    return guided_prediction(program.denoiser.bind(weights), batch.given, program.guided, noise, time)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(program: sampler.Program, weights: Any, noise: jax.Array):
+    if program.split:
+        weights = mesh_lib.constrain(weights, program.split, fsdp=False)
+    pixels = program.denoiser.backbone.decode(program.autoencoder.bind(weights), noise, program.scaling)
+    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+
+
+def sampler_weights(plan: Plan) -> dict[str, Any]:
+    """The weights that a sampler holds on each device, as shapes."""
+    backbone, params = plan.backbone, plan.pipeline.params
+    weights = {"denoiser": backbone.weights(plan.pipeline), "autoencoder": params[backbone.autoencoder], "attached": ()}
+    return mesh_lib.shapes(weights, plan.mesh, fsdp=plan.config.mesh.fsdp)
+
+
+def sampled_shape(plan: Plan) -> tuple[int, int, int]:
+    """(h, w, C) of the latents that are sampled."""
+    return plan.backbone.latent_shape(plan.pipeline, _sampled_size(plan))
+
+
+def _sampler_inputs(plan: Plan, each: int) -> tuple[sampler.Program, dict[str, Any], Any, sampler.Batch]:
+    """Program, weights, noise and batch of the sampler without attachments."""
+    backbone, pipeline, count = plan.backbone, plan.pipeline, each * plan.mesh.size
+    rows = _conditions(plan, _sampled_size(plan), count)
+    scales: Any = jax.ShapeDtypeStruct((count,), np.float32)
+    noise = jax.ShapeDtypeStruct((count, *sampled_shape(plan)), np.float32)
+    noise, batch = _split((noise, sampler.Batch(Guided(rows, rows, scales))), plan.mesh)
+    program = sampler.Program(
+        backbones.denoiser(pipeline),
+        pipeline.definitions[backbone.autoencoder],
+        backbone.scaling(pipeline),
+        plan.config.generation.guidance > 1,
+        plan.mesh if plan.config.mesh.fsdp else None,
+        (),
+    )
+    return program, sampler_weights(plan), noise, batch
+
+
+def _about_sampling(plan: Plan, each: int) -> dict[str, Any]:
+    guidance = float(plan.config.generation.guidance)
+    return plan.about(each * plan.mesh.size, _sampled_size(plan), guidance=guidance)
+
+
+# --- shapes
+
+
+def _trained_size(plan: Plan) -> tuple[int, int]:
+    side = plan.backbone.side(plan.pipeline)
+    return side, side
+
+
+def _training_size(plan: Plan) -> tuple[int, int]:
+    side = plan.config.bft.resolution or plan.backbone.side(plan.pipeline)
+    return side, side
+
+
+def _sampled_size(plan: Plan) -> tuple[int, int]:
+    return call_lib.size_of(plan.pipeline, sampling(plan.config))
+
+
+def _conditions(plan: Plan, size: tuple[int, int], rows: int, *, tokens: bool = False) -> Condition:
+    """The shapes of a Condition of so many rows. tokens: with token ids in the place of text states."""
+    if tokens:
+        one = backbones.token_condition(plan.pipeline, [""], size=size)
+    else:
+        one = jax.eval_shape(
+            lambda params: plan.backbone.condition(plan.pipeline._replace(params=params), [""], size),
+            plan.pipeline.params,
+        )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one)
+
+
+def _on_one(tree: Any, mesh: Mesh) -> Any:
+    """Shapes on the first of the target's devices."""
+    return mesh_lib.shapes(tree, Mesh(mesh.devices.reshape(-1)[:1], mesh.axis_names, axis_types=mesh.axis_types))
+
+
+def _split(tree: Any, mesh: Mesh) -> Any:
+    """Shapes [B, ...] split along the first axis, as `mesh_lib.split_batch` places arrays."""
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -1,0 +1,61 @@
+"""The answer as text for a terminal: a table of programs, what was tried, and the arithmetic of the hours."""
+
+from collections.abc import Iterator
+from typing import Any
+
+HEAD = ("program", "batch", "fits", "GB", "of GB", "arguments + temporaries", "TFLOP a device", "compiled in")
+
+
+def text(answer: dict[str, Any]) -> str:
+    """The whole answer of `spqr_jax.fit.fitting.answer`."""
+    devices = f"{answer['devices']} x {answer['device_kind']}"
+    title = f"{answer['base']} in {answer['dtype']} on {answer['target']} ({devices}); compiled, not run."
+    rows = [HEAD, *(_row(row) for row in answer["programs"])]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    notes = [line for row in answer["programs"] for line in _notes(row)]
+    return "\n".join([title, *table, *notes, *_hours(answer["hours"], answer["devices"])])
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    parts = row["parts"]
+    split = f"{_gb(parts['arguments'])} + {_gb(parts['temporaries'])}" if parts else "-"
+    seconds = f"{row['compile_s']:.1f} s" + (" (kept)" if row["cached"] else "")
+    fits = "yes" if row["fits"] else "NO"
+    flops = f"{row['flops'] / 1e12:.3g}" if row["flops"] else "-"
+    return row["program"], str(row["batch"]), fits, _gb(row["bytes"]), _gb(row["limit_bytes"]), split, flops, seconds
+
+
+def _gb(value: int | None) -> str:
+    return "?" if value is None else f"{value / 1e9:.3g}"
+
+
+def _notes(row: dict[str, Any]) -> Iterator[str]:
+    """Why a program does not compile, what was tried, and what helped."""
+    if row["reason"]:
+        yield f"{row['program']}: {row['reason']}"
+    for trial in row.get("tried", ()):
+        how = ", ".join(f"{name} {trial[name]}" for name in ("batch", "remat", "accumulate") if name in trial)
+        found = f"{_gb(trial['bytes'])} GB" if trial["bytes"] is not None else trial["reason"]
+        yield f"{row['program']}: tried {how}: {'fits' if trial['fits'] else 'does not fit'}, {found}."
+    if row.get("remedy"):
+        yield f"{row['program']}: remedy: {row['remedy']}"
+    elif not row["fits"] and row.get("tried"):
+        yield f"{row['program']}: nothing that was tried fits; split the weights (mesh.fsdp), or take more memory."
+
+
+def _hours(hours: dict[str, Any], devices: int) -> Iterator[str]:
+    """Each kind of work as number x FLOP, and the sum over the rate."""
+    if hours["device_hours"] is None:
+        why = "the peak of this target is not known" if not hours["peak_flops"] else "a program was not traced"
+        yield f"Device-hours: not estimated, since {why}."
+        return
+    rate = hours["peak_flops"] * hours["share_of_peak"]
+    yield (
+        f"Device-hours at {hours['share_of_peak']:g} of the peak of {hours['peak_flops'] / 1e12:g} TFLOP/s "
+        f"({hours['peak_source']}), {rate / 1e12:.3g} TFLOP/s:"
+    )
+    for item in hours["work"]:
+        yield f"  {item['what']}: {item['number']:,} x {item['flop'] / 1e12:.4g} TFLOP = {item['hours']:.3g} h"
+    total = hours["device_hours"]
+    yield f"  together {total:.3g} device-hours, {total / devices:.3g} h on {devices}. Left out: {hours['left_out']}."
