@@ -86,7 +86,7 @@ def test_functions_are_in_the_file_that_is_named_with_them(page):
 
 def test_the_table_of_layers_is_the_one_that_is_tested():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d) \| (.*) \|$", text.split("## The layers")[1].split("\n## ")[0], re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", text.split("## The layers")[1].split("\n## ")[0], re.MULTILINE)
     table = {
         int(layer): {name.removesuffix(".py") for name in re.findall(r"`([\w.]+)`", rooms)} for layer, rooms in rows
     }
