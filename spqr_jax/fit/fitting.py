@@ -40,17 +40,36 @@ class Asked(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A plan and a target, and how to answer."""
+    """A config and a target, and how to answer.
+
+    Attributes:
+        plan: with models that are told the target.
+        plain: with models as for a CPU, in which FLOP are counted.
+    """
 
     plan: Plan
+    plain: Plan
     target: Target
     asked: Asked
 
-    def measure(self, program: Program) -> Measured:
+    @classmethod
+    def of(cls, config: Config, target: Target, asked: Asked) -> "Question":
+        pipeline, mesh = architectures.pipeline(config), targets.mesh(target)
+        return cls(Plan.of(config, pipeline, mesh), Plan(config, pipeline, mesh), target, asked)
+
+    def with_bft(self, **changes: Any) -> "Question":
+        """The same for a config with other options of fine-tuning."""
+        config = self.plan.config
+        changed = dataclasses.replace(config, bft=dataclasses.replace(config.bft, **changes))
+        return self._replace(plan=self.plan._replace(config=changed), plain=self.plain._replace(config=changed))
+
+    def measure(self, make: Callable[..., Program], *arguments: Any) -> tuple[Program, Measured]:
+        """The program that `make(plan, *arguments)` describes, and what the compiler says of it."""
+        program, plain = make(self.plan, *arguments), make(self.plain, *arguments)
         self.asked.report(program, None)
-        measured = memory.measure(program, self.target, self.plan.mesh.size, self.asked.cache)
+        measured = memory.measure(program, plain, self.target, self.asked.cache)
         self.asked.report(program, measured)
-        return measured
+        return program, measured
 
     def row(self, program: Program, measured: Measured, **more: Any) -> dict[str, Any]:
         """The entry of fit.json for one program."""
@@ -58,7 +77,8 @@ class Question(NamedTuple):
         said = measured._asdict() | {"bytes": total, "beside_bytes": program.beside}
         fits = measured.compiles and total is not None and total <= self.target.limit
         limit = {"limit_bytes": self.target.limit, "limit_source": self.target.source}
-        return {"program": program.name, "fits": fits, **said, **limit, **program.about, **more}
+        more = {"devices": program.devices, **program.about, **more}
+        return {"program": program.name, "fits": fits, **said, **limit, **more}
 
 
 def answer(config: Config, target: Target, asked: Asked) -> dict[str, Any]:
@@ -67,13 +87,12 @@ def answer(config: Config, target: Target, asked: Asked) -> dict[str, Any]:
     Raises ValueError for an unknown base, ModuleNotFoundError and RuntimeError as `targets.mesh`.
     """
     config = protocol.resolve(config)
-    plan = Plan(config, architectures.pipeline(config), targets.mesh(target), target.platform)
-    question = Question(plan, target, asked)
-    rows = list(_rows(question))
+    question = Question.of(config, target, asked)
+    rows, devices = list(_rows(question)), question.plan.mesh.devices
     return {
         "target": target.name,
-        "devices": plan.mesh.size,
-        "device_kind": plan.mesh.devices.flat[0].device_kind,
+        "devices": devices.size,
+        "device_kind": devices.flat[0].device_kind,
         "base": config.base,
         "dtype": config.dtype,
         "protocol": config.protocol,
@@ -89,10 +108,9 @@ def count(config: Config) -> int:
 
 
 def _rows(question: Question) -> Iterator[dict[str, Any]]:
-    plan = question.plan
-    for program in (programs.text_encoding(plan), programs.image_encoding(plan)):
-        yield question.row(program, question.measure(program))
-    for profile in plan.config.bft.profiles:
+    for make in (programs.text_encoding, programs.image_encoding):
+        yield question.row(*question.measure(make))
+    for profile in question.plan.config.bft.profiles:
         yield _training(question, profile)
     yield from _sampling(question)
 
@@ -102,16 +120,13 @@ def _rows(question: Question) -> Iterator[dict[str, Any]]:
 
 def _training(question: Question, profile: str) -> dict[str, Any]:
     """The row of a training step, with the first remedy that helps if it does not fit."""
-    program = programs.training_step(question.plan, profile)
-    row = question.row(program, question.measure(program))
+    row = question.row(*question.measure(programs.training_step, profile))
     if row["fits"] or (row["bytes"] is None and "RESOURCE_EXHAUSTED" not in row["reason"]):
         return row
     tried = []
     for remat, accumulate in _remedies(question.plan):
-        changed = dataclasses.replace(question.plan.config.bft, remat=remat, accumulate=accumulate)
-        plan = question.plan._replace(config=dataclasses.replace(question.plan.config, bft=changed))
-        other = programs.training_step(plan, profile)
-        trial = question.row(other, question.measure(other))
+        other = question.with_bft(remat=remat, accumulate=accumulate)
+        trial = question.row(*other.measure(programs.training_step, profile))
         kept = ("remat", "accumulate", "fits", "bytes", "compile_s", "reason")
         tried.append({name: trial[name] for name in kept})
         if trial["fits"]:
@@ -138,9 +153,7 @@ def _sampling(question: Question) -> Iterator[dict[str, Any]]:
     seen: dict[int, tuple[Program, Measured]] = {}
 
     def compiled(each: int) -> Measured:
-        program = make(question.plan, each)
-        measured = question.measure(program)
-        seen[each] = program, measured
+        program, measured = seen[each] = question.measure(make, each)
         if not measured.compiles and measured.bytes is None and "RESOURCE_EXHAUSTED" not in measured.reason:
             raise ValueError(measured.reason)
         return measured._replace(bytes=None if measured.bytes is None else measured.bytes + program.beside)
@@ -154,8 +167,7 @@ def _sampling(question: Question) -> Iterator[dict[str, Any]]:
         each, failure = min(seen), str(error) if isinstance(error, MemoryError) else ""
     yield question.row(*seen[shown := _shown(question, first, each)], **_tried(question, seen, shown, each, failure))
     if not whole:
-        program = programs.decoder(question.plan, shown)
-        yield question.row(program, question.measure(program))
+        yield question.row(*question.measure(programs.decoder, shown))
 
 
 def _shown(question: Question, first: int, each: int) -> int:
@@ -204,19 +216,14 @@ def _sampling_limit(target: Target) -> int:
 
 def _items(question: Question, rows: list[dict[str, Any]]) -> list[work.Item]:
     """The work of the config, each kind with the FLOP of one, from the rows."""
-    config, devices = question.plan.config, question.plan.mesh.size
-    whole, by_name = work.of(config), {row["program"]: row for row in rows}
-    encoding = by_name["image encoding"]
-    items = [work.Item("image encoded", whole.encoded, encoding["flops"] * devices / encoding["batch"])]
-    for profile, steps in whole.steps.items():
-        items.append(work.Item(f"step, {profile}", steps, by_name[f"training step, {profile}"]["flops"] * devices))
-    return [*items, work.Item("image drawn", whole.pictures, _image_flop(question, by_name))]
-
-
-def _image_flop(question: Question, by_name: dict[str, dict[str, Any]]) -> float:
-    devices = question.plan.mesh.size
-    if "sampler" in by_name:
-        return by_name["sampler"]["flops"] * devices / by_name["sampler"]["batch"]
-    one, decoder = by_name["sampler: one evaluation"], by_name["sampler: decoder"]
-    evaluations = programs.evaluations(question.plan)
-    return (evaluations * one["flops"] + decoder["flops"]) * devices / one["batch"]
+    whole = work.of(question.plan.config)
+    flops = {row["program"]: row["flops"] * row["devices"] for row in rows}
+    batch = {row["program"]: row["batch"] for row in rows}
+    items = [work.Item("image encoded", whole.encoded, flops["image encoding"] / batch["image encoding"])]
+    items += [work.Item(f"step, {p}", steps, flops[f"training step, {p}"]) for p, steps in whole.steps.items()]
+    if "sampler" in flops:
+        drawn = flops["sampler"] / batch["sampler"]
+    else:
+        one, decoded = "sampler: one evaluation", "sampler: decoder"
+        drawn = (programs.evaluations(question.plan) * flops[one] + flops[decoded]) / batch[one]
+    return [*items, work.Item("image drawn", whole.pictures, drawn)]

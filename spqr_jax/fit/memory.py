@@ -21,6 +21,8 @@ from spqr_jax.fit.programs import Program
 from spqr_jax.fit.targets import Target
 
 CACHE = Path("~/.cache/spqr_jax/fit")
+# The GPU compiler's Triton kernels for some products are chosen by trying them on the device.
+NO_TILES, WITHOUT_TRITON = "Couldn't find output tile sizes", {"xla_gpu_enable_triton_gemm": False}
 FIELDS = ("argument", "output", "temp", "alias")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # How compilers say what a program would take: libtpu, twice, and the GPU compiler's rematerialisation.
@@ -38,10 +40,11 @@ class Measured(NamedTuple):
         bytes: arguments, outputs and temporaries, aliased ones once; what the compiler says it would need if it refused
             the program for its memory; None if it does not say.
         parts: bytes of "arguments", "outputs", "temporaries" and "aliased".
-        flops: FLOP on one device, counted in the program as it was traced (`flop.flop`).
+        flops: FLOP on one device, counted in the program as a CPU computes it (`flop.flop`).
         compiler_flops: the compiler's own count, where there is one. A loop counts once there.
         compile_s: seconds in the compiler.
         reason: why it did not compile; "" if it did.
+        note: what the compiler had to be told; "" if nothing.
         cached: whether this was known from an earlier time.
     """
 
@@ -52,6 +55,7 @@ class Measured(NamedTuple):
     compiler_flops: float | None
     compile_s: float
     reason: str
+    note: str = ""
     cached: bool = False
 
     def memory_analysis(self) -> Any:
@@ -62,17 +66,18 @@ class Measured(NamedTuple):
         return SimpleNamespace(**sizes | {"temp_size_in_bytes": self.bytes})
 
 
-def measure(program: Program, target: Target, devices: int, cache: Path | None = None) -> Measured:
-    """Trace, lower and compile a program. cache: a directory of earlier results, or None.
+def measure(program: Program, plain: Program, target: Target, cache: Path | None = None) -> Measured:
+    """Trace, lower and compile a program.
 
-    Nothing that a layer or a compiler raises passes: it is the reason.
+    plain: the same program as a CPU computes it, without kernels whose FLOP cannot be seen; they are counted there.
+    cache: a directory of earlier results, or None. What a layer or a compiler raises is the reason in the result.
     """
+    count = 0.0
     try:
-        traced = program.trace()
-        lowered = traced.lower()
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        return _refused(error, 0.0, 0.0)
-    count = flop.flop(traced.jaxpr.jaxpr) / devices
+        count = flop.flop(plain.trace().jaxpr.jaxpr) / program.devices
+        lowered = program.trace().lower()
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        return _refused(error, count, 0.0)
     file = cache / f"{_key(lowered, target)}.json" if cache else None
     if file and file.exists():
         return Measured(**json.loads(file.read_text(encoding="utf-8")))._replace(cached=True)
@@ -83,10 +88,20 @@ def measure(program: Program, target: Target, devices: int, cache: Path | None =
     return measured
 
 
+def _compile(lowered: Any) -> tuple[Any, str]:
+    """The compiled program, and what was done for it. Raises as the compiler."""
+    try:
+        return lowered.compile(), ""
+    except RuntimeError as error:
+        if NO_TILES not in str(error):
+            raise
+    return lowered.compile(WITHOUT_TRITON), "compiled with xla_gpu_enable_triton_gemm=false, as no device is there"
+
+
 def _compiled(lowered: Any, count: float) -> Measured:
     start = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled, note = _compile(lowered)
     except (ValueError, NotImplementedError, RuntimeError) as error:  # JaxRuntimeError is a RuntimeError
         return _refused(error, count, time.perf_counter() - start)
     seconds = time.perf_counter() - start
@@ -94,7 +109,7 @@ def _compiled(lowered: Any, count: float) -> Measured:
     sizes = {field: int(getattr(memory, f"{field}_size_in_bytes")) for field in FIELDS}
     total = sizes["argument"] + sizes["output"] + sizes["temp"] - sizes["alias"]
     parts = dict(zip(("arguments", "outputs", "temporaries", "aliased"), sizes.values(), strict=True))
-    return Measured(True, total, parts, count, cost.get("flops"), round(seconds, 1), "")
+    return Measured(True, total, parts, count, cost.get("flops"), round(seconds, 1), "", note)
 
 
 def _refused(error: Exception, count: float, seconds: float) -> Measured:

@@ -5,9 +5,8 @@ function that the run itself compiles, with the run's own arguments as shapes. T
 parts, one guided evaluation of the denoiser and the decoder, since the whole takes some compilers many minutes.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,12 +35,14 @@ class Program(NamedTuple):
         name: "text encoding", "image encoding", "training step, lite", "sampler" and so on.
         about: what it was traced for, as fit.json has it: batch over all devices, resolution, dtype ...
         trace: () -> jax.stages.Traced. It may raise what the layers raise for a target that they cannot serve.
+        devices: how many it runs on.
         beside: bytes on each device that the run keeps there meanwhile, and that are no arguments.
     """
 
     name: str
     about: dict[str, Any]
     trace: Callable[[], Any]
+    devices: int = 1
     beside: int = 0
 
 
@@ -51,7 +52,16 @@ class Plan(NamedTuple):
     config: Config
     pipeline: Pipeline
     mesh: Mesh
-    platform: str  # "cpu", "tpu" or "cuda"
+
+    @classmethod
+    def of(cls, config: Config, pipeline: Pipeline, mesh: Mesh) -> "Plan":
+        """The plan with the pipeline told the target."""
+        return cls(config, told(pipeline, mesh), mesh)
+
+    def on_one(self) -> "Plan":
+        """The same on the first of the devices, for what a run computes there alone."""
+        mesh = Mesh(self.mesh.devices.reshape(-1)[:1], self.mesh.axis_names, axis_types=self.mesh.axis_types)
+        return Plan.of(self.config, self.pipeline, mesh)
 
     @property
     def backbone(self) -> backbones.Backbone:
@@ -62,21 +72,13 @@ class Plan(NamedTuple):
         return {"batch": batch, **resolution, "dtype": self.config.dtype, **more}
 
 
-@contextlib.contextmanager
-def told(platform: str) -> Iterator[None]:
-    """While it lasts, layers are traced for this platform. The one place where a target is handed to them."""
-    del platform  # layers ask jax.default_backend() today
-    yield
+def told(pipeline: Pipeline, mesh: Mesh) -> Pipeline:
+    """The pipeline with models that are compiled for these devices. The one place where a target is handed to layers.
 
-
-def _traced(plan: Plan, function: Any, *arguments: Any) -> Callable[[], Any]:
-    """A function that traces `function` for the plan's platform."""
-
-    def trace() -> Any:
-        with told(plan.platform):
-            return function.trace(*arguments)
-
-    return trace
+    Layers ask jax.default_backend() today, which is the host's: so the models are those of a CPU.
+    """
+    del mesh
+    return pipeline
 
 
 # --- encoding
@@ -84,6 +86,7 @@ def _traced(plan: Plan, function: Any, *arguments: Any) -> Callable[[], Any]:
 
 def text_encoding(plan: Plan) -> Program:
     """All text encoders on as many texts as are encoded at once. It runs on one device."""
+    plan = plan.on_one()
     texts = [str(i) for i in range(text.BATCH)]
 
     @jax.jit
@@ -92,17 +95,19 @@ def text_encoding(plan: Plan) -> Program:
 
     assert plan.backbone.text is not None
     weights = {name: plan.pipeline.params[name] for name in plan.backbone.text.encoders}
-    return Program("text encoding", plan.about(len(texts)), _traced(plan, encode, _on_one(weights, plan.mesh)))
+    shapes = mesh_lib.shapes(weights, plan.mesh)
+    return Program("text encoding", plan.about(len(texts)), lambda: encode.trace(shapes))
 
 
 def image_encoding(plan: Plan) -> Program:
     """The autoencoder's encoder on as many training images as are encoded at once. It runs on one device."""
+    plan = plan.on_one()
     component, size = plan.backbone.autoencoder, _training_size(plan)
     batch = latents.images_at_once(plan.config.bft.samples, size)
     images = jax.ShapeDtypeStruct((batch, *size, 3), np.uint8)
-    weights, images = _on_one((plan.pipeline.params[component], images), plan.mesh)
+    weights, images = mesh_lib.shapes((plan.pipeline.params[component], images), plan.mesh)
     arguments = plan.backbone, plan.pipeline.definitions[component], weights, images
-    return Program("image encoding", plan.about(batch, size), _traced(plan, latents.encode_batch, *arguments))
+    return Program("image encoding", plan.about(batch, size), lambda: latents.encode_batch.trace(*arguments))
 
 
 # --- training
@@ -113,7 +118,7 @@ def training_step(plan: Plan, profile: str) -> Program:
     bft_config, size = plan.config.bft, _training_size(plan)
     about = plan.about(bft_config.batch_size, size, accumulate=bft_config.accumulate, remat=bft_config.remat)
     about |= {"rank": bft_config.rank} if profile == "lite" else {}
-    return Program(f"training step, {profile}", about, lambda: _trace_step(plan, profile, size))
+    return Program(f"training step, {profile}", about, lambda: _trace_step(plan, profile, size), plan.mesh.size)
 
 
 def _trace_step(plan: Plan, profile: str, size: tuple[int, int]) -> Any:
@@ -134,7 +139,7 @@ def _trace_step(plan: Plan, profile: str, size: tuple[int, int]) -> Any:
     )
     frozen = mesh_lib.shapes(frozen, mesh, fsdp=options.fsdp)
     keys, schedule, key = mesh_lib.shapes((keys, schedule, key), mesh)
-    return _traced(plan, step, state, frozen, keys, schedule, _split(batch, mesh), key)()
+    return step.trace(state, frozen, keys, schedule, _split(batch, mesh), key)
 
 
 def _prepared(plan: Plan, profile: str) -> tuple[backbones.Denoiser, Any]:
@@ -165,7 +170,8 @@ def whole_sampler(plan: Plan, each: int) -> Program:
     program, weights, noise, batch = _sampler_inputs(plan, each)
     tables = call_lib.tables_of(plan.pipeline, sampling(plan.config))
     about = _about_sampling(plan, each) | {"evaluations": evaluations(plan)}
-    return Program("sampler", about, _traced(plan, sampler.sample, program, weights, tables, noise, batch, ()))
+    arguments = program, weights, tables, noise, batch, ()
+    return Program("sampler", about, lambda: sampler.sample.trace(*arguments), plan.mesh.size)
 
 
 def evaluations(plan: Plan) -> int:
@@ -180,15 +186,16 @@ def evaluation(plan: Plan, each: int) -> Program:
     arguments = program, weights["denoiser"], noise, batch, time
     about = _about_sampling(plan, each) | {"evaluations": 1}
     beside = mesh_lib.bytes_each(weights["autoencoder"])
-    return Program("sampler: one evaluation", about, _traced(plan, _evaluate, *arguments), beside)
+    return Program("sampler: one evaluation", about, lambda: _evaluate.trace(*arguments), plan.mesh.size, beside)
 
 
 def decoder(plan: Plan, each: int) -> Program:
     """Latents to pixels. The denoiser's weights lie beside it, as they do in a run."""
     program, weights, noise, _ = _sampler_inputs(plan, each)
-    trace = _traced(plan, _decode, program, weights["autoencoder"], noise)
+    arguments = program, weights["autoencoder"], noise
     beside = mesh_lib.bytes_each(weights["denoiser"])
-    return Program("sampler: decoder", _about_sampling(plan, each), trace, beside)
+    about = _about_sampling(plan, each)
+    return Program("sampler: decoder", about, lambda: _decode.trace(*arguments), plan.mesh.size, beside)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -268,11 +275,6 @@ def _conditions(plan: Plan, size: tuple[int, int], rows: int, *, tokens: bool = 
             plan.pipeline.params,
         )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one)
-
-
-def _on_one(tree: Any, mesh: Mesh) -> Any:
-    """Shapes on the first of the target's devices."""
-    return mesh_lib.shapes(tree, Mesh(mesh.devices.reshape(-1)[:1], mesh.axis_names, axis_types=mesh.axis_types))
 
 
 def _split(tree: Any, mesh: Mesh) -> Any:

@@ -34,6 +34,8 @@ def _notes(row: dict[str, Any]) -> Iterator[str]:
     """Why a program does not compile, what was tried, and what helped."""
     if row["reason"]:
         yield f"{row['program']}: {row['reason']}"
+    if row["note"]:
+        yield f"{row['program']}: {row['note']}."
     for trial in row.get("tried", ()):
         how = ", ".join(f"{name} {trial[name]}" for name in ("batch", "remat", "accumulate") if name in trial)
         found = f"{_gb(trial['bytes'])} GB" if trial["bytes"] is not None else trial["reason"]
