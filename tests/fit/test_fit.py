@@ -1,0 +1,174 @@
+"""The whole answer for a tiny config on this machine's CPU, and what a target says that is not there."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import convert
+from configs import mini as mini_config
+from spqr_jax import finetune, mini
+from spqr_jax.fit import fitting, memory, programs, targets, work
+from spqr_jax.fit.fitting import Asked, Question
+from spqr_jax.fit.memory import Measured
+from spqr_jax.run import protocol
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+
+
+def config(**bft):
+    found = protocol.resolve(mini_config.get_config())
+    return dataclasses.replace(found, bft=dataclasses.replace(found.bft, **bft))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """(remat, accumulate, batch) -> bytes that a compilation gives; 0: it is refused. Others give 1 byte."""
+    table = {}
+
+    def measure(program, plain, target, cache):
+        key = program.about.get("remat"), program.about.get("accumulate"), program.about["batch"]
+        total = table.get(key, 1)
+        reason = "" if total else "NotImplementedError: no kernel"
+        return Measured(bool(total), total or None, {}, 1e9, None, 0.0, reason)
+
+    monkeypatch.setattr(memory, "measure", measure)
+    return table
+
+
+def rows(answer):
+    return {row["program"]: row for row in answer["programs"]}
+
+
+def test_all_programs_of_mini_fit_and_the_form_of_the_answer(compiled):
+    answer = fitting.answer(mini_config.get_config(), targets.find("cpu"), Asked())
+    names = ["text encoding", "image encoding", *(f"training step, {p}" for p in ("lite", "moderate", "standard"))]
+    assert list(rows(answer)) == [*names, "sampler"] and answer["target"] == "cpu" and answer["fits"]
+    needed = {"program", "fits", "bytes", "limit_bytes", "flops", "compile_s", "reason", "batch", "dtype"}
+    assert all(needed <= set(row) for row in answer["programs"])
+    assert json.loads(json.dumps(answer)) == answer
+
+
+def test_the_first_remedy_that_helps_is_named(compiled):
+    too_much = targets.find("cpu").limit + 1
+    compiled |= {(False, 1, 16): too_much, (True, 1, 16): too_much, (True, 2, 16): too_much}
+    answer = fitting.answer(config(profiles=("standard",)), targets.find("cpu"), Asked())
+    row = rows(answer)["training step, standard"]
+    assert not answer["fits"] and not row["fits"]
+    assert [(t["remat"], t["accumulate"], t["fits"]) for t in row["tried"]] == [
+        (True, 1, False),
+        (True, 2, False),
+        (True, 4, True),
+    ]
+    assert row["remedy"] == "--config.bft.remat=True --config.bft.accumulate=4"
+
+
+def test_a_step_that_cannot_be_compiled_says_why_and_is_not_tried_again(compiled):
+    compiled[False, 1, 16] = 0
+    row = rows(fitting.answer(config(profiles=("lite",)), targets.find("cpu"), Asked()))["training step, lite"]
+    assert not row["fits"] and row["reason"] == "NotImplementedError: no kernel" and "tried" not in row
+
+
+def test_the_step_is_the_one_that_a_run_compiles():
+    """Shapes and program of the real step, made with weights, are those traced without."""
+    found = config(profiles=("lite",))
+    question = Question.of(found, targets.find("cpu"), Asked())
+    traced = programs.training_step(question.plan, "lite").trace()
+    pipeline = convert.load(mini.model_path())
+    options = {"rank": found.bft.rank, "alpha": found.bft.alpha, "dropout": found.bft.dropout}
+    _, trainable, frozen, keys = finetune.prepare(pipeline, "lite", seed=0, **options, lora_init=found.bft.lora_init)
+    state, given_frozen, given_keys, *_ = traced.in_avals[0]
+    for real, shape in ((trainable, state["params"]), (frozen, given_frozen), (keys, given_keys)):
+        assert jax.tree.map(lambda x: x.shape, real) == jax.tree.map(lambda x: x.shape, shape)
+
+
+def test_a_program_is_measured_and_kept(tmp_path):
+    question = Question.of(config(), targets.find("cpu"), Asked(cache=tmp_path))
+    _, first = question.measure(programs.text_encoding)
+    _, second = question.measure(programs.text_encoding)
+    assert first.compiles and not first.cached and second == first._replace(cached=True)
+    weights = sum(x.size * 4 for x in jax.tree.leaves(question.plan.pipeline.params["text_encoder"]))
+    assert first.parts["arguments"] == weights and first.bytes > weights
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "total"),
+    [
+        ("the total memory required for HLO temporaries (25.80G) exceeds available HBM (15.75G).", 25.8 * GIB),
+        ("Ran out of memory in memory space hbm. Used 17.5G of 15.75G hbm.", 17.5 * GIB),
+        ("Unsupported sequence length Q 4096, KV 77.", None),
+    ],
+)
+def test_what_a_refusal_says_of_memory(message, total):
+    refused = memory._refused(RuntimeError(f"RESOURCE_EXHAUSTED: {message}"), 1.0, 2.0)
+    assert refused.bytes == (None if total is None else int(total)) and not refused.compiles
+
+
+def test_work_of_the_emoji_world():
+    """docs/mini.md: four subjects, three profiles, 300 prompts; 13, 39 and 130 steps."""
+    found = work.of(config())
+    assert found.pictures == 300 * (4 + 12)
+    assert found.steps == {"lite": 4 * 13, "moderate": 4 * 39, "standard": 4 * 130}
+
+
+def test_hours_are_number_times_flop_over_rate():
+    items = [work.Item("a", 3600, 1e12), work.Item("b", 10, 7.2e14)]
+    hours = work.hours(items, targets.find("a100-80"), "bfloat16", 0.5)
+    assert hours["device_hours"] == pytest.approx((3600e12 + 7.2e15) / (312e12 * 0.5) / 3600)
+    assert work.hours(items, targets.find("a100-80"), "float32", 0.5)["peak_flops"] == 156e12
+    assert work.hours(items, targets.find("cpu"), "float32", 0.5)["device_hours"] is None
+
+
+def test_targets():
+    with pytest.raises(ValueError, match=r"--target tpu-v9 is unknown; expected one of cpu, tpu-v5e-4, .*h100"):
+        targets.find("tpu-v9")
+    assert "device_memory_size: 84942979072" in targets.DESCRIPTION.format(**targets.CARDS["h100"]._asdict())
+    for name in targets.CARDS:
+        assert targets.find(name).memory == targets.CARDS[name].memory
+
+
+def test_a_missing_compiler_is_answered_with_the_command(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name, command in (("tpu-v5e-4", r"pip install 'jax\[tpu\]'"), ("h100", r"pip install 'jax\[cuda12\]'")):
+        with pytest.raises(ModuleNotFoundError, match=command):
+            targets.mesh(targets.find(name))
+
+
+def command(*arguments, **environment):
+    line = [sys.executable, "-m", "spqr_jax.fit", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_the_command_names_what_is_wrong():
+    run = command("--config", "configs/mini.py", "--target", "tpu-v9")
+    assert run.returncode == 2 and "spqr_jax.fit: --target tpu-v9 is unknown" in run.stderr
+
+
+TINY = """
+import os
+from spqr_jax.fit.environment import ENVIRONMENT
+os.environ.update(ENVIRONMENT)
+from configs import mini
+from spqr_jax.fit import fitting, programs, targets
+question = fitting.Question.of(mini.get_config(), targets.find("tpu-v5e-4"), fitting.Asked())
+program, measured = question.measure(programs.decoder, 1)
+print(question.plan.mesh.devices.flat[0].device_kind, measured.compiles, measured.bytes, measured.reason)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'jax[tpu]'"
+)
+def test_the_decoder_of_mini_compiles_for_a_tpu():
+    run = subprocess.run([sys.executable, "-c", TINY], cwd=ROOT, capture_output=True, text=True)
+    if "lock" in run.stderr:
+        pytest.skip("another process uses libtpu")
+    assert run.stdout.startswith("TPU v5 lite True "), run.stdout + run.stderr[-2000:]
