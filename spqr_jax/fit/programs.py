@@ -18,6 +18,7 @@ from spqr_jax import backbones, finetune
 from spqr_jax.backbones import Condition, text
 from spqr_jax.config import Config
 from spqr_jax.devices import mesh as mesh_lib
+from spqr_jax.devices import target as target_lib
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import bft
 from spqr_jax.sampling import call as call_lib
@@ -73,12 +74,8 @@ class Plan(NamedTuple):
 
 
 def told(pipeline: Pipeline, mesh: Mesh) -> Pipeline:
-    """The pipeline with models that are compiled for these devices. The one place where a target is handed to layers.
-
-    Layers ask jax.default_backend() today, which is the host's: so the models are those of a CPU.
-    """
-    del mesh
-    return pipeline
+    """The pipeline with models that are compiled for these devices. The one place where a target is handed to layers."""
+    return backbones.told(pipeline, target_lib.of(mesh))
 
 
 # --- encoding
