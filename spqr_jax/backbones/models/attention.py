@@ -1,15 +1,23 @@
 """Scaled dot-product attention. `attention()` chooses a formulation by the target and the shapes."""
 
+import functools
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from spqr_jax.devices.target import CPU, Target
 
 # Above this many scores per head, CPU attention runs one head at a time so that the scores stay in cache.
 MAPPED_MIN_SCORES = 65_536
 QUERY_CHUNK = 1024
+# cuDNN's flash attention: head sizes that every card takes, and lengths that training takes (it refuses odd ones).
+CUDNN_MAX_DEPTH, CUDNN_MULTIPLE = 128, 8
+# The Pallas kernel for TPUs: fewer scores than these fit beside the rest, and a length must be whole blocks.
+TILED_MIN_QUERIES = 1024
+TILES = (512, 256, 128)
 
 
 def attention(
@@ -17,14 +25,15 @@ def attention(
 ) -> jax.Array:
     """Scaled dot-product attention with softmax in float32: [B, L, N, D], [B, M, N, D] -> [B, L, N, D].
 
-    `mask` [L, M] or [B, L, M] is True where a query may look. For CUDA in half precision cuDNN's flash attention is
-    used where its head sizes allow; for a CPU large score matrices are computed head by head.
+    `mask` [L, M] or [B, L, M] is True where a query may look. Without a mask: for CUDA in half precision cuDNN's flash
+    attention where its head sizes allow, for a TPU the Pallas kernel where tokens are many, and for a CPU large score
+    matrices head by head.
     """
-    queries, keys, depth = q.shape[1], k.shape[1], q.shape[3]
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if target.platform == "cuda" and half and depth % 8 == 0 and depth <= 128 and mask is None:
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    if target.platform == "cpu" and mask is None and queries * keys >= MAPPED_MIN_SCORES:
+    if mask is None and target.platform == "cuda" and _cudnn_takes(q):
+        return padded(q, k, v, implementation="cudnn")
+    if mask is None and target.platform == "tpu" and _pallas_takes(q, k, target.mesh):
+        return tiled(q, k, v, target.mesh)
+    if mask is None and target.platform == "cpu" and q.shape[1] * k.shape[1] >= MAPPED_MIN_SCORES:
         return mapped(q, k, v)
     return plain(q, k, v, mask)
 
@@ -59,3 +68,61 @@ def mapped(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     out = jax.lax.map(one_head, (to_heads(q), to_heads(k), to_heads(v)))
     return out.reshape(batch, heads, queries, depth).transpose(0, 2, 1, 3)
+
+
+def _cudnn_takes(q: jax.Array) -> bool:
+    depth = q.shape[3]
+    return q.dtype in (jnp.bfloat16, jnp.float16) and depth % 8 == 0 and depth <= CUDNN_MAX_DEPTH
+
+
+def padded(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: Literal["cudnn", "xla"]) -> jax.Array:
+    """JAX's own attention over lengths padded to a multiple of 8; shapes as in `attention`.
+
+    The true number of keys is told, so padded keys get no weight. The rows of padded queries are cut off again.
+    """
+    (batch, queries), keys = q.shape[:2], k.shape[1]
+    lengths = jnp.full(batch, keys, jnp.int32) if keys % CUDNN_MULTIPLE else None
+    q, k, v = (_to_multiple(x) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=implementation)
+    return out[:, :queries]
+
+
+def _to_multiple(x: jax.Array) -> jax.Array:
+    """x [B, L, N, D] with zeros behind its tokens, up to a length that cuDNN takes."""
+    missing = -x.shape[1] % CUDNN_MULTIPLE
+    return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else x
+
+
+def _pallas_takes(q: jax.Array, k: jax.Array, mesh: Mesh | None) -> bool:
+    """Whether lengths are whole blocks, the kernel has the head size, and the batch divides among the devices."""
+    queries, keys, depth = q.shape[1], k.shape[1], q.shape[3]
+    whole = queries % TILES[-1] == 0 and keys % TILES[-1] == 0 and (depth <= 128 or depth % 128 == 0)
+    return whole and queries >= TILED_MIN_QUERIES and q.shape[0] % (mesh.size if mesh else 1) == 0
+
+
+def tiled(q: jax.Array, k: jax.Array, v: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """The Pallas flash attention kernel for TPUs, each device of the mesh on its own part of the batch.
+
+    Shapes as in `attention`, L and M multiples of 128. Scores are never whole, neither forward nor backward.
+    """
+    kernel = functools.partial(_kernel, scale=1 / math.sqrt(q.shape[3]))
+    if mesh is not None:
+        rows = PartitionSpec("data")
+        # The kernel does not say along which axes its results differ, so that cannot be checked.
+        kernel = jax.shard_map(kernel, mesh=mesh, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)
+    return kernel(q, k, v)
+
+
+def _kernel(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu import flash_attention as pallas
+
+    of_q, of_k = (next(tile for tile in TILES if x.shape[1] % tile == 0) for x in (q, k))
+    sizes = pallas.BlockSizes(
+        block_b=1,
+        **dict.fromkeys(("block_q", "block_q_major_dkv", "block_q_dkv", "block_q_dq"), of_q),
+        **dict.fromkeys(
+            ("block_k", "block_k_major", "block_k_dkv", "block_k_major_dkv", "block_k_dq", "block_k_major_dq"), of_k
+        ),
+    )
+    heads_first = (x.swapaxes(1, 2) for x in (q, k, v))
+    return pallas.flash_attention(*heads_first, sm_scale=scale, block_sizes=sizes).swapaxes(1, 2)
