@@ -192,7 +192,7 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     mesh = o.mesh or mesh_lib.make()
     check_batch(o.batch_size, o.memory.accumulate, mesh.size)
     denoiser, trainable, frozen, keys = prepare(
-        pipeline,
+        backbones.on(pipeline, mesh),
         profile,
         rank=o.rank,
         alpha=o.alpha,

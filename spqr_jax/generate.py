@@ -65,6 +65,7 @@ def batches(
     also those of a part of a sweep. Raises as `generate`.
     """
     how, mesh = Sampling(**sampling), mesh or mesh_lib.make()
+    pipeline = backbones.on(pipeline, mesh)
     scales, tables = call_lib.guidance_scales(how.guidance, len(prompts)), call_lib.tables_of(pipeline, how)
     start = call_lib.start_noise(pipeline, len(prompts), how, seeds, latents, noise, mesh)
     largest = how._replace(guidance=float(scales.max(initial=1)))
@@ -122,6 +123,7 @@ def largest_batch(
     MemoryError if a single image on each device does not fit, and ValueError as `generate`.
     """
     how, mesh = Sampling(**sampling), mesh or mesh_lib.make()
+    pipeline = backbones.on(pipeline, mesh)
     size = call_lib.size_of(pipeline, how)
     shape = backbones.of(pipeline).latent_shape(pipeline, size)
     scales, tables = call_lib.guidance_scales(how.guidance, 1), call_lib.tables_of(pipeline, how)

@@ -11,6 +11,7 @@ from typing import Any
 import flax.nnx as nnx
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import models
@@ -60,6 +61,12 @@ def told(pipeline: Pipeline, target: Target) -> Pipeline:
         model.set_attributes(target=target, raise_if_not_found=False)
         definitions[name] = params_lib.split(model)[0]
     return pipeline._replace(definitions=definitions)
+
+
+def on(pipeline: Pipeline, mesh: Mesh) -> Pipeline:
+    """The pipeline with models that know the devices of a mesh, where a kernel must know them (several TPU chips)."""
+    target = target_lib.of(mesh)
+    return pipeline if target.mesh is None else told(pipeline, target)
 
 
 def of(pipeline: Pipeline) -> Backbone:

@@ -74,7 +74,7 @@ class Plan(NamedTuple):
 
 
 def told(pipeline: Pipeline, mesh: Mesh) -> Pipeline:
-    """The pipeline with models that are compiled for these devices. The one place where a target is handed to layers."""
+    """The pipeline with models that are compiled for these devices: here a target is handed to the layers."""
     return backbones.told(pipeline, target_lib.of(mesh))
 
 

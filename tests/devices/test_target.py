@@ -44,3 +44,13 @@ def test_a_model_is_compiled_for_what_it_is_told():
 def test_no_layer_asks_what_the_process_runs_on(file):
     names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
     assert not names & {"default_backend", "devices", "local_devices", "device_count"}
+
+
+def test_only_the_chips_of_a_tpu_are_told_to_a_model(monkeypatch):
+    """Elsewhere the compiler divides a program by itself, and the models stay as they are."""
+    pipeline, mesh = tiny.pipeline(), mesh_lib.make()
+    assert backbones.on(pipeline, mesh) is pipeline
+    chips = Target("tpu", mesh)
+    monkeypatch.setattr(target_lib, "of", lambda _: chips)
+    assert backbones.on(pipeline, mesh).definitions == backbones.told(pipeline, chips).definitions
+    assert backbones.on(pipeline, mesh).definitions["unet"] != pipeline.definitions["unet"]
