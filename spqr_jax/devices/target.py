@@ -16,8 +16,8 @@ class Target:
 
     Attributes:
         platform: "cpu", "cuda", "rocm" or "tpu".
-        mesh: the devices that batches are split over along the axis `data`, where a kernel must know them; None for
-            one device. The compiler divides everything among devices but the kernels of a TPU.
+        mesh: the devices that batches are split over along the axis `data`, where a kernel must know them, else
+            None. The compiler divides everything among devices but the kernels of a TPU, which are not used without.
     """
 
     platform: str = "cpu"
@@ -35,7 +35,7 @@ def here() -> Target:
 def of(mesh: Mesh) -> Target:
     """The devices of a mesh."""
     platform = _platform(mesh.devices.flat[0])
-    return Target(platform, mesh if platform == "tpu" and mesh.size > 1 else None)
+    return Target(platform, mesh if platform == "tpu" else None)
 
 
 def _platform(device: jax.Device) -> str:

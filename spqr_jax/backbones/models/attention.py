@@ -31,7 +31,7 @@ def attention(
     """
     if mask is None and target.platform == "cuda" and _cudnn_takes(q):
         return padded(q, k, v, implementation="cudnn")
-    if mask is None and target.platform == "tpu" and _pallas_takes(q, k, target.mesh):
+    if mask is None and target.mesh is not None and _pallas_takes(q, k, target.mesh):
         return tiled(q, k, v, target.mesh)
     if mask is None and target.platform == "cpu" and q.shape[1] * k.shape[1] >= MAPPED_MIN_SCORES:
         return mapped(q, k, v)
@@ -93,11 +93,11 @@ def _to_multiple(x: jax.Array) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else x
 
 
-def _pallas_takes(q: jax.Array, k: jax.Array, mesh: Mesh | None) -> bool:
+def _pallas_takes(q: jax.Array, k: jax.Array, mesh: Mesh) -> bool:
     """Whether lengths are whole blocks, the kernel has the head size, and the batch divides among the devices."""
     queries, keys, depth = q.shape[1], k.shape[1], q.shape[3]
     whole = queries % TILES[-1] == 0 and keys % TILES[-1] == 0 and (depth <= 128 or depth % 128 == 0)
-    return whole and queries >= TILED_MIN_QUERIES and q.shape[0] % (mesh.size if mesh else 1) == 0
+    return whole and queries >= TILED_MIN_QUERIES and q.shape[0] % mesh.size == 0
 
 
 def tiled(q: jax.Array, k: jax.Array, v: jax.Array, mesh: Mesh | None) -> jax.Array:
