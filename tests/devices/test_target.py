@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from spqr_jax import backbones
+import convert
+from spqr_jax import backbones, mini
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import target as target_lib
 from spqr_jax.devices.target import Target
@@ -48,7 +49,7 @@ def test_no_layer_asks_what_the_process_runs_on(file):
 
 def test_only_the_chips_of_a_tpu_are_told_to_a_model(monkeypatch):
     """Elsewhere the compiler divides a program by itself, and the models stay as they are."""
-    pipeline, mesh = tiny.pipeline(), mesh_lib.make()
+    pipeline, mesh = convert.load(mini.model_path()), mesh_lib.make()
     assert backbones.on(pipeline, mesh) is pipeline
     chips = Target("tpu", mesh)
     monkeypatch.setattr(target_lib, "of", lambda _: chips)
