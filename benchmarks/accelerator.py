@@ -114,7 +114,7 @@ def _attention_row(size: Size, queries: int, keys: int, heads: int, depth: int) 
     import jax
     import jax.numpy as jnp
 
-    from spqr_jax.backbones.models.layers import attention
+    from spqr_jax.backbones.models.attention import attention
 
     lengths = (queries, keys, keys)
     exact = [
