@@ -15,6 +15,7 @@ What `--minutes` does not allow any more is left out, and said to be.
 
 import argparse
 import datetime
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -115,7 +116,9 @@ def _attention_row(size: Size, queries: int, keys: int, heads: int, depth: int) 
     import jax.numpy as jnp
 
     from spqr_jax.backbones.models.attention import attention
+    from spqr_jax.devices import target
 
+    ours = functools.partial(attention, target=target.here())
     lengths = (queries, keys, keys)
     exact = [
         jax.random.normal(jax.random.key(i), (size.attention_rows, length, heads, depth))
@@ -124,7 +127,7 @@ def _attention_row(size: Size, queries: int, keys: int, heads: int, depth: int) 
     given = [x.astype(size.dtype) for x in exact]
     reference = jax.jit(_written_out)(*(x.astype(jnp.float32) for x in given))
     row: dict[str, Any] = {"queries x keys, heads x size": f"{queries} x {keys}, {heads} x {depth}"}
-    for name, formulation in (("plain", _written_out), ("jax.nn", _of_jax), ("ours", attention)):
+    for name, formulation in (("plain", _written_out), ("jax.nn", _of_jax), ("ours", ours)):
         forward = jax.jit(formulation)
         gradient = jax.jit(jax.grad(lambda q, k, v, f=formulation: f(q, k, v).astype(jnp.float32).sum(), (0, 1, 2)))
         row[f"{name}, ms"] = _attempted(lambda f=forward: 1000 * _seconds(f, given))
