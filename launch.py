@@ -11,10 +11,13 @@ bad input, 143 after SIGTERM, when the same command continues.
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from spqr_jax.run import command_line
 
 # diffusers and transformers are used without PyTorch, deliberately.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -60,33 +63,12 @@ def default_workdir() -> Path:
     return Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Read the flags; every mistake in a config field is answered with one line."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        message = str(error).strip().splitlines()[-1]  # an error that a config file raises comes as a traceback
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        message = str(error.args[0] if error.args else error)
-    print(f"launch.py: {message}\nTry --help.", file=sys.stderr)
-    sys.exit(2)
-
-
-def guarded(argv: list[str]) -> None:
-    """Run `main`; an error that the user can mend is one line instead of a traceback."""
-    try:
-        main(argv)
-    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
-        if logging.get_verbosity() > logging.INFO:
-            raise
-        print(f"launch.py: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO; --verbosity=0 shows it
     # Each of Orbax's threads logs the traceback of an error that the main thread raises anyway.
     logging.get_absl_logger().addFilter(
         lambda record: not record.pathname.endswith("orbax/checkpoint/_src/futures/future.py")
     )
-    app.run(guarded, flags_parser=parse_flags)
+    app.run(
+        partial(command_line.guarded, "launch.py", main), flags_parser=partial(command_line.read_flags, "launch.py")
+    )

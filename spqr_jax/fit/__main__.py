@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from spqr_jax.fit.environment import ENVIRONMENT
+from spqr_jax.run import command_line
 
 os.environ.update(ENVIRONMENT)  # before anything, configs too, imports JAX
 
@@ -68,26 +70,8 @@ def reporting(bar: tqdm) -> Callable[[Any, Any], None]:
     return report
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Read the flags; every mistake in one is answered with one line."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        message = str(error).strip().splitlines()[-1]  # an error that a config file raises comes as a traceback
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        message = str(error.args[0] if error.args else error)
-    print(f"spqr_jax.fit: {message}\nTry --help.", file=sys.stderr)
-    sys.exit(2)
-
-
-def guarded(argv: list[str]) -> None:
-    """Run `main`; an error that the user can mend is one line instead of a traceback."""
-    try:
-        main(argv)
-    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
-        print(f"spqr_jax.fit: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    app.run(guarded, flags_parser=parse_flags)
+    app.run(
+        partial(command_line.guarded, "spqr_jax.fit", main),
+        flags_parser=partial(command_line.read_flags, "spqr_jax.fit"),
+    )
