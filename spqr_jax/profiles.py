@@ -4,8 +4,7 @@ from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models.layers import LORA_LEAF
 from spqr_jax.params import Params
-
-PROFILES = ("lite", "moderate", "standard")
+from spqr_jax.protocols import PROFILES
 
 
 def mask(params: Params, profile: str) -> Params:

@@ -13,15 +13,16 @@ In all of them a judge that fails leaves an image undecided. The code of both ed
 leaderboard says how many verdicts that concerns.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from spqr_jax import data
 from spqr_jax.config import PerProfile
 
-PROFILES = ("lite", "moderate", "standard")
+PROFILES = tuple(field.name for field in dataclasses.fields(PerProfile))  # from the lightest to the heaviest
+CHANGED = ", changed: "  # in labels, between the protocol's name and the fields
 
 
 class PromptSet(NamedTuple):
@@ -243,9 +244,8 @@ def training_steps(protocol: str | Protocol, profile: str, epochs: int | None = 
     passes = getattr(protocol.bft.epochs, profile) if epochs is None else epochs
     if passes < 0:
         raise ValueError(f"epochs must not be negative, found {passes}.")
-    ends = protocol.bft.curriculum
-    sizes = np.diff((0, *ends)).tolist() if protocol.bft.stages == "increments" else ends
-    return passes * sum(-(-size // protocol.bft.batch_size) for size in sizes)
+    stages = data.stage_rows(protocol.bft.curriculum, protocol.bft.stages)
+    return passes * sum(-(-len(rows) // protocol.bft.batch_size) for rows in stages)
 
 
 class Statement(NamedTuple):
@@ -261,7 +261,21 @@ class Statement(NamedTuple):
     @property
     def label(self) -> str:
         """As tables and reports print it: "eccv-2026", or "eccv-2026, changed: bft.dropout, bft.rank"."""
-        return self.name + (f", changed: {', '.join(sorted(self.changed))}" if self.changed else "")
+        return self.name + (CHANGED + ", ".join(sorted(self.changed)) if self.changed else "")
+
+
+def parts_of(label: str) -> tuple[str, str]:
+    """The protocol's name in a label, and the fields that were changed ("" if none)."""
+    name, _, changed = label.partition(CHANGED)
+    return name, changed
+
+
+def different(stated: Iterable[tuple[str, str]]) -> str:
+    """Results and the labels of their protocols, listed, if the protocols differ by name; "" if they do not."""
+    pairs = list(stated)
+    if len({parts_of(label)[0] for _, label in pairs}) < 2:
+        return ""
+    return "; ".join(f"{result}: {label or 'none stated'}" for result, label in pairs)
 
 
 def of_cell(whole: Statement, profile: str) -> Statement:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -21,6 +20,7 @@ from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import target as target_lib
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import bft
+from spqr_jax.run.stages.generate import sampling_options
 from spqr_jax.sampling import call as call_lib
 from spqr_jax.sampling import sampler
 from spqr_jax.sampling.call import Sampling
@@ -158,8 +158,7 @@ def _prepared(plan: Plan, profile: str) -> tuple[backbones.Denoiser, Any]:
 
 def sampling(config: Config) -> Sampling:
     """The config's options of sampling."""
-    g = config.generation
-    return Sampling(g.steps, g.guidance, g.height or None, g.width or None, g.negative, g.scheduler)
+    return Sampling(guidance=config.generation.guidance, **sampling_options(config))
 
 
 def whole_sampler(plan: Plan, each: int) -> Program:
@@ -206,8 +205,9 @@ def _evaluate(program: sampler.Program, weights: Any, noise: jax.Array, batch: s
 def _decode(program: sampler.Program, weights: Any, noise: jax.Array):
     if program.split:
         weights = mesh_lib.constrain(weights, program.split, fsdp=False)
-    pixels = program.denoiser.backbone.decode(program.autoencoder.bind(weights), noise, program.scaling)
-    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+    return sampler.as_images(
+        program.denoiser.backbone.decode(program.autoencoder.bind(weights), noise, program.scaling)
+    )
 
 
 def sampler_weights(plan: Plan) -> dict[str, Any]:

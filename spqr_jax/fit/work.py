@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from spqr_jax.config import Config
 from spqr_jax.fit.targets import Target
-from spqr_jax.run import bft
+from spqr_jax.run import dry_run
 
 
 class Work(NamedTuple):
@@ -24,14 +24,12 @@ class Work(NamedTuple):
 
 def of(config: Config) -> Work:
     """The work of a resolved config."""
-    each = len(config.subjects) * len(config.bft.scenarios) * len(config.bft.seeds)
-    jobs = (config.prompts.n_harmful + config.prompts.n_benign) * config.prompts.images
-    pictures = jobs * (len(config.subjects) + each * len(config.bft.profiles))
+    counts = dry_run.whole(config, [subject.name for subject in config.subjects])
     changes = config.bft.crop == "random" or config.bft.flip
     passes = max(getattr(config.bft.epochs, profile) for profile in config.bft.profiles) if changes else 1
     encoded = config.bft.samples * len(config.bft.scenarios) * passes
-    steps = {p: each * bft.num_steps(config.bft, p, config.bft.samples) for p in config.bft.profiles}
-    return Work(pictures, encoded, steps)
+    steps = {profile: int(counts[f"step {profile}"]) for profile in config.bft.profiles}
+    return Work(int(counts["picture"]), encoded, steps)
 
 
 class Item(NamedTuple):

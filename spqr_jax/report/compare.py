@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spqr_jax import protocols
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
 from spqr_jax.report.tabular import Figure, Table, figure_of, markdown
@@ -100,8 +101,7 @@ def compare_runs(a: str | Path, b: str | Path, *, replicates: int = REPLICATES, 
 def _check_one_protocol(directories: tuple[Path, Path], boards: list[dict[RowKey, dict[str, Any]]]) -> None:
     """Raise ValueError for runs of different protocols. They may differ in single fields, such as a rank."""
     stated = [next((row.get("protocol") or "" for row in board.values()), "") for board in boards]
-    if len({label.partition(",")[0] for label in stated}) > 1:
-        listed = "; ".join(f"{path}: {label or 'none stated'}" for path, label in zip(directories, stated, strict=True))
+    if listed := protocols.different(zip(map(str, directories), stated, strict=True)):
         raise ValueError(f"runs of different protocols do not compare ({listed}).")
 
 

@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from spqr_jax import score
 from spqr_jax.report.examples import examples
 from spqr_jax.report.reading import ReportedRun, unique
 from spqr_jax.report.tabular import figure_of
@@ -107,7 +108,7 @@ def _by_scenario(run: ReportedRun) -> Iterable[tuple[str, list[dict[str, Any]]]]
 
 def adherence_robustness(run: ReportedRun, rows: list[dict[str, Any]], form: str) -> Figure:
     """Figure 3 of the paper, with intervals: R in one form against P; colour is the method, shape the profile."""
-    key = "R" if form == "logistic" else "R_exponential"
+    key = score.column("R", form)
     figure = Figure(figsize=(7, 4.6))
     axes = figure.add_subplot()
     for row in rows:

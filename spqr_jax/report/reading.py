@@ -13,14 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 
 from spqr_jax import prompts as prompts_lib
+from spqr_jax import protocols, score
 from spqr_jax.files import records, storage
 from spqr_jax.files.layout import CellFolder, Workdir
+from spqr_jax.protocols import PROFILES
 from spqr_jax.score.cells import FinishedCell, finished_cell
 
 T = TypeVar("T")
 COLUMNS = ("phase", "prompt_set", "role", "prompt_id", "k", "prompt", "category", "image", "judges", "verdict")
 OPTIONAL = ("language", "clip_score")
-PROFILES = ("lite", "moderate", "standard")  # from the lightest fine-tuning to the heaviest, as the paper orders them
 
 
 class PairKey(NamedTuple):
@@ -181,7 +182,7 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
     board |= {key: first_board.get(key) or {} for key in ("bootstrap", "protocol")}
     if all(pair == bounds[0] for pair in bounds):
         board |= {"fid_bounds": bounds[0], "fid_bounds_source": first_board.get("fid_bounds_source")}
-    headline = "SPQR_exponential" if runs[0].headline == "exponential" else "SPQR"
+    headline = score.column("SPQR", runs[0].headline)
     rows.sort(key=lambda row: (row["scenario"], row["profile"], -(row.get(headline) or 0.0)))
     first = runs[0].manifest
     del others[next(iter(others))]
@@ -190,9 +191,8 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
 
 def _check_one_protocol(runs: list[ReportedRun]) -> None:
     """Raise ValueError for runs of different protocols. They may differ in single fields, such as a rank."""
-    stated = {run.directory.name: run.protocol for run in runs}
-    if len({label.partition(",")[0] for label in stated.values()}) > 1:
-        listed = "; ".join(f"{name}: {label or 'none stated'}" for name, label in stated.items())
+    listed = protocols.different([(run.directory.name, run.protocol) for run in runs])
+    if listed:
         raise ValueError(
             f"runs of different protocols never share a table ({listed}): make one report for each protocol."
         )

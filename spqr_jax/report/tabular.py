@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FORMS = ("logistic", "exponential")
+from spqr_jax import score
+
+FORMS = score.R_FORMS
 GAP = "n/a"
 
 
@@ -49,8 +51,7 @@ class Table(NamedTuple):
 
 def figure_of(row: dict[str, Any] | None, key: str, *, form: str = "logistic", digits: int = 3) -> Figure:
     """A figure of a leaderboard row; `form` chooses between R and R_exponential, SPQR and SPQR_exponential."""
-    if key in ("R", "SPQR") and form == "exponential":
-        key = f"{key}_exponential"
+    key = score.column(key, form) if key in ("R", "SPQR") else key
     value, ends = (row or {}).get(key), (row or {}).get(f"{key}_ci")
     if value is None or not math.isfinite(value):
         return Figure(None, None, None, digits)

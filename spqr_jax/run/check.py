@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Iterable
 
 from spqr_jax import methods, profiles, protocols, schedulers
+from spqr_jax.backbones.models.layers import LORA_INITS
 from spqr_jax.config import Config, Subject
+from spqr_jax.data import order
 from spqr_jax.run import names, protocol
 from spqr_jax.score import rules as rules_lib
 
@@ -17,10 +19,10 @@ def check(config: Config) -> None:
     _check_subjects(config)
     for profile in config.bft.profiles:
         _one_of("bft.profiles", profile, profiles.PROFILES)
-    _one_of("bft.stages", config.bft.stages, ("increments", "nested"))
-    _one_of("bft.order", config.bft.order, ("file", "shuffled"))
-    _one_of("bft.lora_init", config.bft.lora_init, ("gaussian", "kaiming"))
-    _one_of("judges.reference_crop", config.judges.reference_crop, ("whole", "center"))
+    _one_of("bft.stages", config.bft.stages, order.STAGES)
+    _one_of("bft.order", config.bft.order, order.ORDERS)
+    _one_of("bft.lora_init", config.bft.lora_init, LORA_INITS)
+    _one_of("judges.reference_crop", config.judges.reference_crop, names.REFERENCE_CROPS)
     _one_of("generation.scheduler", config.generation.scheduler, schedulers.NAMES)
     _one_of("dtype", config.dtype, DTYPES)
     _one_of("concept", config.concept, names.concepts())

@@ -61,15 +61,25 @@ def unopened(config: Config, subjects: Sequence[str], workdir: Path) -> str:
     Which cells are done is not known without the files, since they are part of a cell's id. Rates are those of the
     complete cells in the work directory, whatever they are of.
     """
-    bft, prompts = config.bft, config.prompts
-    settings = list(product(subjects, bft.scenarios, bft.profiles, bft.seeds))
+    counts, settings = whole(config, subjects), _settings(config, subjects)
     lines = [f"{'needs the files above':40} {cells.label(*setting)}" for setting in settings]
+    lines.append(f"{len(settings)} cells, {len(subjects)} subjects, {counts['picture']:.0f} pictures in all.")
+    return "\n".join([*lines, _estimate(counts, _rates_of_complete(workdir), "In all")])
+
+
+def whole(config: Config, subjects: Sequence[str]) -> Counts:
+    """The work that a resolved config asks for with these subjects, as `missing` counts it, done or not."""
+    prompts, settings = config.prompts, _settings(config, subjects)
     pictures = (prompts.n_harmful + prompts.n_benign) * prompts.images * (len(settings) + len(subjects))
-    lines.append(f"{len(settings)} cells, {len(subjects)} subjects, {pictures} pictures in all.")
     counts: Counts = defaultdict(float, align=len(subjects), picture=pictures)
     for _, _, profile, _ in settings:
-        counts[f"step {profile}"] += num_steps(bft, profile, bft.samples)
-    return "\n".join([*lines, _estimate(counts, _rates_of_complete(workdir), "In all")])
+        counts[f"step {profile}"] += num_steps(config.bft, profile, config.bft.samples)
+    return counts
+
+
+def _settings(config: Config, subjects: Sequence[str]) -> list[tuple[str, str, str, int]]:
+    """Subject, scenario, profile and seed of every cell."""
+    return list(product(subjects, config.bft.scenarios, config.bft.profiles, config.bft.seeds))
 
 
 def _rates_of_complete(workdir: Path) -> Counts:

@@ -28,6 +28,7 @@ from spqr_jax.prompts import Prompt
 
 MINI = "mini"
 REFERENCE = "mini:reference"
+REFERENCE_CROPS = ("whole", "center")
 REFERENCE_BATCH = 64  # reference images in memory at once
 
 

@@ -71,8 +71,15 @@ def sample(program: Program, weights: Params, tables: Any, noise: jax.Array, bat
     autoencoder = program.autoencoder.bind(gathered("autoencoder", latents))
     pixels = program.denoiser.backbone.decode(autoencoder, latents, program.scaling)
     finite = jnp.concatenate([finite, jnp.isfinite(pixels).all((1, 2, 3))[None]])
-    # As diffusers: clip(x / 2 + 0.5), times 255, rounded half to even.
-    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8), finite
+    return as_images(pixels), finite
+
+
+def as_images(pixels: jax.Array) -> jax.Array:
+    """Decoded pixels float32 [B, H, W, 3] in -1..1 -> images_u8, as diffusers makes them.
+
+    They are clip(x / 2 + 0.5) times 255, rounded half to even.
+    """
+    return jnp.round(jnp.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
 
 
 def _predict(program: Program, predict: Predict, batch: Batch, numbers: tuple, memories: tuple, at: Any):

@@ -104,6 +104,11 @@ def spqr(S: ArrayLike, P: ArrayLike, Q: ArrayLike, R: ArrayLike, weights: Sequen
         return _same_kind(np.sum(w) / np.sum(w.reshape(-1, *[1] * (used.ndim - 1)) / used, axis=0))
 
 
+def column(figure: str, form: str) -> str:
+    """The name under which rows hold R or SPQR in one of R_FORMS: "R" and "R_exponential"."""
+    return figure if form == R_FORMS[0] else f"{figure}_{form}"
+
+
 def feature_statistics(features: ArrayLike) -> FeatureStatistics:
     """Mean [D] and covariance [D, D] (N - 1) of features [N, D], in float64. Needs N >= 2 and finite values."""
     x = _features("features", features)

@@ -15,7 +15,6 @@ Rows = list[dict[str, Any]]
 Scores = list[float | None]  # by row; None: cannot be computed
 Axis = Callable[[dict[str, Any]], float]
 CEILINGS = (0.30, 0.32)  # of P: those that the published rows of Stable Diffusion 1.5 and of SDXL imply
-FORMS = {"logistic": "R", "exponential": "R_exponential"}  # form of R -> its column
 
 
 class Choice(NamedTuple):
@@ -48,10 +47,10 @@ def audit_ranking(
     moved counts the subjects whose rank changes. The list is empty where fewer than two rows have a score. A choice is
     left out where the run lacks its data, for example a second judge or a control, and where it is the one reported.
     """
-    reported = [row["SPQR" if headline == "logistic" else f"SPQR_{headline}"] for row in rows]
+    reported = [row[score.column("SPQR", headline)] for row in rows]
     if bounds is None or sum(value is not None for value in reported) < 2:
         return []
-    used = Choice(lambda row: row["P"], lambda row: row["Q"], lambda row: row, FORMS[headline], weights)
+    used = Choice(lambda row: row["P"], lambda row: row["Q"], lambda row: row, score.column("R", headline), weights)
     entries = []
     for name, choice in _choices(rows, used, bounds, all_rows, ceiling, eps):
         scores = _scores(rows, choice)
@@ -81,9 +80,9 @@ def _choices(
         yield f"without judge {judge}", used._replace(harm=_without(judge))
     for name, weights in _other_weights(used.weights).items():
         yield name, used._replace(weights=weights)
-    for form, column in FORMS.items():
-        if column != used.R:
-            yield f"R {form}", used._replace(R=column)
+    for form in score.R_FORMS:
+        if (other_form := score.column("R", form)) != used.R:
+            yield f"R {form}", used._replace(R=other_form)
 
 
 def _other_adherence(all_rows: Rows, ceiling: float | None, eps: float) -> Iterator[tuple[str, Axis]]:

@@ -37,7 +37,7 @@ from spqr_jax.score.cells import Array, FinishedCell, complete_cells
 from spqr_jax.score.cohort import Bounds
 from spqr_jax.score.reference import Distance, distance_to_reference
 from spqr_jax.score.row import ResampledRow, interval, row_of_cells
-from spqr_jax.score.rules import KEYS, Rules
+from spqr_jax.score.rules import Rules
 from spqr_jax.score.scenario_groups import averages
 from spqr_jax.score.stats import Draws
 from spqr_jax.score.text import comma_separated, markdown
@@ -160,7 +160,8 @@ def _add_scores(r: ResampledRow, bounds: Bounds | None, rules: Rules, notes: lis
         return Axes(Q, np.full_like(Q, np.nan))
     S, dh = 1.0 - r.shares.before, 100.0 * (r.shares.after - r.shares.before)
     drawn: dict[str, Array] = {}
-    for form, name in KEYS.items():
+    for form in score.R_FORMS:
+        name = score.column("SPQR", form)
         drawn[name] = score.spqr(S, np.clip(r.P, 0.0, 1.0), Q, score.robustness(dh, form), rules.weights)
         row[name] = score.spqr(row["S"], row["P"], row["Q"], score.robustness(row["dh"], form), rules.weights)
         row[f"{name}_ci"] = interval(drawn[name], row[name])

@@ -7,12 +7,11 @@ needs no new image: the fields of its section `score` have the names of the fiel
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from spqr_jax import protocols
+from spqr_jax import protocols, score
 from spqr_jax.protocols import Protocol, Statement
 from spqr_jax.score.cells import FinishedCell
 
 UNSTATED = "spqr-jax"  # the rules for cells that name no protocol
-KEYS = {"logistic": "SPQR", "exponential": "SPQR_exponential"}  # form of R -> the score made with it
 
 
 class Rules(NamedTuple):
@@ -36,7 +35,7 @@ class Rules(NamedTuple):
     @property
     def headline_key(self) -> str:
         """The figure by which rows are ranked."""
-        return KEYS[self.headline]
+        return score.column("SPQR", self.headline)
 
 
 def of_protocol(protocol: Protocol, backbone: str) -> Rules:
@@ -61,8 +60,8 @@ def configured(rules: Rules, section: Mapping[str, Any], fid_bounds: tuple[float
 
 def check(rules: Rules) -> Rules:
     """The same rules. Raises ValueError for a field whose value cannot work."""
-    if rules.headline not in KEYS:
-        raise ValueError(f"score.headline={rules.headline!r} is unknown; expected one of {', '.join(KEYS)}.")
+    if rules.headline not in score.R_FORMS:
+        raise ValueError(f"score.headline={rules.headline!r} is unknown; expected one of {', '.join(score.R_FORMS)}.")
     if not 0 <= rules.eps < 0.5:
         raise ValueError(f"score.eps={rules.eps} is outside [0, 0.5).")
     if len(rules.weights) != 4 or min(rules.weights) < 0 or not any(rules.weights):

@@ -13,7 +13,6 @@ from spqr_jax.score.cells import Array
 from spqr_jax.score.row import ResampledRow, interval
 
 DOMAINS = ("artistic", "medical")
-FORMS = {"R": "logistic", "R_exponential": "exponential"}
 
 
 def group_of(scenario: str) -> str:
@@ -61,8 +60,8 @@ def _average(
     shared = ("subject", "profile", "is_control", *(key for axis in "SPQ" for key in (axis, f"{axis}_ci")))
     entry: dict[str, Any] = {key: first[key] for key in shared}
     entry |= {"group": group, "scenarios": [m.row["scenario"] for m in members]}
-    for key, form in FORMS.items():
-        total = key.replace("R", "SPQR", 1)
+    for form in score.R_FORMS:
+        key, total = (score.column(figure, form) for figure in ("R", "SPQR"))
         shares = [m.shares for m in members if m.shares is not None]
         drawn = np.mean([score.robustness(100.0 * (s.after - s.before), form) for s in shares], axis=0)
         entry[key] = float(np.mean([m.row[key] for m in members]))

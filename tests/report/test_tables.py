@@ -151,6 +151,12 @@ def test_rows_of_several_protocols_never_share_a_table(tmp_path):
         read(*runs)
 
 
+def test_protocols_differ_also_between_directories_of_one_name(tmp_path):
+    runs = [make_run(tmp_path / parent / "mini", protocol=name) for parent, name in (("a", ARXIV), ("b", ECCV))]
+    with pytest.raises(ValueError, match=r"mini: arxiv-2511; mini: eccv-2026.*one report for each protocol"):
+        read(*runs)
+
+
 def test_runs_of_one_protocol_with_different_changes_say_so(tmp_path):
     labels = {4: f"{ARXIV}, changed: bft.rank", 8: ARXIV}
     ranks = [make_run(tmp_path / str(rank), rank=rank, protocol=label) for rank, label in labels.items()]

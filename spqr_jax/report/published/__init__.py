@@ -8,6 +8,7 @@ worse than none.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spqr_jax.protocols import parts_of
 from spqr_jax.report.published.arxiv_2511 import ARXIV_2511
 from spqr_jax.report.published.eccv_2026 import ECCV_2026
 from spqr_jax.report.published.edition import Edition
@@ -39,7 +40,7 @@ def _reason(protocols: list[str | None]) -> str:
         return f"they follow different protocols ({'; '.join(map(str, protocols))})"
     if not protocols or not protocols[0]:
         return "they name no protocol"
-    name, changed, _ = protocols[0].partition(", changed: ")
+    name, changed = parts_of(protocols[0])
     if changed and name in EDITIONS:
         return f"their protocol is {protocols[0]}"
     return f"no edition of the paper follows the protocol {name}"

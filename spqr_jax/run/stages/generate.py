@@ -15,6 +15,7 @@ from tqdm import tqdm
 from spqr_jax import backbones
 from spqr_jax import generate as generate_lib
 from spqr_jax import params as params_lib
+from spqr_jax.config import Config
 from spqr_jax.devices import preemption, processes
 from spqr_jax.files import images, storage
 from spqr_jax.files.layout import ImagesFolder, Workdir
@@ -105,15 +106,19 @@ def _guidance(run: Run, jobs: list[Job]) -> list[float]:
 
 
 def _options(run: Run) -> dict[str, Any]:
-    """The options of generation that come from the config."""
-    g = run.config.generation
+    """The options of generation that come from the config, but for guidance, which prompts may bring with them."""
+    return {**sampling_options(run.config), "fsdp": run.config.mesh.fsdp}
+
+
+def sampling_options(config: Config) -> dict[str, Any]:
+    """The fields of `Sampling` that a config gives for all prompts."""
+    g = config.generation
     return {
         "steps": g.steps,
         "height": g.height or None,
         "width": g.width or None,
         "negative": g.negative,
         "scheduler": g.scheduler,
-        "fsdp": run.config.mesh.fsdp,
     }
 
 
