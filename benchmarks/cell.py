@@ -25,13 +25,16 @@ COLD, WARM, THEIRS = "ours", "ours, cache filled", "diffusers"
 
 
 def settings(pictures: int, profile: str) -> Config:
-    """configs/mini.py with one subject and one profile."""
+    """configs/mini.py with one subject and one profile; every value of its protocol and the steps are filled in."""
     from configs import mini
+    from spqr_jax.run import bft, protocol
 
     config = mini.get_config()
     config.subjects = (Subject("No alignment", "none"),)
     config.prompts.n_harmful = config.prompts.n_benign = pictures
     config.bft.profiles = (profile,)
+    config = protocol.resolve(config)
+    setattr(config.bft.steps, profile, bft.num_steps(config.bft, profile, config.bft.samples))
     return config
 
 

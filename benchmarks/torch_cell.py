@@ -62,8 +62,12 @@ def cell(config: Config, workdir: Path, batch: int, layout: str, threads: int) -
 
     bft, (profile,) = config.bft, config.bft.profiles
     dataset, steps = mini.dataset("general", bft.samples, config.seed), getattr(bft.steps, profile)
-    rows = data.sample_order(data.curriculum_stages(len(dataset), bft.curriculum), bft.batch_size, steps, bft.seeds[0])
-    trainer = torch_training.Trainer(pipe, profile, warmup=round(bft.warmup_share * steps))
+    sizes = data.curriculum_stages(len(dataset), bft.curriculum)
+    order = {"stages": bft.stages, "order": bft.order}
+    batches = data.curriculum_batches(sizes, bft.batch_size, steps, bft.seeds[0], **order)
+    rows = (batch.rows for batch in batches)
+    adapters = torch_training.Adapters(dropout=bft.dropout, init=bft.lora_init)
+    trainer = torch_training.Trainer(pipe, profile, warmup=bft.warmup_steps, adapters=adapters)
     images = dataset.images(np.arange(len(dataset)))
     torch_training.train(trainer, images, list(dataset.captions), rows)
     if profile == "lite":

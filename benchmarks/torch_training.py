@@ -6,7 +6,7 @@ What Accelerate adds on one device is left out; it costs time and changes nothin
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import numpy as np
@@ -18,7 +18,14 @@ RANK, ALPHA, DROPOUT = 8, 16, 0.1
 CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v", "attn2.to_out")
 
 
-def trainable(unet: Any, profile: str) -> list[torch.nn.Parameter]:
+class Adapters(NamedTuple):
+    """The adapters of "lite" where they may differ from Table C: dropout, and what A starts from, as ours name it."""
+
+    dropout: float = DROPOUT
+    init: str = "kaiming"
+
+
+def trainable(unet: Any, profile: str, adapters: Adapters = Adapters()) -> list[torch.nn.Parameter]:
     """Freeze the UNet but for the profile; LoRA adapters are added for "lite"."""
     unet.requires_grad_(profile == "standard")
     if profile == "moderate":
@@ -27,25 +34,36 @@ def trainable(unet: Any, profile: str) -> list[torch.nn.Parameter]:
                 module.requires_grad_(True)
     if profile == "lite":
         targets = ["to_q", "to_k", "to_v", "to_out.0"]
-        unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=targets))
+        options = {"lora_dropout": adapters.dropout, "init_lora_weights": adapters.init == "kaiming" or adapters.init}
+        unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, **options))
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
 class Trainer:
     """One fine-tuning of `pipe`'s UNet, in place; `step` takes what the script's loop takes from its data loader."""
 
-    def __init__(self, pipe: Any, profile: str, *, warmup: int = WARMUP, dtype: str = "float32"):
+    def __init__(
+        self,
+        pipe: Any,
+        profile: str,
+        *,
+        warmup: int = WARMUP,
+        dtype: str = "float32",
+        adapters: Adapters = Adapters(),
+    ):
         self.pipe, self.device, self.dtype = pipe, pipe.device, getattr(torch, dtype)
         for frozen in (pipe.vae, pipe.text_encoder):  # in half precision where asked for, unlike the UNet's weights
             frozen.requires_grad_(False)
             if self.dtype != torch.float32:
                 frozen.to(self.dtype)
-        self.parameters = trainable(pipe.unet, profile)
+        self.parameters = trainable(pipe.unet, profile, adapters)
         pipe.unet.train()
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=LR, betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY, fused=True
         )
-        self.rate = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: min(1.0, step / max(warmup, 1)))
+        self.rate = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, lambda step: min(1.0, step / warmup) if warmup else 1.0
+        )
         self.noise_schedule = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
 
     def step(self, pixels: torch.Tensor, ids: torch.Tensor) -> float:

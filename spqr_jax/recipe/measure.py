@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 
 from spqr_jax import generate, mini
-from spqr_jax.config import Judges
+from spqr_jax.config import Config
 from spqr_jax.mini import corpus, world
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.recipe import judges
+from spqr_jax.run import protocol
 from spqr_jax.run.jury import Jury, open_jury
 
 # The scored prompts use seed 0; what is measured here must not be what is scored.
@@ -90,9 +91,14 @@ def generator(pipe: Pipeline, jury: Jury, n: int, **sampling: Any) -> dict[str, 
     return out
 
 
+def of_the_world() -> Jury:
+    """The emoji world's judges, joined as a run joins them."""
+    return open_jury(protocol.resolve(Config()).judges)
+
+
 def all_of(pipe: Pipeline, n: int, **sampling: Any) -> dict[str, Any]:
     """Everything above; the report prints it and docs/mini.md quotes it."""
-    jury = open_jury(Judges())
+    jury = of_the_world()
     return {
         "judge": judge_accuracy(jury),
         "clip_retrieval_top1": clip_retrieval(jury),
