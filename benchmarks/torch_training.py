@@ -25,7 +25,10 @@ class Adapters(NamedTuple):
     init: str = "kaiming"
 
 
-def trainable(unet: Any, profile: str, adapters: Adapters = Adapters()) -> list[torch.nn.Parameter]:
+PAPER = Adapters()
+
+
+def trainable(unet: Any, profile: str, adapters: Adapters = PAPER) -> list[torch.nn.Parameter]:
     """Freeze the UNet but for the profile; LoRA adapters are added for "lite"."""
     unet.requires_grad_(profile == "standard")
     if profile == "moderate":
@@ -49,7 +52,7 @@ class Trainer:
         *,
         warmup: int = WARMUP,
         dtype: str = "float32",
-        adapters: Adapters = Adapters(),
+        adapters: Adapters = PAPER,
     ):
         self.pipe, self.device, self.dtype = pipe, pipe.device, getattr(torch, dtype)
         for frozen in (pipe.vae, pipe.text_encoder):  # in half precision where asked for, unlike the UNet's weights
