@@ -1,18 +1,18 @@
 """Batch sizes: the largest batch whose compiled program fits into the memory of the devices."""
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from spqr_jax.devices import processes
-from spqr_jax.files import storage
+from spqr_jax.devices import memory
+from spqr_jax.devices.memory import SHARE as SHARE
+from spqr_jax.devices.memory import gigabytes
+from spqr_jax.devices.memory import memory_limit as memory_limit
+from spqr_jax.devices.memory import program_bytes as program_bytes
+from spqr_jax.files import choices
 
 # Latent pixels that fill a device in one batch: those of 16 images of 512x512. With guidance, the widest matrix
 # products of the UNet then have 131,072 rows and the narrowest 2,048. That is enough for every unit of a large
@@ -20,10 +20,6 @@ from spqr_jax.files import storage
 # the fixed cost of a step is shared by enough images.
 LATENTS_PER_BATCH = 16 * 64 * 64
 MAX_BATCH = 64
-
-# Share of a device's memory that one program may take. The rest is for the next batch, which waits, and for gaps.
-SHARE = 0.9
-MIB = 2**20
 
 
 def worthwhile(latent_pixels: int, mesh: Mesh) -> int:
@@ -33,33 +29,6 @@ def worthwhile(latent_pixels: int, mesh: Mesh) -> int:
     """
     parts = len(mesh.local_devices) if mesh.local_devices[0].platform == "cpu" else 1
     return -(-max(1, min(MAX_BATCH, LATENTS_PER_BATCH // latent_pixels)) // parts)
-
-
-def memory_limit(mesh: Mesh, *, beside: bool = False) -> int | None:
-    """Bytes that one program may take on each device, the same number on every process.
-
-    On a CPU it is half of the machine's memory, divided among its devices. None if a device does not report its memory.
-    beside: subtract the memory that is in use now.
-    """
-    device = mesh.local_devices[0]
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        limit = int(SHARE * stats["bytes_limit"]) - beside * stats.get("bytes_in_use", 0)
-    elif device.platform == "cpu":
-        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (2 * len(mesh.local_devices))
-    else:
-        return None
-    # In MiB, since the number that processes agree on has 32 bits.
-    return int(processes.agreed(np.array(max(limit, 0) // MIB, np.int32))) * MIB
-
-
-def program_bytes(compiled: Any) -> int:
-    """Bytes on each device that a jax.stages.Compiled takes while it runs: arguments, results and temporary arrays."""
-    memory = compiled.memory_analysis()
-    if memory is None:  # a backend without the analysis
-        return 0
-    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return used - memory.alias_size_in_bytes
 
 
 def largest(
@@ -79,19 +48,14 @@ def largest(
     while (needed := needed_bytes(compiled, size)) is None or needed > limit:
         if size == 1:
             raise MemoryError(_too_big(what, needed, weights, limit))
-        logging.info("%s: %d images on each device take %s of %s.", what, size, _gigabytes(needed), _gigabytes(limit))
+        logging.info("%s: %d images on each device take %s of %s.", what, size, gigabytes(needed), gigabytes(limit))
         size = _smaller(size, needed, weights, limit)
     return size
 
 
 def needed_bytes(compiled: Callable[[int], Any], size: int) -> int | None:
     """Bytes of the program for `size` images; None if the compiler itself finds that they cannot fit (TPU)."""
-    try:
-        return program_bytes(compiled(size))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return None
+    return memory.needed_bytes(lambda: compiled(size))
 
 
 def _smaller(size: int, needed: int | None, weights: int, limit: int) -> int:
@@ -105,14 +69,10 @@ def _smaller(size: int, needed: int | None, weights: int, limit: int) -> int:
     return smaller
 
 
-def _gigabytes(value: int | None) -> str:
-    return "more than there is" if value is None else f"{value / 1e9:.3g} GB"
-
-
 def _too_big(what: str, needed: int | None, weights: int, limit: int) -> str:
     return (
-        f"{what}: one image on each device takes {_gigabytes(needed)} (weights {_gigabytes(weights)}), a device has "
-        f"{_gigabytes(limit)} for it; split the weights over several devices (mesh.fsdp), use bfloat16 (dtype), or "
+        f"{what}: one image on each device takes {gigabytes(needed)} (weights {gigabytes(weights)}), a device has "
+        f"{gigabytes(limit)} for it; split the weights over several devices (mesh.fsdp), use bfloat16 (dtype), or "
         "make smaller images (generation.height, generation.width)."
     )
 
@@ -120,28 +80,6 @@ def _too_big(what: str, needed: int | None, weights: int, limit: int) -> str:
 def remembered(file: Path, key: str, choose: Callable[[], int]) -> int:
     """The batch size under `key` in a JSON file, the same on every process. `choose()` gives a missing one.
 
-    Work is cut into batches of this size, so a continued run must use the same size again. Several jobs may share the
-    file and write it at the same time. A size that is lost in this way is chosen again, with the same result on devices
-    with the same memory.
+    Work is cut into batches of this size, so a continued run must use the same size again (`spqr_jax.files.choices`).
     """
-    known = int(processes.agreed(np.array(_read(file).get(key, 0) if processes.first() else 0, np.int32)))
-    if known:
-        return known
-    chosen = choose()
-    if processes.first():
-        storage.write_text(file, json.dumps(_read(file) | {key: chosen}, indent=2, sort_keys=True) + "\n")
-    return chosen
-
-
-def _read(file: Path) -> dict[str, int]:
-    """The batch sizes in a file. A damaged file is named in the log and set aside."""
-    if not file.exists():
-        return {}
-    try:
-        sizes = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(sizes, dict) or not all(type(n) is int and n > 0 for n in sizes.values()):
-            raise ValueError("expected names with whole numbers above 0")
-    except ValueError as error:
-        storage.set_aside(file, str(error))
-        return {}
-    return sizes
+    return choices.remembered(file, key, choose, form=1)
