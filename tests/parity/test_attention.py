@@ -36,6 +36,20 @@ def test_lengths_padded_for_cudnn(queries, keys, dtype):
     check(lambda *x: attention.padded(*x, implementation="xla"), queries, keys, 40, dtype)
 
 
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize(("queries", "keys", "scores"), [(300, 300, 2**26), (300, 77, 1), (64, 77, 2**26)])
+def test_blocks_of_queries(queries, keys, scores, dtype, monkeypatch):
+    """The last block is part of one, or a block is as small as it may be, or there is one."""
+    monkeypatch.setattr(attention, "BLOCK_MAX_QUERIES", 256)
+    monkeypatch.setattr(attention, "BLOCK_MAX_SCORES", scores)
+    check(attention.blockwise, queries, keys, 40, dtype)
+
+
+def test_gradients_of_keys_are_summed_over_many_blocks_without_rounding(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_MAX_QUERIES", 2)
+    check(attention.blockwise, 256, 64, 40, jnp.bfloat16)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_the_kernel_for_tpus_interpreted(dtype):

@@ -13,6 +13,8 @@ from spqr_jax.devices.target import CPU, Target
 # Above this many scores per head, CPU attention runs one head at a time so that the scores stay in cache.
 MAPPED_MIN_SCORES = 65_536
 QUERY_CHUNK = 1024
+# Where no kernel serves an accelerator: queries at a time, and the scores of all heads that then stand in memory.
+BLOCK_MAX_QUERIES, BLOCK_MAX_SCORES = 1024, 2**26
 # cuDNN's flash attention: head sizes that every card takes, and lengths that training takes (it refuses odd ones).
 CUDNN_MAX_DEPTH, CUDNN_MULTIPLE = 128, 8
 # The Pallas kernel for TPUs: fewer scores than these fit beside the rest, and a length must be whole blocks.
@@ -26,8 +28,8 @@ def attention(
     """Scaled dot-product attention with softmax in float32: [B, L, N, D], [B, M, N, D] -> [B, L, N, D].
 
     `mask` [L, M] or [B, L, M] is True where a query may look. Without a mask: for CUDA in half precision cuDNN's flash
-    attention where its head sizes allow, for a TPU the Pallas kernel where tokens are many, and for a CPU large score
-    matrices head by head.
+    attention where its head sizes allow, for a TPU the Pallas kernel where tokens are many, for a CPU large score
+    matrices head by head, and elsewhere many queries block by block.
     """
     if mask is None and target.platform == "cuda" and _cudnn_takes(q):
         return padded(q, k, v, implementation="cudnn")
@@ -35,6 +37,8 @@ def attention(
         return tiled(q, k, v, target.mesh)
     if mask is None and target.platform == "cpu" and q.shape[1] * k.shape[1] >= MAPPED_MIN_SCORES:
         return mapped(q, k, v)
+    if mask is None and target.platform != "cpu" and q.shape[1] > BLOCK_MAX_QUERIES:
+        return blockwise(q, k, v)
     return plain(q, k, v, mask)
 
 
@@ -68,6 +72,27 @@ def mapped(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     out = jax.lax.map(one_head, (to_heads(q), to_heads(k), to_heads(v)))
     return out.reshape(batch, heads, queries, depth).transpose(0, 2, 1, 3)
+
+
+def blockwise(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`plain` for one block of queries at a time, so that scores stay few, in the backward pass too.
+
+    Shapes as in `attention`. A block has at most BLOCK_MAX_QUERIES queries, and, unless it would be smaller than 128,
+    BLOCK_MAX_SCORES scores.
+    """
+    batch, queries, heads, depth = q.shape
+    size = min(BLOCK_MAX_QUERIES, max(128, BLOCK_MAX_SCORES // (batch * heads * k.shape[1])), queries)
+    blocks = -(-queries // size)
+    q = jnp.pad(q, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
+    # The gradients of keys and values are sums over blocks: in float32, as those of one product are.
+    keys, values = k.astype(jnp.float32), v.astype(jnp.float32)
+
+    @jax.checkpoint
+    def one_block(block):
+        return plain(block, keys.astype(k.dtype), values.astype(v.dtype))
+
+    out = jax.lax.map(one_block, q.reshape(batch, blocks, size, heads, depth).swapaxes(0, 1))
+    return out.swapaxes(0, 1).reshape(batch, -1, heads, depth)[:, :queries]
 
 
 def _cudnn_takes(q: jax.Array) -> bool:
