@@ -32,6 +32,15 @@ SAMPLER = flags.DEFINE_enum(
 )
 EACH = flags.DEFINE_integer("images_each", 0, "images on each device that the sampler is tried with first; 0: as a run")
 SHARE = flags.DEFINE_float("share", 0.35, "share of the peak that is assumed in the device-hours", lower_bound=1e-3)
+UNTIL = flags.DEFINE_enum(
+    "until",
+    None,
+    ["plan", "code"],
+    "compile until memory is planned, or to the end; unless told: plan on a TPU, else code",
+)
+TIMEOUT = flags.DEFINE_float(
+    "compile_timeout_s", 1800, "stop a compilation after so many seconds: not known; 0: never", lower_bound=0
+)
 CACHE = flags.DEFINE_string("cache", "~/.cache/spqr_jax/fit", "directory of earlier results; empty: none")
 flags.mark_flags_as_required(["config", "target"])
 
@@ -49,7 +58,8 @@ def main(argv: list[str]) -> None:
         mesh.split_cpu(CONFIG.value.mesh.cpu_devices)
     cache = Path(CACHE.value).expanduser() if CACHE.value else None
     with tqdm(total=fitting.count(CONFIG.value), unit="program", disable=None) as bar:
-        asked = fitting.Asked(SAMPLER.value or "", EACH.value, SHARE.value, cache, reporting(bar))
+        how = SAMPLER.value or "", EACH.value, SHARE.value, cache, reporting(bar), UNTIL.value or "", TIMEOUT.value
+        asked = fitting.Asked(*how)
         answer = fitting.answer(CONFIG.value, target, asked)
     print(table.text(answer))
     if JSON.value:
@@ -58,7 +68,7 @@ def main(argv: list[str]) -> None:
 
 
 def reporting(bar: tqdm) -> Callable[[Any, Any], None]:
-    """`fitting.Asked.report` for a progress bar: the program at work before, one step more after."""
+    """`fitting.Asked.report` for a progress bar: the program at work and its time so far, one step more after."""
 
     def report(program: Any, measured: Any) -> None:
         if measured is None:

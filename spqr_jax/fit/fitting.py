@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from spqr_jax.config import Config
 from spqr_jax.devices import mesh as mesh_lib
-from spqr_jax.fit import architectures, memory, programs, targets, work
+from spqr_jax.fit import architectures, programs, targets, work, worker
 from spqr_jax.fit.memory import Measured
 from spqr_jax.fit.programs import Plan, Program
 from spqr_jax.fit.targets import Target
+from spqr_jax.fit.worker import Job, Wait
 from spqr_jax.run import protocol
 from spqr_jax.sampling import batch_size
 
@@ -24,12 +25,15 @@ class Asked(NamedTuple):
     """How to answer.
 
     Attributes:
-        sampler: "whole": the sampling loop as one program. "parts": one evaluation, and the decoder. "": parts on a
-            TPU, whose compiler takes minutes for the whole.
+        sampler: "whole": the sampling loop as one program. "parts": one evaluation, and the decoder. "": parts where a
+            program for a TPU is compiled to its end, which takes many minutes for the whole.
         each: images on each device that are tried first; 0: as a run does.
         share: share of the peak in the estimate of hours.
         cache: directory of earlier results, or None.
-        report: called with (program, None) before and (program, Measured) after each compilation.
+        report: called with (program, None) before and during, and with (program, Measured) after each compilation.
+        until: "code": compile programs to their end. "plan": stop when their memory is planned. "": plan for a TPU,
+            whose compiler takes many minutes for the rest.
+        seconds: after these a compiler is stopped; 0: never.
     """
 
     sampler: str = ""
@@ -37,6 +41,16 @@ class Asked(NamedTuple):
     share: float = SHARE
     cache: Path | None = None
     report: Callable[[Program, Measured | None], None] = lambda program, measured: None
+    until: str = ""
+    seconds: float = 0.0
+
+    def ends(self, target: Target) -> str:
+        """Where compilation ends: `until`, or what it stands for."""
+        return self.until or ("plan" if target.platform == "tpu" else "code")
+
+    def wait(self, program: Program, target: Target) -> Wait:
+        """How long to wait for the compiler of a program."""
+        return Wait(self.ends(target), self.seconds, self.cache, lambda: self.report(program, None))
 
 
 class Question(NamedTuple):
@@ -44,30 +58,28 @@ class Question(NamedTuple):
 
     Attributes:
         plan: with models that are told the target.
-        plain: with models as for a CPU, in which FLOP are counted.
     """
 
     plan: Plan
-    plain: Plan
     target: Target
     asked: Asked
 
     @classmethod
     def of(cls, config: Config, target: Target, asked: Asked) -> "Question":
         pipeline, mesh = architectures.pipeline(config), targets.mesh(target)
-        return cls(Plan.of(config, pipeline, mesh), Plan(config, pipeline, mesh), target, asked)
+        return cls(Plan.of(config, pipeline, mesh), target, asked)
 
     def with_bft(self, **changes: Any) -> "Question":
         """The same for a config with other options of fine-tuning."""
         config = self.plan.config
         changed = dataclasses.replace(config, bft=dataclasses.replace(config.bft, **changes))
-        return self._replace(plan=self.plan._replace(config=changed), plain=self.plain._replace(config=changed))
+        return self._replace(plan=self.plan._replace(config=changed))
 
     def measure(self, make: Callable[..., Program], *arguments: Any) -> tuple[Program, Measured]:
         """The program that `make(plan, *arguments)` describes, and what the compiler says of it."""
-        program, plain = make(self.plan, *arguments), make(self.plain, *arguments)
-        self.asked.report(program, None)
-        measured = memory.measure(program, plain, self.target, self.asked.cache)
+        program, config = make(self.plan, *arguments), self.plan.config
+        job = Job(config, self.target, self.plan.mesh.size, make, arguments)
+        measured = worker.measure(job, self.asked.wait(program, self.target))
         self.asked.report(program, measured)
         return program, measured
 
@@ -191,8 +203,8 @@ def _short(question: Question, program: Program, measured: Measured) -> dict[str
 
 
 def _whole(question: Question) -> bool:
-    asked = question.asked.sampler or ("parts" if question.target.platform == "tpu" else "whole")
-    return asked == "whole"
+    slow = question.target.platform == "tpu" and question.asked.ends(question.target) == "code"
+    return (question.asked.sampler or ("parts" if slow else "whole")) == "whole"
 
 
 def _most(question: Question) -> int:

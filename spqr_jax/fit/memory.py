@@ -1,13 +1,10 @@
-"""One program compiled for a target: its memory, its FLOP, the compiler's time, or the reason why there is none.
-
-Results are kept under the hash of the lowered program, so that the same question is answered at once.
-"""
+"""One program compiled for a target: its memory, its FLOP, the compiler's time, or the reason why there is none."""
 
 import hashlib
-import json
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -15,14 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
-from spqr_jax.files import storage
-from spqr_jax.fit import flop
+from spqr_jax.fit import flop, planned, targets
 from spqr_jax.fit.programs import Program
-from spqr_jax.fit.targets import Target
+from spqr_jax.fit.targets import TRITON, Target
 
-CACHE = Path("~/.cache/spqr_jax/fit")
-# The GPU compiler's Triton kernels for some products are chosen by trying them on the device.
-NO_TILES, WITHOUT_TRITON = "Couldn't find output tile sizes", {"xla_gpu_enable_triton_gemm": False}
+PLANNED = "its memory is planned; machine code was not generated, so its own size is not in the bytes"
+NO_TILES = "Couldn't find output tile sizes"
+NO_TRITON = f"compiled with {TRITON}=false, as no device is there"
 FIELDS = ("argument", "output", "temp", "alias")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # How compilers say what a program would take: libtpu, twice, and the GPU compiler's rematerialisation.
@@ -44,8 +40,9 @@ class Measured(NamedTuple):
         compiler_flops: the compiler's own count, where there is one. A loop counts once there.
         compile_s: seconds in the compiler.
         reason: why it did not compile; "" if it did.
-        note: what the compiler had to be told; "" if nothing.
+        note: what the compiler had to be told, or why this is not the whole; "" if nothing.
         cached: whether this was known from an earlier time.
+        until: "code": the compiler came to its end. "plan": it was stopped when it had planned the program's memory.
     """
 
     compiles: bool
@@ -57,6 +54,7 @@ class Measured(NamedTuple):
     reason: str
     note: str = ""
     cached: bool = False
+    until: str = "code"
 
     def memory_analysis(self) -> Any:
         """As that of jax.stages.Compiled, for `spqr_jax.sampling.batch_size`. Raises as a compiler without memory."""
@@ -66,11 +64,19 @@ class Measured(NamedTuple):
         return SimpleNamespace(**sizes | {"temp_size_in_bytes": self.bytes})
 
 
-def measure(program: Program, plain: Program, target: Target, cache: Path | None = None) -> Measured:
+class Begun(NamedTuple):
+    """A program that is handed to its compiler: its hash, and its FLOP on one device."""
+
+    key: str
+    flops: float
+
+
+def measure(program: Program, plain: Program, target: Target, folder: Path, begin: Callable[[Begun], None]) -> Measured:
     """Trace, lower and compile a program.
 
     plain: the same program as a CPU computes it, without kernels whose FLOP cannot be seen; they are counted there.
-    cache: a directory of earlier results, or None. What a layer or a compiler raises is the reason in the result.
+    folder: an empty one, where the compiler writes its plan down. begin: called before the compiler is. What a layer or
+    a compiler raises is the reason in the result.
     """
     count = 0.0
     try:
@@ -78,38 +84,45 @@ def measure(program: Program, plain: Program, target: Target, cache: Path | None
         lowered = program.trace().lower()
     except (ValueError, NotImplementedError, RuntimeError) as error:
         return _refused(error, count, 0.0)
-    file = cache / f"{_key(lowered, target)}.json" if cache else None
-    if file and file.exists():
-        return Measured(**json.loads(file.read_text(encoding="utf-8")))._replace(cached=True)
-    measured = _compiled(lowered, count)
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_text(file, json.dumps(measured._asdict(), indent=2) + "\n")
-    return measured
+    begin(Begun(_key(lowered, target), count))
+    return _compiled(lowered, count, targets.options(target) | {planned.DUMP: str(folder)})
 
 
-def _compile(lowered: Any) -> tuple[Any, str]:
-    """The compiled program, and what was done for it. Raises as the compiler."""
+def of_plan(parts: dict[str, int], flops: float, seconds: float) -> Measured:
+    """The result for a program whose compiler was stopped when it had planned the memory (`spqr_jax.fit.planned`)."""
+    return Measured(True, _total(parts), parts, flops, None, round(seconds, 1), "", PLANNED, until="plan")
+
+
+def unknown(reason: str, seconds: float = 0.0) -> Measured:
+    """The result for a program of which the compiler said nothing."""
+    return Measured(False, None, {}, 0.0, None, round(seconds, 1), reason)
+
+
+def _total(parts: dict[str, int]) -> int:
+    return parts["arguments"] + parts["outputs"] + parts["temporaries"] - parts["aliased"]
+
+
+def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Any, str]:
+    """The compiled program, and what the compiler was told for it. Raises as the compiler."""
     try:
-        return lowered.compile(), ""
+        return lowered.compile(options), NO_TRITON if TRITON in options else ""
     except RuntimeError as error:
-        if NO_TILES not in str(error):
+        if NO_TILES not in str(error) or TRITON in options:
             raise
-    return lowered.compile(WITHOUT_TRITON), "compiled with xla_gpu_enable_triton_gemm=false, as no device is there"
+    return lowered.compile(options | {TRITON: False}), NO_TRITON
 
 
-def _compiled(lowered: Any, count: float) -> Measured:
+def _compiled(lowered: Any, count: float, options: dict[str, Any]) -> Measured:
     start = time.perf_counter()
     try:
-        compiled, note = _compile(lowered)
+        compiled, note = _compile(lowered, options)
     except (ValueError, NotImplementedError, RuntimeError) as error:  # JaxRuntimeError is a RuntimeError
         return _refused(error, count, time.perf_counter() - start)
     seconds = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     sizes = {field: int(getattr(memory, f"{field}_size_in_bytes")) for field in FIELDS}
-    total = sizes["argument"] + sizes["output"] + sizes["temp"] - sizes["alias"]
     parts = dict(zip(("arguments", "outputs", "temporaries", "aliased"), sizes.values(), strict=True))
-    return Measured(True, total, parts, count, cost.get("flops"), round(seconds, 1), "", note)
+    return Measured(True, _total(parts), parts, count, cost.get("flops"), round(seconds, 1), "", note)
 
 
 def _refused(error: Exception, count: float, seconds: float) -> Measured:

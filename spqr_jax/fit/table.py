@@ -20,7 +20,8 @@ def text(answer: dict[str, Any]) -> str:
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
     parts = row["parts"]
     split = f"{_gb(parts['arguments'])} + {_gb(parts['temporaries'])}" if parts else "-"
-    seconds = f"{row['compile_s']:.1f} s" + (" (kept)" if row["cached"] else "")
+    how = [*(["plan"] if row["until"] == "plan" else []), *(["kept"] if row["cached"] else [])]
+    seconds = f"{row['compile_s']:.1f} s" + (f" ({', '.join(how)})" if how else "")
     fits = "yes" if row["fits"] else "NO"
     flops = f"{row['flops'] / 1e12:.3g}" if row["flops"] else "-"
     return row["program"], str(row["batch"]), fits, _gb(row["bytes"]), _gb(row["limit_bytes"]), split, flops, seconds

@@ -24,6 +24,7 @@ GIB = 2**30
 GPU_SHARE = 0.75
 SPECS = "openxla/xla, xla/backends/gpu/target_config/specs"
 LIBTPU = "libtpu's compiler"
+TRITON = "xla_gpu_enable_triton_gemm"  # products as Triton kernels, chosen by trying them on the card
 INSTALL = {"tpu": "pip install 'jax[tpu]'", "cuda": "pip install 'jax[cuda12]'"}
 PLUGINS = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
 
@@ -141,6 +142,13 @@ _ALL = (
     _gpu("rtx-pro-6000"),
 )
 TARGETS = {target.name: target for target in _ALL}
+
+
+def options(target: Target) -> dict[str, Any]:
+    """What the target's compiler has to be told, beside the description."""
+    if target.platform == "cuda" and CARDS[target.topology].major < 9:
+        return {TRITON: False}  # it finds no tiles there without trying them on the card
+    return {}
 
 
 def find(name: str) -> Target:

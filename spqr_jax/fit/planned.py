@@ -1,0 +1,42 @@
+"""The memory plan that a compiler writes down before it generates machine code.
+
+XLA optimises a program, lays out its memory, and then generates code. libtpu takes by far the most time for the last
+part, which changes nothing in the plan. With `xla_dump_to` XLA writes the plan to a folder as soon as it is made.
+"""
+
+import re
+from pathlib import Path
+
+DUMP = "xla_dump_to"  # the compiler's option that names the folder
+# A line of the plan: "allocation 7: size 512, page 0, output shape is |f32[8]|, maybe-live-out, parameter 2, ..."
+ALLOCATION = re.compile(r"^allocation \d+: size (\d+), (.*)$", re.MULTILINE)
+# XLA writes this file, the optimised program, after the plan.
+PLAN, AFTER = "*after_optimizations-buffer-assignment.txt", "*after_optimizations.txt"
+
+
+def parts(folder: Path) -> dict[str, int] | None:
+    """Bytes of "arguments", "outputs", "temporaries" and "aliased" as jax.stages.Compiled.memory_analysis() has them.
+
+    None as long as there is no plan in the folder. The largest program counts: compilers make small ones on their way.
+    """
+    plans = list(folder.glob(PLAN)) if any(folder.glob(AFTER)) else []
+    if not plans:
+        return None
+    return read(max(plans, key=lambda file: file.stat().st_size).read_text(encoding="utf-8"))
+
+
+def read(plan: str) -> dict[str, int]:
+    """The same from the text of a plan."""
+    found = dict.fromkeys(("arguments", "outputs", "temporaries", "aliased"), 0)
+    for size, what in ALLOCATION.findall(plan):
+        if re.search(r"\bcolor [1-9]", what):
+            continue  # memory on the chip itself
+        argument, output = "parameter " in what, "maybe-live-out" in what
+        for name, counts in (
+            ("arguments", argument),
+            ("outputs", output),
+            ("aliased", argument and output),
+            ("temporaries", not (argument or output)),
+        ):
+            found[name] += int(size) * counts
+    return found

@@ -1,0 +1,82 @@
+"""A compiler in a process of its own: what it says, what is kept, and that it can be stopped."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from configs import mini as mini_config
+from spqr_jax.fit import planned, targets, worker
+from spqr_jax.fit.programs import Program
+from spqr_jax.fit.worker import Job, Wait
+from spqr_jax.run import protocol
+
+WEIGHTS = 2 * 256 * 256
+
+
+@pytest.fixture
+def no_cache():
+    """A program from JAX's own cache is not compiled, so its compiler writes no plan."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
+def _step(x, y):
+    return jnp.sin(x @ y) @ y, (x[0] * 2).sum()
+
+
+def small(plan):
+    """A program that gives one of its arguments away."""
+    shape = jax.ShapeDtypeStruct((256, 256), np.float32)
+    return Program("small", {"batch": 1}, lambda: jax.jit(_step, donate_argnums=0).trace(shape, shape))
+
+
+def endless(plan):
+    """A program whose tracing does not end."""
+    return Program("endless", {"batch": 1}, lambda: jax.jit(lambda: time.sleep(3600)).trace())
+
+
+def dying(plan):
+    return Program("dying", {"batch": 1}, lambda: jax.jit(functools.partial(exit, 3)).trace())
+
+
+def job(make, *arguments):
+    return Job(protocol.resolve(mini_config.get_config()), targets.find("cpu"), 1, make, arguments)
+
+
+def test_a_program_is_measured_and_kept(tmp_path):
+    wait = Wait(cache=tmp_path)
+    first, second = (worker.measure(job(small), wait) for _ in range(2))
+    assert first.compiles and not first.cached and second == first._replace(cached=True)
+    assert first.parts["arguments"] == 2 * WEIGHTS * 2 and first.until == "code" and first.flops == 4 * 256**3
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_plan_that_a_compiler_writes_down_is_what_it_says_in_the_end(tmp_path, no_cache):
+    """The same program, asked of its compiler, and read from the folder. An argument is given away."""
+    compiled = small(None).trace().lower().compile({planned.DUMP: str(tmp_path)})
+    memory, parts = compiled.memory_analysis(), planned.parts(tmp_path)
+    said = {name: getattr(memory, f"{field}_size_in_bytes") for name, field in FIELDS.items()}
+    assert parts["aliased"] == WEIGHTS * 2
+    assert parts == pytest.approx(said, abs=64)  # a constant or two
+
+
+FIELDS = {"arguments": "argument", "outputs": "output", "temporaries": "temp", "aliased": "alias"}
+
+
+def test_a_compiler_that_takes_too_long_is_stopped():
+    start = time.monotonic()
+    stopped = worker.measure(job(endless), Wait(seconds=1))
+    assert not stopped.compiles and stopped.bytes is None and time.monotonic() - start < 60
+    assert stopped.reason.startswith("stopped after ") and stopped.reason.endswith("not known")
+
+
+def test_a_compiler_that_ends_is_told_of():
+    assert "ended with status 3" in worker.measure(job(dying), Wait()).reason
