@@ -76,8 +76,13 @@ def read_config(
             f"scheduler {name}: _class_name={family!r} is not of the discrete-beta diffusion family; "
             f"expected one of {', '.join(sorted(_FAMILY))}"
         )
-    fields = _DEFAULTS | dict(defaults or {})
-    allowed = _CHOICES | dict(choices or {})
+    return read_fields(name, config, _DEFAULTS | dict(defaults or {}), _CHOICES | dict(choices or {}))
+
+
+def read_fields(
+    name: str, config: Mapping[str, Any], fields: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]
+) -> SimpleNamespace:
+    """The named fields of `config`, or their defaults. Raises ValueError as `read_config`."""
     values = {field: config.get(field, default) for field, default in fields.items()}
     for field, value in values.items():
         if field in allowed:

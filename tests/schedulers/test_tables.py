@@ -89,7 +89,11 @@ def every_table():
         yield f"betas {name}", ddpm.betas(config)
         yield f"alphas_cumprod {name}", ddpm.alphas_cumprod(config)
     for name, prediction, spacing, zero_snr, steps in itertools.product(
-        schedulers.NAMES, ("epsilon", "v_prediction"), ("leading", "linspace", "trailing"), (False, True), (6, 20, 50)
+        ("pndm", "ddim", "euler", "dpmpp"),
+        ("epsilon", "v_prediction"),
+        ("leading", "linspace", "trailing"),
+        (False, True),
+        (6, 20, 50),
     ):
         config = SD | {"steps_offset": 1, "prediction_type": prediction, "timestep_spacing": spacing}
         if zero_snr and (name == "pndm" or (prediction == "epsilon" and spacing != "leading")):
