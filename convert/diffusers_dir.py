@@ -42,18 +42,26 @@ def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
         raise rename.ConversionError(f"{directory}/model_index.json names no {', '.join(sorted(missing))}.")
     configs["scheduler"] = read_json(directory / "scheduler" / "scheduler_config.json")
     configs["model_index"] = {name: index[name] for name in PIPELINE_OPTIONS if name in index}
-    for tokenizer in families.tokenizer_names(params):
-        tokenizers[tokenizer] = load_tokenizer(directory / tokenizer)
+    for name in (name for name in params if COMPONENTS[name].tokenizer):
+        tokenizer, kind = COMPONENTS[name].tokenizer, families.tokenizer_class(name, configs[name])
+        tokenizers[tokenizer] = load_tokenizer(directory / tokenizer, kind)
     return Pipeline(params, definitions, configs, tokenizers, name=str(directory))
 
 
-def load_tokenizer(folder: Path):
-    """The transformers CLIPTokenizer in a folder. Raises FileNotFoundError if the folder is missing."""
-    from transformers import CLIPTokenizer
+def load_tokenizer(folder: Path, kind: str = "CLIPTokenizer"):
+    """The tokenizer of transformers' class `kind` in a folder.
+
+    Raises FileNotFoundError if the folder is missing, or without the file that this class is read from.
+    """
+    import transformers
 
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; a diffusers directory needs its tokenizer.")
-    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if kind != "CLIPTokenizer" and not (folder / "tokenizer.json").exists():
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer.json, which {kind} is read from; fetch it beside the others."
+        )
+    return getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
 
 
 def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
@@ -92,10 +100,11 @@ def _write(pipeline: Pipeline, directory: Path) -> list[Path]:
         folder.mkdir()
         save_file(rename.into_torch(params), folder / f"{COMPONENTS[component].weights}.safetensors", {"format": "pt"})
         write_json(folder / "config.json", pipeline.configs[component])
-        index[component] = COMPONENTS[component].library
+        index[component] = [COMPONENTS[component].library, backbones.class_name(component, pipeline.configs[component])]
     for name, tokenizer in pipeline.tokenizers.items():
         tokenizer.save_pretrained(str(directory / name))
-        index[name] = families.TOKENIZER_LIBRARY
+        encoder = name.replace("tokenizer", "text_encoder")
+        index[name] = ["transformers", families.tokenizer_class(encoder, pipeline.configs[encoder])]
     (directory / "scheduler").mkdir()
     write_json(directory / "scheduler" / "scheduler_config.json", pipeline.configs["scheduler"])
     write_json(directory / "model_index.json", index)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert import kinds
+from spqr_jax.backbones import class_name
 
 
 class Component(NamedTuple):
@@ -17,7 +18,7 @@ class Component(NamedTuple):
 
     Attributes:
         kind: the kind of a file that holds this component alone (`convert.kinds`).
-        library: library and class in a diffusers model_index.json.
+        library: its library in a diffusers model_index.json. Its class is that of its config.
         weights: its weight file in a diffusers directory, without extension.
         prefixes: first parts of its keys in a single file of the original code.
         kohya: its names in the keys of kohya's and SPM's adapters; none if no adapter sits on it.
@@ -26,7 +27,7 @@ class Component(NamedTuple):
     """
 
     kind: str
-    library: tuple[str, str]
+    library: str
     weights: str
     prefixes: tuple[str, ...]
     kohya: tuple[str, ...] = ()
@@ -38,7 +39,7 @@ class Component(NamedTuple):
 COMPONENTS = {
     "unet": Component(
         kinds.UNET,
-        ("diffusers", "UNet2DConditionModel"),
+        "diffusers",
         "diffusion_pytorch_model",
         prefixes=("model.diffusion_model.",),
         kohya=("unet",),
@@ -46,14 +47,14 @@ COMPONENTS = {
     ),
     "vae": Component(
         kinds.VAE,
-        ("diffusers", "AutoencoderKL"),
+        "diffusers",
         "diffusion_pytorch_model",
         prefixes=("first_stage_model.",),
         interface=("latent_channels",),
     ),
     "text_encoder": Component(
         kinds.TEXT_ENCODER,
-        ("transformers", "CLIPTextModel"),
+        "transformers",
         "model",
         prefixes=("cond_stage_model.", "conditioner.embedders.0."),
         kohya=("te", "te1"),
@@ -61,14 +62,21 @@ COMPONENTS = {
     ),
     "text_encoder_2": Component(
         kinds.TEXT_ENCODER,
-        ("transformers", "CLIPTextModelWithProjection"),
+        "transformers",
         "model",
         prefixes=("conditioner.embedders.1.",),
         kohya=("te2",),
         tokenizer="tokenizer_2",
     ),
+    "text_encoder_3": Component(
+        kinds.TEXT_ENCODER,
+        "transformers",
+        "model",
+        prefixes=("text_encoders.t5xxl.transformer.",),
+        kohya=("te3",),
+        tokenizer="tokenizer_3",
+    ),
 }
-TOKENIZER_LIBRARY = ("transformers", "CLIPTokenizer")
 
 # The vocabulary of every Stable Diffusion. It is read from the local cache only.
 VOCABULARY = "openai/clip-vit-large-patch14"
@@ -221,6 +229,11 @@ NEEDED = tuple(name for name in COMPONENTS if all(name in family.configs for fam
 def tokenizer_names(components: Iterable[str]) -> list[str]:
     """The tokenizers that these components of a pipeline read from."""
     return [COMPONENTS[name].tokenizer for name in components if COMPONENTS[name].tokenizer]
+
+
+def tokenizer_class(component: str, config: dict[str, Any]) -> str:
+    """transformers' class of the tokenizer that a text encoder reads from."""
+    return "T5TokenizerFast" if class_name(component, config) == "T5EncoderModel" else "CLIPTokenizer"
 
 
 def infer(state: Mapping[str, Any]) -> Family | None:

@@ -60,9 +60,14 @@ def to_ours(path: str, array: np.ndarray, ndim: int | None = None) -> np.ndarray
 
 def to_torch(path: str, array: np.ndarray) -> np.ndarray:
     """The inverse of `to_ours`."""
+    return np.ascontiguousarray(transposed(path, array))
+
+
+def transposed(path: str, array: np.ndarray) -> np.ndarray:
+    """As `to_torch`, but a view."""
     if path.endswith(".kernel") and array.ndim == 4:
-        return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
-    return np.ascontiguousarray(array.T) if path.endswith(".kernel") and array.ndim == 2 else array
+        return array.transpose(3, 2, 0, 1)
+    return array.T if path.endswith(".kernel") and array.ndim == 2 else array
 
 
 def modern_name(key: str, component: str) -> str:

@@ -16,10 +16,11 @@ class Pipeline(NamedTuple):
             under diffusers' names (see `spqr_jax.params`).
         definitions: component name -> model without weights.
         configs: component name (and "scheduler") -> the dict of its config.json.
-        tokenizers: "tokenizer" (SDXL also "tokenizer_2") -> transformers CLIPTokenizer.
+        tokenizers: "tokenizer" (SDXL also "tokenizer_2", SD3 "tokenizer_3") -> CLIPTokenizer or T5Tokenizer.
         name: its origin, for messages.
         attached: attachments, which act only while images are made and stay through fine-tuning
             (`spqr_jax.sampling.attached`).
+        text_length: tokens of a text for a T5 encoder; None: the default of the backbone. CLIP's length is fixed.
     """
 
     params: dict[str, Params]
@@ -28,6 +29,7 @@ class Pipeline(NamedTuple):
     tokenizers: dict[str, Any]
     name: str = ""
     attached: tuple[Any, ...] = ()
+    text_length: int | None = None
 
     def with_params(self, **components: Params) -> "Pipeline":
         """The same pipeline with the named components' weights replaced."""
@@ -37,11 +39,16 @@ class Pipeline(NamedTuple):
         return self._replace(params={**self.params, **components})
 
 
-def tokenize(pipeline: Pipeline, texts: list[str], tokenizer: str = "tokenizer") -> np.ndarray:
-    """Texts -> int32 token ids [B, L], padded and truncated to the length of the encoder, as in diffusers."""
+def tokenize(
+    pipeline: Pipeline, texts: list[str], tokenizer: str = "tokenizer", *, length: int | None = None
+) -> np.ndarray:
+    """Texts -> int32 token ids [B, L], padded and truncated to the length of the encoder, as in diffusers.
+
+    length: L for an encoder of any length (T5).
+    """
     tok = pipeline.tokenizers[tokenizer]
-    encoder = "text_encoder" if tokenizer == "tokenizer" else "text_encoder_2"
-    length = pipeline.configs[encoder]["max_position_embeddings"]
+    if length is None:
+        length = pipeline.configs[tokenizer.replace("tokenizer", "text_encoder")]["max_position_embeddings"]
     ids = tok(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="np").input_ids
     return ids.astype(np.int32)
 

@@ -27,12 +27,24 @@ from spqr_jax.pipeline import Pipeline, tokenize
 # A new architecture adds its row here.
 BACKBONES = (STABLE_DIFFUSION, SDXL)
 
-# The model class of every component that a diffusers model_index.json may name.
+# The model classes that a diffusers model_index.json may name.
 MODEL_CLASSES = {
-    "unet": models.UNet2DConditionModel,
-    "vae": models.AutoencoderKL,
-    "text_encoder": models.CLIPTextModel,
-    "text_encoder_2": models.CLIPTextModelWithProjection,
+    model.__name__: model
+    for model in (
+        models.UNet2DConditionModel,
+        models.AutoencoderKL,
+        models.CLIPTextModel,
+        models.CLIPTextModelWithProjection,
+        models.T5EncoderModel,
+    )
+}
+# The class of a component whose config names none of these.
+USUAL_CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+    "text_encoder_3": "T5EncoderModel",
 }
 
 __all__ = ["BACKBONES", "Backbone", "Condition", "Denoiser", "Drawn", "Noising", "Regions", "TextEncoding"]
@@ -46,11 +58,25 @@ def define(component: str, config: dict[str, Any]) -> tuple[Definition, Params]:
     target = target_lib.here()
 
     def make() -> nnx.Module:
-        model = MODEL_CLASSES[component](config, rngs=nnx.Rngs(0))
+        model = MODEL_CLASSES[class_name(component, config)](config, rngs=nnx.Rngs(0))
         model.set_attributes(target=target)
         return model
 
     return params_lib.skeleton(make)
+
+
+def class_name(component: str, config: dict[str, Any]) -> str:
+    """The class of a component: that of its config, in diffusers' or transformers' form, else the usual one.
+
+    Raises ValueError for a component that has no usual class, if its config names none that is known.
+    """
+    named = [config.get("_class_name"), *(config.get("architectures") or [])]
+    known = next((name for name in named if name in MODEL_CLASSES), USUAL_CLASSES.get(component))
+    if known is None:
+        raise ValueError(
+            f"{component} config: class {named[0]!r} is unknown; expected one of {', '.join(MODEL_CLASSES)}."
+        )
+    return known
 
 
 def told(pipeline: Pipeline, target: Target) -> Pipeline:
@@ -99,8 +125,8 @@ def denoiser(pipeline: Pipeline) -> Denoiser:
 
 
 def prediction(pipeline: Pipeline) -> str:
-    """The kind of the denoiser's prediction: "epsilon" (noise) or "v_prediction" (velocity)."""
-    return pipeline.configs["scheduler"].get("prediction_type", "epsilon")
+    """The kind of the denoiser's prediction: "epsilon" (noise), "v_prediction" (velocity) or "flow" (noise - x_0)."""
+    return of(pipeline).noising.prediction or pipeline.configs["scheduler"].get("prediction_type", "epsilon")
 
 
 def schedule(pipeline: Pipeline) -> jax.Array:

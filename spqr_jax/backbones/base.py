@@ -165,7 +165,7 @@ class Denoiser(NamedTuple):
     Attributes:
         backbone: its architecture.
         definition: the model without weights, together with the adapters that were attached to it.
-        prediction: the kind of its prediction, "epsilon" or "v_prediction".
+        prediction: the kind of its prediction, "epsilon", "v_prediction" or "flow".
         encoders: the text encoders that are trained with it (`Backbone.text`), or none. With them the weights hold
             theirs too, each under the name of its component, and a Condition holds token ids in the place of states.
     """

@@ -80,7 +80,9 @@ def latent_shape(pipeline: Pipeline, size: tuple[int, int]) -> tuple[int, int, i
 
 
 def scaling(pipeline: Pipeline) -> float:
-    """The VAE's `scaling_factor`."""
+    """The VAE's `scaling_factor`. Raises ValueError for a VAE that also shifts latents, as no UNet's does."""
+    if pipeline.configs["vae"].get("shift_factor") is not None:
+        raise ValueError(f"{pipeline.name}: VAE config: shift_factor is not supported; a UNet's VAE does not shift.")
     return float(pipeline.configs["vae"].get("scaling_factor", 0.18215))
 
 

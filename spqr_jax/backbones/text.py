@@ -1,4 +1,4 @@
-"""Text states of CLIP encoders. Each distinct text is encoded once."""
+"""Text states of CLIP and T5 encoders. Each distinct text is encoded once."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline, tokenize
 
 BATCH = 64  # texts encoded at once
+T5_BATCH = 8  # at most; scores of T5-XXL take 64 MiB a text of 512 tokens
 
 
 class TextStates(NamedTuple):
@@ -35,17 +36,19 @@ def encode(
     *,
     encoder: str = "text_encoder",
     penultimate: bool = False,
+    length: int | None = None,
     batch_size: int = BATCH,
 ) -> TextStates:
     """States of texts under one of the pipeline's encoders: its last hidden states, or the penultimate ones.
 
-    At most `batch_size` texts are encoded at once. Fewer texts are padded to the next power of two, at least 8.
+    At most `batch_size` texts are encoded at once. Fewer texts are padded to the next power of two, at least 8. length:
+    tokens of a text, for an encoder of any length (T5).
     """
     distinct = list(dict.fromkeys(texts))
     where = {text: i for i, text in enumerate(distinct)}
     index = np.array([where[text] for text in texts])
-    batch_size = min(batch_size, max(8, 1 << (len(distinct) - 1).bit_length()))
-    ids = tokenize(pipeline, distinct, encoder.replace("text_encoder", "tokenizer"))
+    batch_size = min(batch_size if length is None else T5_BATCH, max(8, 1 << (len(distinct) - 1).bit_length()))
+    ids = tokenize(pipeline, distinct, encoder.replace("text_encoder", "tokenizer"), length=length)
     hidden: list[jax.Array] = []
     embeds: list[Any] = []
     for start in range(0, len(ids), batch_size):

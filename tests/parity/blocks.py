@@ -57,7 +57,8 @@ def blocks(model: torch.nn.Module, ours: Any, config: str, run: Callable[[], Any
     for path, call in record(model, run).items():
         if call.kind in REPLAY:
             module = ours if call.kind == "Timesteps" else _module_at(ours, path)
-            theirs = _tensors(call.output)
+            # A layer of T5 also returns its bias.
+            theirs = _tensors(call.output)[: 1 if REPLAY[call.kind] is _biased else None]
             found = _arrays(REPLAY[call.kind](module, _Arguments(call)))
             assert len(found) == len(theirs), f"{path}: {len(theirs)} outputs, ours gives {len(found)}"
             errors.setdefault(call.kind, []).extend(map(relative_error, found, theirs))
@@ -91,6 +92,7 @@ class _Arguments:
 
     def __init__(self, call: Call):
         self._given = call.arguments
+        self.output = call.output
         self.width = _tensors(call.output)[0].shape[-1]
 
     def __getattr__(self, name: str) -> Any:
@@ -117,7 +119,7 @@ def _arrays(output: Any) -> list[Any]:
 
 
 def _module_at(model: Any, path: str) -> Any:
-    keys = path.split(".")
+    keys = path.replace("encoder.embed_tokens", "shared").split(".")  # T5's table has both names
     # transformers 5 has dropped CLIPTextModel's outer `text_model`, which checkpoints and ours still have.
     node = model if hasattr(model, keys[0]) else model.text_model
     for key in keys:
@@ -155,6 +157,11 @@ def _hidden_and_text(module: Any, a: _Arguments) -> Any:
     return module(a.hidden_states, a.encoder_hidden_states)
 
 
+def _biased(module: Any, a: _Arguments) -> Any:
+    """A layer of T5 with the bias that it hands on, which the first one makes itself."""
+    return module(a.hidden_states, a.output[1].numpy()[0])
+
+
 # PyTorch class -> how ours is called with the same arguments.
 REPLAY: dict[str, Callable[[Any, _Arguments], Any]] = {
     **dict.fromkeys(("Linear", "Conv2d", "LayerNorm", "Embedding"), lambda m, a: m(a.input)),
@@ -182,6 +189,12 @@ REPLAY: dict[str, Callable[[Any, _Arguments], Any]] = {
     "CLIPAttention": lambda m, a: m(a.hidden_states, _causal(a.hidden_states)),
     "CLIPMLP": _hidden,
     "CLIPEncoderLayer": lambda m, a: m(a.hidden_states, _causal(a.hidden_states)),
+    "T5LayerNorm": _hidden,
+    "T5DenseGatedActDense": _hidden,
+    "T5LayerFF": _hidden,
+    "T5Attention": _biased,
+    "T5LayerSelfAttention": _biased,
+    "T5Block": _biased,
     "CLIPEncoder": lambda m, a: m(a.inputs_embeds, _causal(a.inputs_embeds))[-1],
 }
 # What the tests of each model must have met, so that a renamed class cannot empty the comparison.

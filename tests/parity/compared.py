@@ -31,6 +31,18 @@ def relative_error(ours: Any, theirs: Any) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
+def torch_shapes(skeleton: Any) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every leaf, as PyTorch has them."""
+    from convert import rename
+    from spqr_jax import params as params_lib
+
+    flat = params_lib.flatten(skeleton)
+    # A transpose of a stand-in with one byte, so that no array of the model's size is made.
+    hollow = {path: np.broadcast_to(np.zeros((), np.int8), leaf.shape) for path, leaf in flat.items()}
+    turned = {path: rename.transposed(path, array) for path, array in hollow.items()}
+    return {rename.torch_name(path): array.shape for path, array in turned.items()}
+
+
 def nchw(x: Any) -> np.ndarray:
     return np.asarray(x).transpose(0, 3, 1, 2)
 

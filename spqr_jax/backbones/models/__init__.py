@@ -6,6 +6,7 @@ Images and feature maps are NHWC here; NCHW exists only in `convert/`.
 
 from spqr_jax.backbones.models.clip_text import CLIPTextModel, CLIPTextModelWithProjection
 from spqr_jax.backbones.models.clip_vision import CLIPVisionModelWithProjection
+from spqr_jax.backbones.models.t5 import T5EncoderModel
 from spqr_jax.backbones.models.unet import UNet2DConditionModel
 from spqr_jax.backbones.models.vae import AutoencoderKL
 
@@ -14,5 +15,6 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPVisionModelWithProjection",
+    "T5EncoderModel",
     "UNet2DConditionModel",
 ]

@@ -23,14 +23,23 @@ TILES = (512, 256, 128)
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, target: Target = CPU, mask: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    target: Target = CPU,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention with softmax in float32: [B, L, N, D], [B, M, N, D] -> [B, L, N, D].
 
-    `mask` [L, M] or [B, L, M] is True where a query may look. Without a mask: for CUDA in half precision cuDNN's flash
-    attention where its head sizes allow, for a TPU the Pallas kernel where tokens are many, for a CPU large score
-    matrices head by head, and elsewhere many queries block by block.
+    `mask` [L, M] or [B, L, M] is True where a query may look. `bias` [N, L, M] is added to scores, which are then not
+    scaled, as in T5. Without either: for CUDA in half precision cuDNN's flash attention where its head sizes allow, for
+    a TPU the Pallas kernel where tokens are many, for a CPU large score matrices head by head, and elsewhere many
+    queries block by block.
     """
+    if bias is not None:
+        return plain(q, k, v, mask, bias)
     if mask is None and target.platform == "cuda" and _cudnn_takes(q):
         return padded(q, k, v, implementation="cudnn")
     if mask is None and target.mesh is not None and _pallas_takes(q, k, target.mesh):
@@ -42,9 +51,12 @@ def attention(
     return plain(q, k, v, mask)
 
 
-def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def plain(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, bias: jax.Array | None = None
+) -> jax.Array:
     """All scores at once; shapes as in `attention`."""
-    scores = jnp.einsum("blnd,bmnd->bnlm", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[3])
+    scores = jnp.einsum("blnd,bmnd->bnlm", q, k, preferred_element_type=jnp.float32)
+    scores = scores / math.sqrt(q.shape[3]) if bias is None else scores + bias.astype(jnp.float32)
     if mask is not None:
         scores = jnp.where(mask if mask.ndim == 2 else mask[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)

@@ -18,11 +18,11 @@ ACTIVATIONS = {
 
 class TextOutput(NamedTuple):
     """last_hidden_state [B, L, C] (after the final norm); hidden_states: the L+1 layer outputs before it;
-    pooled [B, C] at the end-of-text token; text_embeds [B, P] projected (None without projection)."""
+    pooled [B, C] at the end-of-text token (None for T5); text_embeds [B, P] projected (None without projection)."""
 
     last_hidden_state: jax.Array
     hidden_states: list[jax.Array]
-    pooled: jax.Array
+    pooled: jax.Array | None
     text_embeds: jax.Array | None
 
 

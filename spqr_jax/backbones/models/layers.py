@@ -161,6 +161,20 @@ class LayerNorm(nnx.Module):
         return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+class RMSNorm(nnx.Module):
+    """Division by the root mean square of the last axis, without subtracting the mean, computed in float32."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-6, rngs: nnx.Rngs):
+        del rngs
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
+        return (normed * self.scale[...]).astype(x.dtype)
+
+
 class Embedding(nnx.Module):
     """Rows of a table, [entries, channels]."""
 

@@ -135,13 +135,13 @@ class Decoder(nnx.Module):
 class AutoencoderKL(nnx.Module):
     """`encode` [B, H, W, 3] in [-1, 1] -> (mean, log-variance), each [B, H/f, W/f, C]; `decode` goes back.
 
-    These latents are the VAE's own. The UNet sees them multiplied by `scaling_factor`. The log-variance is clipped to
-    [-30, 20], as in diffusers.
+    These latents are the VAE's own. The denoiser sees them scaled, and for SD3 and FLUX shifted too, which is the
+    backbone's knowledge. The log-variance is clipped to [-30, 20], as in diffusers.
     """
 
     def __init__(self, config: dict[str, Any], *, rngs: nnx.Rngs):
-        if config.get("shift_factor") is not None or config.get("act_fn", "silu") != "silu":
-            raise ValueError("VAE config: shift_factor and activations other than silu are not supported.")
+        if config.get("act_fn", "silu") != "silu":
+            raise ValueError("VAE config: activations other than silu are not supported.")
         c = DEFAULTS | {k: v for k, v in config.items() if k in DEFAULTS}
         latent = c["latent_channels"]
         self.encoder = Encoder(c, rngs=rngs)
