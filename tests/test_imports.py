@@ -24,7 +24,7 @@ LAYERS = (
     ("generate",),
     ("methods",),
     ("run",),
-    ("fit",),
+    ("fit", "submission"),
     ("launch", "benchmarks", "recipe"),
 )
 LAYER = {room: number for number, layer in enumerate(LAYERS, 1) for room in layer}

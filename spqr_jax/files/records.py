@@ -102,7 +102,11 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], kind: Kind = IMAGES) ->
 
     Raises KeyError for a row that lacks one of the columns.
     """
-    table = pa.table({name: [row[name] for row in rows] for name in kind.schema.names}, schema=kind.schema)
+    write_table(path, pa.table({name: [row[name] for row in rows] for name in kind.schema.names}, schema=kind.schema))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table as it is. The file is complete or it does not exist."""
     with storage.writing(path) as stream:
         pq.write_table(table, stream)
 
