@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
-from spqr_jax.fit import flop, planned, targets
+from spqr_jax.fit import flop, hlo, planned, targets
 from spqr_jax.fit.programs import Program
 from spqr_jax.fit.targets import TRITON, Target
 
@@ -43,6 +43,7 @@ class Measured(NamedTuple):
         note: what the compiler had to be told, or why this is not the whole; "" if nothing.
         cached: whether this was known from an earlier time.
         until: "code": the compiler came to its end. "plan": it was stopped when it had planned the program's memory.
+        hlo: what the program consists of (`spqr_jax.fit.hlo.counts`); None if it was not even traced.
     """
 
     compiles: bool
@@ -55,6 +56,7 @@ class Measured(NamedTuple):
     note: str = ""
     cached: bool = False
     until: str = "code"
+    hlo: dict[str, Any] | None = None
 
     def memory_analysis(self) -> Any:
         """As that of jax.stages.Compiled, for `spqr_jax.sampling.batch_size`. Raises as a compiler without memory."""
@@ -65,10 +67,11 @@ class Measured(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A program that is handed to its compiler: its hash, and its FLOP on one device."""
+    """A program that is handed to its compiler: its hash, its FLOP on one device, what it consists of so far."""
 
     key: str
     flops: float
+    hlo: dict[str, Any]
 
 
 def measure(program: Program, plain: Program, target: Target, folder: Path, begin: Callable[[Begun], None]) -> Measured:
@@ -84,13 +87,15 @@ def measure(program: Program, plain: Program, target: Target, folder: Path, begi
         lowered = program.trace().lower()
     except (ValueError, NotImplementedError, RuntimeError) as error:
         return _refused(error, count, 0.0)
-    begin(Begun(_key(lowered, target), count))
+    begin(Begun(_key(lowered, target), count, hlo.of_lowered(lowered)))
     return _compiled(lowered, count, targets.options(target) | {planned.DUMP: str(folder)})
 
 
-def of_plan(parts: dict[str, int], flops: float, seconds: float) -> Measured:
-    """The result for a program whose compiler was stopped when it had planned the memory (`spqr_jax.fit.planned`)."""
-    return Measured(True, _total(parts), parts, flops, None, round(seconds, 1), "", PLANNED, until="plan")
+def of_plan(plan: planned.Planned, begun: Begun, seconds: float) -> Measured:
+    """The result for a program whose compiler was stopped when it had planned the memory."""
+    consists, parts = begun.hlo | hlo.of_compiled(plan.program), plan.parts
+    how: dict[str, Any] = {"note": PLANNED, "until": "plan", "hlo": consists}
+    return Measured(True, _total(parts), parts, begun.flops, None, round(seconds, 1), "", **how)
 
 
 def unknown(reason: str, seconds: float = 0.0) -> Measured:
@@ -117,12 +122,13 @@ def _compiled(lowered: Any, count: float, options: dict[str, Any]) -> Measured:
     try:
         compiled, note = _compile(lowered, options)
     except (ValueError, NotImplementedError, RuntimeError) as error:  # JaxRuntimeError is a RuntimeError
-        return _refused(error, count, time.perf_counter() - start)
+        return _refused(error, count, time.perf_counter() - start)._replace(hlo=hlo.counts(lowered, None))
     seconds = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     sizes = {field: int(getattr(memory, f"{field}_size_in_bytes")) for field in FIELDS}
     parts = dict(zip(("arguments", "outputs", "temporaries", "aliased"), sizes.values(), strict=True))
-    return Measured(True, _total(parts), parts, count, cost.get("flops"), round(seconds, 1), "", note)
+    consists = hlo.counts(lowered, compiled)
+    return Measured(True, _total(parts), parts, count, cost.get("flops"), round(seconds, 1), "", note, hlo=consists)
 
 
 def _refused(error: Exception, count: float, seconds: float) -> Measured:
@@ -135,8 +141,8 @@ def _refused(error: Exception, count: float, seconds: float) -> Measured:
 
 
 def _key(lowered: Any, target: Target) -> str:
-    """A hash of the program, the target, the compilers and their flags."""
-    versions = (jax.__version__, jaxlib.__version__, _compiler(target), os.environ.get("XLA_FLAGS", ""))
+    """A hash of the program, the target, the compilers and their flags, and what is kept."""
+    versions = (jax.__version__, jaxlib.__version__, _compiler(target), os.environ.get("XLA_FLAGS"), Measured._fields)
     text = repr((target.name, target.topology, versions)) + lowered.as_text()
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -6,6 +6,7 @@ part, which changes nothing in the plan. With `xla_dump_to` XLA writes the plan 
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 DUMP = "xla_dump_to"  # the compiler's option that names the folder
 # A line of the plan: "allocation 7: size 512, page 0, output shape is |f32[8]|, maybe-live-out, parameter 2, ..."
@@ -14,19 +15,31 @@ ALLOCATION = re.compile(r"^allocation \d+: size (\d+), (.*)$", re.MULTILINE)
 PLAN, AFTER = "*after_optimizations-buffer-assignment.txt", "*after_optimizations.txt"
 
 
-def parts(folder: Path) -> dict[str, int] | None:
-    """Bytes of "arguments", "outputs", "temporaries" and "aliased" as jax.stages.Compiled.memory_analysis() has them.
+class Planned(NamedTuple):
+    """What a compiler wrote down: bytes by kind, and the text of the optimised program.
 
-    None as long as there is no plan in the folder. The largest program counts: compilers make small ones on their way.
+    parts: bytes of "arguments", "outputs", "temporaries" and "aliased" as those of memory_analysis().
     """
-    plans = list(folder.glob(PLAN)) if any(folder.glob(AFTER)) else []
-    if not plans:
+
+    parts: dict[str, int]
+    program: str
+
+
+def read(folder: Path) -> Planned | None:
+    """The plan in a folder, None as long as there is none. Of several programs the largest counts: compilers make small
+    ones on their way."""
+    plans, programs = list(folder.glob(PLAN)), list(folder.glob(AFTER))
+    if not (plans and programs):
         return None
-    return read(max(plans, key=lambda file: file.stat().st_size).read_text(encoding="utf-8"))
+    return Planned(parts(_largest(plans)), _largest(programs))
 
 
-def read(plan: str) -> dict[str, int]:
-    """The same from the text of a plan."""
+def _largest(files: list[Path]) -> str:
+    return max(files, key=lambda file: file.stat().st_size).read_text(encoding="utf-8")
+
+
+def parts(plan: str) -> dict[str, int]:
+    """Bytes by kind from the text of a plan."""
     found = dict.fromkeys(("arguments", "outputs", "temporaries", "aliased"), 0)
     for size, what in ALLOCATION.findall(plan):
         if re.search(r"\bcolor [1-9]", what):

@@ -32,7 +32,9 @@ def _gb(value: int | None) -> str:
 
 
 def _notes(row: dict[str, Any]) -> Iterator[str]:
-    """Why a program does not compile, what was tried, and what helped."""
+    """What a program consists of, why it does not compile, what was tried, and what helped."""
+    if row.get("hlo"):
+        yield f"{row['program']}: {', '.join(_consists(row['hlo'], row['dtype']))}."
     if row["reason"]:
         yield f"{row['program']}: {row['reason']}"
     if row["note"]:
@@ -45,6 +47,24 @@ def _notes(row: dict[str, Any]) -> Iterator[str]:
         yield f"{row['program']}: remedy: {row['remedy']}"
     elif not row["fits"] and row.get("tried"):
         yield f"{row['program']}: nothing that was tried fits; split the weights (mesh.fsdp), or take more memory."
+
+
+def _consists(hlo: dict[str, Any], dtype: str) -> Iterator[str]:
+    """The short form of `spqr_jax.fit.hlo.counts`."""
+    if "flash" in hlo:
+        yield "flash attention {forward} forward, {backward} backward".format(**hlo["flash"])
+    if hlo["plain"]:
+        most = hlo["plain"][0]
+        number = sum(entry["number"] for entry in hlo["plain"])
+        yield f"plain attention {number}, at most {most['queries']} queries of {most['keys']} keys"
+    if dtype != "float32":
+        left, flop = hlo["products"].get("f32"), sum(kind["flop"] for kind in hlo["products"].values())
+        yield f"left in float32: {left['flop'] / flop:.2g} of the FLOP ({left['largest']})" if left else "no float32"
+    for kind, found in hlo.get("collectives", {}).items():
+        yield f"{kind} {found['number']} ({_gb(found['bytes'])} GB)"
+    if "transposes" in hlo:
+        yield f"transposes {hlo['transposes']['number']}, copies {hlo['copies']['number']}"
+        yield f"donated arguments {hlo['donated']}"
 
 
 def _hours(hours: dict[str, Any], devices: int) -> Iterator[str]:

@@ -99,8 +99,8 @@ def _answer(receiver: Connection, folder: Path, wait: Wait) -> Measured:
             if kept := _kept(begun, wait):
                 return kept
         late = bool(wait.seconds) and seconds > wait.seconds
-        if begun and (late or wait.until == "plan") and (parts := planned.parts(folder)):
-            return _keep(memory.of_plan(parts, begun.flops, seconds), begun, wait)
+        if begun and (late or wait.until == "plan") and (plan := planned.read(folder)):
+            return _keep(memory.of_plan(plan, begun, seconds), begun, wait)
         if late:
             return memory.unknown(f"stopped after {seconds:.0f} s; whether it fits is not known", seconds)
 

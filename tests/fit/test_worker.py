@@ -62,7 +62,7 @@ def test_a_program_is_measured_and_kept(tmp_path):
 def test_the_plan_that_a_compiler_writes_down_is_what_it_says_in_the_end(tmp_path, no_cache):
     """The same program, asked of its compiler, and read from the folder. An argument is given away."""
     compiled = small(None).trace().lower().compile({planned.DUMP: str(tmp_path)})
-    memory, parts = compiled.memory_analysis(), planned.parts(tmp_path)
+    memory, parts = compiled.memory_analysis(), planned.read(tmp_path).parts
     said = {name: getattr(memory, f"{field}_size_in_bytes") for name, field in FIELDS.items()}
     assert parts["aliased"] == WEIGHTS * 2
     assert parts == pytest.approx(said, abs=64)  # a constant or two

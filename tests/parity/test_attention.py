@@ -37,6 +37,11 @@ def test_lengths_padded_for_cudnn(queries, keys, dtype):
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
+def test_all_scores_at_once(dtype):
+    check(attention.plain, 64, 77, 40, dtype)
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize(("queries", "keys", "scores"), [(300, 300, 2**26), (300, 77, 1), (64, 77, 2**26)])
 def test_blocks_of_queries(queries, keys, scores, dtype, monkeypatch):
     """The last block is part of one, or a block is as small as it may be, or there is one."""

@@ -55,12 +55,32 @@ def plain(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, bias: jax.Array | None = None
 ) -> jax.Array:
     """All scores at once; shapes as in `attention`."""
-    scores = jnp.einsum("blnd,bmnd->bnlm", q, k, preferred_element_type=jnp.float32)
+    products = _products if q.dtype == jnp.float32 else _half_products
+    scores = products(q, k)
     scores = scores / math.sqrt(q.shape[3]) if bias is None else scores + bias.astype(jnp.float32)
     if mask is not None:
         scores = jnp.where(mask if mask.ndim == 2 else mask[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bnlm,bmnd->blnd", weights, v)
+
+
+def _products(q: jax.Array, k: jax.Array) -> jax.Array:
+    """[B, L, N, D], [B, M, N, D] -> float32 [B, N, L, M]."""
+    return jnp.einsum("blnd,bmnd->bnlm", q, k, preferred_element_type=jnp.float32)
+
+
+# The gradient of float32 scores is rounded for its products, as flash attention does. JAX's own rule would make these
+# products float32. Only alignment asks for derivatives of derivatives, which this has not, and it is in float32.
+_half_products = jax.custom_vjp(_products)
+
+
+def _half_products_bwd(inputs: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    q, k = inputs
+    gradient = gradient.astype(q.dtype)
+    return jnp.einsum("bnlm,bmnd->blnd", gradient, k), jnp.einsum("bnlm,blnd->bmnd", gradient, q)
+
+
+_half_products.defvjp(lambda q, k: (_products(q, k), (q, k)), _half_products_bwd)
 
 
 def mapped(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
