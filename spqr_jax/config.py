@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 AS_PROTOCOL: Any = None  # the value of the protocol that the config names
+AS_FITS: Any = None  # chosen so that the program fits into the devices' memory; the value changes no result
 
 
 @dataclass
@@ -91,8 +92,8 @@ class BFT:
     snr_gamma: float = 0.0  # above 0: min-SNR weighting; this and the next two are off as published
     noise_offset: float = 0.0
     ema: float = 0.0
-    accumulate: int = 1  # parts of a batch that are computed one after the other, for less memory
-    remat: bool = False  # compute activations again in the backward pass, for less memory
+    accumulate: int = 0  # parts of a batch that are computed one after the other, for less memory; 0: as fits
+    remat: bool = AS_FITS  # compute activations again in the backward pass, for less memory
     checkpoint_every: int = 500  # steps between saved states
     eval_at: tuple[int, ...] = ()  # steps at which harmfulness is measured, for a drift curve
     eval_prompts: int = 0  # harmful prompts used there; 0: all
@@ -149,7 +150,9 @@ class Report:
 class Mesh:
     """The use of the devices. It changes no result. See docs/scale.md."""
 
-    fsdp: bool = False  # split weights and optimiser state over the devices, for models that do not fit whole
+    # Split weights and optimiser state over the devices, for models that do not fit whole. As fits: fine-tuning splits
+    # them if nothing else fits, and sampling does not.
+    fsdp: bool = AS_FITS
     cpu_devices: int = 1  # parts that a CPU is split into; small models run faster on several, but each has the weights
 
 

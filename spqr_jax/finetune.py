@@ -17,13 +17,16 @@ from spqr_jax.backbones import Backbone, Denoiser
 from spqr_jax.data import Batch, Dataset
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import preemption
+from spqr_jax.devices.memory import memory_limit, needed_bytes
 from spqr_jax.files import checkpoint
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.training import latents, lora
+from spqr_jax.training import memory as memory_lib
 from spqr_jax.training.log import Progress
+from spqr_jax.training.memory import Step, Way
 from spqr_jax.training.objective import PLAIN, Objective
-from spqr_jax.training.step import PAPER, WHOLE, Memory, Optimiser, Program, place_state, train_step
+from spqr_jax.training.step import OPEN, PAPER, Memory, Optimiser, Program, place_state, train_step
 
 # Epochs of the paper's profiles (section 4.1: 1-3, 3-8, 10-20); the lower end is the default.
 EPOCHS = {"lite": 1, "moderate": 3, "standard": 10}
@@ -56,8 +59,12 @@ class Options(NamedTuple):
             `init_lora_weights="gaussian"`, which diffusers' scripts and the official code use).
         text_encoder: the profile "lite" adapts the attention of the text encoders too (both in SDXL), and captions are
             encoded in every step. The paper's section 4.1 says so; its Table C and the official code adapt the UNet.
+        memory: what saves memory, and no result depends on. What it leaves open is chosen so that the step fits; so is
+            `fsdp` (`spqr_jax.training.memory`). What is given is taken as it is.
+        limit: bytes that a step may take on each device (default: as the devices say, `devices.memory`).
         mesh: devices (default: all).
         fsdp: split weights, gradients, optimiser state and average over the devices, for models that do not fit whole.
+            None: if nothing else fits.
         latents_cache: directory in which encoded images are kept for other subjects; see `spqr_jax.training.latents`.
         checkpoints: directory of the state, which is saved every `checkpoint_every` steps, and when the run is asked to
             stop (`spqr_jax.devices.preemption`). A run that finds a state there continues from it, to the same weights.
@@ -74,14 +81,15 @@ class Options(NamedTuple):
     order: str = "shuffled"
     optimiser: Optimiser = PAPER
     objective: Objective = PLAIN
-    memory: Memory = WHOLE
+    memory: Memory = OPEN
+    limit: int | None = None
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.1
     lora_init: str = "kaiming"
     text_encoder: bool = False
     mesh: Mesh | None = None
-    fsdp: bool = False
+    fsdp: bool | None = None
     latents_cache: Path | None = None
     checkpoints: Path | None = None
     checkpoint_every: int = 500
@@ -186,13 +194,63 @@ class _Training(NamedTuple):
     step: Callable[[Any, int], tuple[Any, Any]]
 
 
-def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: Options) -> _Training:
-    """Check all arguments, then encode images and captions, and place the weights on the devices."""
-    sizes = data_lib.curriculum_stages(len(dataset), o.curriculum)
+def way_to_fit(pipeline: Pipeline, dataset: Dataset, profile: str, **options: Any) -> Way:
+    """The way to compute a step of this fine-tuning so that it fits, as `train` chooses it with the same arguments.
+
+    The program that fits is compiled here, and `train` runs it. If the options leave nothing open, nothing is compiled.
+    Raises MemoryError with the bytes and the remedies if no way fits, and ValueError as `train`.
+    """
+    o = Options(**options)
     mesh = o.mesh or mesh_lib.make()
-    check_batch(o.batch_size, o.memory.accumulate, mesh.size)
-    denoiser, trainable, frozen, keys = prepare(
-        backbones.on(pipeline, mesh),
+    check_batch(o.batch_size, o.memory.accumulate or 1, mesh.size)
+    ways = memory_lib.open_ways(o.memory, o.fsdp, o.batch_size, mesh.size)
+    limit = o.limit or memory_limit(mesh)
+    if len(ways) == 1 or limit is None:
+        return ways[0]
+    size = latents.checked_size(pipeline, dataset)
+    step = step_of(backbones.on(pipeline, mesh), profile, size, o, mesh)
+    return memory_lib.choose(
+        ways,
+        lambda way: needed_bytes(lambda: step.trace(way).lower().compile()),
+        fixed=step.fixed_bytes,
+        limit=limit,
+        what=f"{pipeline.name or 'pipeline'}, profile {profile}, {o.batch_size} images of {size[0]}x{size[1]}",
+    )
+
+
+def step_of(pipeline: Pipeline, profile: str, size: tuple[int, int], o: Options, mesh: Mesh) -> Step:
+    """The step of a fine-tuning on images of `size` pixels, by shapes; the pipeline's weights may be shapes too."""
+    denoiser, (trainable, frozen, keys) = _shapes(pipeline, profile, o)
+    schedule = jax.eval_shape(lambda: backbones.schedule(pipeline))
+    latent = jax.ShapeDtypeStruct((o.batch_size, *denoiser.backbone.latent_shape(pipeline, size)), np.float32)
+    if denoiser.encoders:
+        text: Any = backbones.token_condition(pipeline, [""], size=size)
+    else:
+        text = jax.eval_shape(
+            lambda params: denoiser.backbone.condition(pipeline._replace(params=params), [""], size), pipeline.params
+        )
+    condition = jax.tree.map(lambda x: jax.ShapeDtypeStruct((o.batch_size, *x.shape[1:]), x.dtype), text)
+    weight = jax.ShapeDtypeStruct((o.batch_size,), np.float32)
+    batch = {"mean": latent, "std": latent, "condition": condition, "weight": weight}
+    return Step(denoiser, o.optimiser, o.objective, trainable, frozen, keys, schedule, batch, mesh)
+
+
+def _shapes(pipeline: Pipeline, profile: str, o: Options) -> tuple[Denoiser, Any]:
+    """`prepare` by shapes: the denoiser, and (trainable leaves, frozen leaves, dropout keys)."""
+    found: list[Denoiser] = []  # what is no array cannot be returned through eval_shape
+
+    def leaves(params: Any) -> Any:
+        denoiser, *leaves = _prepared(pipeline._replace(params=params), profile, 0, o)
+        found.append(denoiser)
+        return leaves
+
+    shapes = jax.eval_shape(leaves, pipeline.params)
+    return found[0], shapes
+
+
+def _prepared(pipeline: Pipeline, profile: str, seed: int, o: Options) -> tuple[Denoiser, Params, Params, Params]:
+    return prepare(
+        pipeline,
         profile,
         rank=o.rank,
         alpha=o.alpha,
@@ -201,16 +259,24 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
         text_encoder=o.text_encoder,
         seed=seed,
     )
+
+
+def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: Options) -> _Training:
+    """Check all arguments, then encode images and captions, and place the weights on the devices."""
+    sizes = data_lib.curriculum_stages(len(dataset), o.curriculum)
+    mesh = o.mesh or mesh_lib.make()
+    way = way_to_fit(pipeline, dataset, profile, **o._asdict())
+    denoiser, trainable, frozen, keys = _prepared(backbones.on(pipeline, mesh), profile, seed, o)
     steps = num_steps(profile, sizes, o.batch_size, o.steps, o.epochs, stages=o.stages)
     order = list(data_lib.curriculum_batches(sizes, o.batch_size, steps, seed, stages=o.stages, order=o.order))
     filled = [_filled(batch, o.batch_size) for batch in order]
     encoded = latents.Encoded(pipeline, dataset, [shown for shown, _ in filled], cache=o.latents_cache)
     encode = backbones.token_condition if denoiser.encoders else backbones.condition
     condition = encode(pipeline, dataset.captions, size=encoded.size)
-    step = train_step(Program(denoiser, o.optimiser, o.objective, o.memory, mesh if o.fsdp else None))
+    step = train_step(Program(denoiser, o.optimiser, o.objective, way.memory, mesh if way.fsdp else None))
     schedule = denoiser.backbone.noising.schedule(pipeline.configs["scheduler"])
-    state = place_state(trainable, o.optimiser, o.objective.ema > 0, mesh, o.fsdp)
-    frozen = mesh_lib.place(frozen, mesh, fsdp=o.fsdp)
+    state = place_state(trainable, o.optimiser, o.objective.ema > 0, mesh, way.fsdp)
+    frozen = mesh_lib.place(frozen, mesh, fsdp=way.fsdp)
     base = jax.random.key(seed)
 
     def numbered(state: Any, i: int) -> tuple[Any, Any]:

@@ -84,6 +84,12 @@ def shapes(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
     )
 
 
+def batch_shapes(tree: Any, mesh: Mesh) -> Any:
+    """The result of `split_batch` as jax.ShapeDtypeStruct, for compiling."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
 def bytes_each(tree: Any) -> int:
     """Bytes that a tree of arrays or shapes takes on each device of its mesh."""
     return sum(

@@ -7,7 +7,8 @@
     WORKDIR/reference_features.npz        features of real images, and reference_statistics.npz computed from them
     WORKDIR/leaderboard.{json,csv,md}     the scores
     WORKDIR/report/                       index.html, figures, tables, thumbs
-    WORKDIR/latents/, batch_sizes.json, compilation_cache/    kept so that the same work is not done twice
+    WORKDIR/latents/, compilation_cache/  kept so that the same work is not done twice
+    WORKDIR/batch_sizes.json, training_memory.json    what was chosen so that programs fit into the devices
     WORKDIR/jobs/                         logs of the jobs on a cluster
 
 Each class holds the path of one directory and names the files in it. Nothing is created, and only the methods that
@@ -123,6 +124,11 @@ class CellFolder(ImagesFolder):
         return self.path / "log"
 
     @property
+    def memory(self) -> Path:
+        """JSON: how the steps of the fine-tuning were computed so that they fit."""
+        return self.log / "memory.json"
+
+    @property
     def training(self) -> Path:
         """Checkpoints of a fine-tuning that has not ended; removed at its end."""
         return self.path / "training"
@@ -176,6 +182,11 @@ class Workdir(Folder):
     def batch_sizes(self) -> Path:
         """JSON: the batch sizes that fit the memory of the devices."""
         return self.path / "batch_sizes.json"
+
+    @property
+    def training_memory(self) -> Path:
+        """JSON: the ways to compute a step of fine-tuning that fit the memory of the devices."""
+        return self.path / "training_memory.json"
 
     @property
     def compilation_cache(self) -> Path:

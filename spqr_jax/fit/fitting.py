@@ -1,6 +1,7 @@
 """The answer for a config and a target: every program measured, and remedies tried where one does not fit."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +15,9 @@ from spqr_jax.fit.targets import Target
 from spqr_jax.fit.worker import Job, Wait
 from spqr_jax.run import protocol
 from spqr_jax.sampling import batch_size
+from spqr_jax.training.memory import Way, choose
 
 SHARE = 0.35  # of the peak, unless told otherwise
-# What is tried where a training step does not fit: (remat, accumulate).
-REMEDIES = ((True, 1), (True, 2), (True, 4), (True, 8), (True, 16))
 SAMPLERS = ("whole", "parts")
 
 
@@ -69,10 +69,14 @@ class Question(NamedTuple):
         pipeline, mesh = architectures.pipeline(config), targets.mesh(target)
         return cls(Plan.of(config, pipeline, mesh), target, asked)
 
-    def with_bft(self, **changes: Any) -> "Question":
-        """The same for a config with other options of fine-tuning."""
+    def computed(self, way: Way) -> "Question":
+        """The same for a config that asks for one way to compute the steps of fine-tuning."""
         config = self.plan.config
-        changed = dataclasses.replace(config, bft=dataclasses.replace(config.bft, **changes))
+        changed = dataclasses.replace(
+            config,
+            bft=dataclasses.replace(config.bft, accumulate=way.accumulate, remat=way.remat),
+            mesh=dataclasses.replace(config.mesh, fsdp=way.fsdp),
+        )
         return self._replace(plan=self.plan._replace(config=changed))
 
     def measure(self, make: Callable[..., Program], *arguments: Any) -> tuple[Program, Measured]:
@@ -131,28 +135,43 @@ def _rows(question: Question) -> Iterator[dict[str, Any]]:
 
 
 def _training(question: Question, profile: str) -> dict[str, Any]:
-    """The row of a training step, with the first remedy that helps if it does not fit."""
-    row = question.row(*question.measure(programs.training_step, profile))
-    if row["fits"] or (row["bytes"] is None and "RESOURCE_EXHAUSTED" not in row["reason"]):
-        return row
-    tried = []
-    for remat, accumulate in _remedies(question.plan):
-        other = question.with_bft(remat=remat, accumulate=accumulate)
-        trial = question.row(*other.measure(programs.training_step, profile))
-        kept = ("remat", "accumulate", "fits", "bytes", "compile_s", "reason")
-        tried.append({name: trial[name] for name in kept})
-        if trial["fits"]:
-            return row | {"tried": tried, "remedy": f"--config.bft.remat={remat} --config.bft.accumulate={accumulate}"}
-    return row | {"tried": tried, "remedy": ""}
+    """The row of a training step, computed as a run would choose, with what was tried before."""
+    ways, limit = programs.ways(question.plan), _run_limit(question.target)
+    seen: dict[Way, tuple[Program, Measured]] = {}
+    way, failure = ways[0], ""
+    try:
+        fixed = programs.step(question.plan, profile).fixed_bytes
+        way = choose(ways, _needed(question, profile, limit, seen), fixed=fixed, limit=limit, what=profile)
+    except MemoryError as error:
+        way, failure = min(seen, key=lambda way: seen[way][1].bytes or sys.maxsize, default=way), str(error)
+        if not seen:  # weights and state alone are too much
+            program = programs.training_step(question.computed(way).plan, profile)
+            seen[way] = program, Measured(False, fixed(way.fsdp), {}, 0.0, None, 0.0, "not compiled, as it cannot fit")
+    except ValueError:
+        way = list(seen)[-1] if seen else way
+    if way not in seen:  # the config leaves nothing open, or the devices cannot share the batch
+        seen[way] = question.computed(way).measure(programs.training_step, profile)
+    row = question.row(*seen[way])
+    tried = [w._asdict() | _short(question, *seen[w]) | {"fits": False} for w in seen if w != way]
+    fits = {"fits": row["fits"] and not failure, "limit_bytes": limit if len(ways) > 1 else row["limit_bytes"]}
+    return row | fits | ({"tried": tried, "remedy": failure} if tried or failure else {})
 
 
-def _remedies(plan: Plan) -> Iterator[tuple[bool, int]]:
-    """Those of REMEDIES that differ from the config and whose parts are whole on every device."""
-    bft = plan.config.bft
-    for remat, accumulate in REMEDIES:
-        more = accumulate > bft.accumulate or (remat and not bft.remat and accumulate == bft.accumulate)
-        if more and bft.batch_size % (accumulate * plan.mesh.size) == 0:
-            yield remat, accumulate
+def _needed(
+    question: Question, profile: str, limit: int, seen: dict[Way, tuple[Program, Measured]]
+) -> Callable[[Way], int | None]:
+    """A function way -> bytes of the step, for `choose`; it adds what it measures to `seen`."""
+
+    def needed(way: Way) -> int | None:
+        seen[way] = question.computed(way).measure(programs.training_step, profile)
+        measured = seen[way][1]
+        if measured.compiles or measured.bytes is None:
+            if not measured.compiles and "RESOURCE_EXHAUSTED" not in measured.reason:
+                raise ValueError(measured.reason)
+            return measured.bytes
+        return max(measured.bytes, limit + 1)  # refused, whatever the number says
+
+    return needed
 
 
 # --- sampling
@@ -172,7 +191,7 @@ def _sampling(question: Question) -> Iterator[dict[str, Any]]:
 
     first = _most(question)
     weights = sum(mesh_lib.bytes_each(tree) for tree in programs.sampler_weights(question.plan).values())
-    limit, failure = _sampling_limit(question.target), ""
+    limit, failure = _run_limit(question.target), ""
     try:
         each = batch_size.largest(compiled, first, weights=weights, limit=limit)
     except (MemoryError, ValueError) as error:
@@ -218,8 +237,8 @@ def _most(question: Question) -> int:
     return batch_size.worthwhile(height * width, plan.mesh)
 
 
-def _sampling_limit(target: Target) -> int:
-    """Bytes that a run leaves to its sampler (`batch_size.memory_limit`)."""
+def _run_limit(target: Target) -> int:
+    """Bytes that a run leaves to one program (`devices.memory.memory_limit`)."""
     return target.limit if target.platform == "cpu" else int(batch_size.SHARE * target.limit)
 
 

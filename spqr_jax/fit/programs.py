@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from spqr_jax import backbones, finetune
 from spqr_jax.backbones import Condition, text
@@ -26,7 +26,8 @@ from spqr_jax.sampling import sampler
 from spqr_jax.sampling.call import Sampling
 from spqr_jax.sampling.guidance import Guided, guided_prediction
 from spqr_jax.training import latents
-from spqr_jax.training import step as step_lib
+from spqr_jax.training.memory import Step, Way, open_ways
+from spqr_jax.training.step import Memory
 
 
 class Program(NamedTuple):
@@ -111,46 +112,26 @@ def image_encoding(plan: Plan) -> Program:
 
 
 def training_step(plan: Plan, profile: str) -> Program:
-    """One step of fine-tuning under a profile, with the config's batch, rank, accumulation and rematerialisation."""
-    bft_config, size = plan.config.bft, _training_size(plan)
-    about = plan.about(bft_config.batch_size, size, accumulate=bft_config.accumulate, remat=bft_config.remat)
+    """One step of fine-tuning under a profile; what the config leaves open is as a run tries it first."""
+    bft_config, size, way = plan.config.bft, _training_size(plan), ways(plan)[0]
+    about = plan.about(bft_config.batch_size, size, **way._asdict())
     about |= {"rank": bft_config.rank} if profile == "lite" else {}
-    return Program(f"training step, {profile}", about, lambda: _trace_step(plan, profile, size), plan.mesh.size)
+    return Program(f"training step, {profile}", about, lambda: step(plan, profile).trace(way), plan.mesh.size)
 
 
-def _trace_step(plan: Plan, profile: str, size: tuple[int, int]) -> Any:
+def ways(plan: Plan) -> list[Way]:
+    """The ways to compute a step that the config leaves open, in the order in which a run tries them."""
+    memory = Memory(plan.config.bft.accumulate, plan.config.bft.remat)
+    return open_ways(memory, plan.config.mesh.fsdp, plan.config.bft.batch_size, plan.mesh.size)
+
+
+def step(plan: Plan, profile: str) -> Step:
+    """The shapes of a step of fine-tuning. Raises ValueError if the devices cannot share its batch."""
     config, mesh = plan.config, plan.mesh
-    finetune.check_batch(config.bft.batch_size, config.bft.accumulate, mesh.size)
+    finetune.check_batch(config.bft.batch_size, config.bft.accumulate or 1, mesh.size)
     steps = bft.num_steps(config.bft, profile, config.bft.samples)
     options = finetune.Options(**bft.training_options(config, profile, steps))
-    denoiser, (trainable, frozen, keys) = _prepared(plan, profile)
-    start = functools.partial(step_lib.init_state, optimiser=options.optimiser, ema=options.objective.ema > 0)
-    state = mesh_lib.shapes(jax.eval_shape(start, trainable), mesh, fsdp=options.fsdp)
-    schedule, key = jax.eval_shape(lambda: (backbones.schedule(plan.pipeline), jax.random.key(0)))
-    latent = jax.ShapeDtypeStruct((options.batch_size, *plan.backbone.latent_shape(plan.pipeline, size)), np.float32)
-    weight = jax.ShapeDtypeStruct((options.batch_size,), np.float32)
-    rows = _conditions(plan, size, options.batch_size, tokens=bool(denoiser.encoders))
-    batch = {"mean": latent, "std": latent, "condition": rows, "weight": weight}
-    step = step_lib.train_step(
-        step_lib.Program(denoiser, options.optimiser, options.objective, options.memory, mesh if options.fsdp else None)
-    )
-    frozen = mesh_lib.shapes(frozen, mesh, fsdp=options.fsdp)
-    keys, schedule, key = mesh_lib.shapes((keys, schedule, key), mesh)
-    return step.trace(state, frozen, keys, schedule, _split(batch, mesh), key)
-
-
-def _prepared(plan: Plan, profile: str) -> tuple[backbones.Denoiser, Any]:
-    """`finetune.prepare` by shapes: the denoiser, and (trainable leaves, frozen leaves, dropout keys)."""
-    found: list[backbones.Denoiser] = []  # what is no array cannot be returned through eval_shape
-
-    def prepare(params: Any) -> Any:
-        options = bft.adapter_options(plan.config.bft, profile)
-        denoiser, *leaves = finetune.prepare(plan.pipeline._replace(params=params), profile, seed=0, **options)
-        found.append(denoiser)
-        return leaves
-
-    leaves = jax.eval_shape(prepare, plan.pipeline.params)
-    return found[0], leaves
+    return finetune.step_of(plan.pipeline, profile, _training_size(plan), options, mesh)
 
 
 # --- sampling
@@ -228,7 +209,7 @@ def _sampler_inputs(plan: Plan, each: int) -> tuple[sampler.Program, dict[str, A
     rows = _conditions(plan, _sampled_size(plan), count)
     scales: Any = jax.ShapeDtypeStruct((count,), np.float32)
     noise = jax.ShapeDtypeStruct((count, *sampled_shape(plan)), np.float32)
-    noise, batch = _split((noise, sampler.Batch(Guided(rows, rows, scales))), plan.mesh)
+    noise, batch = mesh_lib.batch_shapes((noise, sampler.Batch(Guided(rows, rows, scales))), plan.mesh)
     program = sampler.Program(
         backbones.denoiser(pipeline),
         pipeline.definitions[backbone.autoencoder],
@@ -262,19 +243,9 @@ def _sampled_size(plan: Plan) -> tuple[int, int]:
     return call_lib.size_of(plan.pipeline, sampling(plan.config))
 
 
-def _conditions(plan: Plan, size: tuple[int, int], rows: int, *, tokens: bool = False) -> Condition:
-    """The shapes of a Condition of so many rows. tokens: with token ids in the place of text states."""
-    if tokens:
-        one = backbones.token_condition(plan.pipeline, [""], size=size)
-    else:
-        one = jax.eval_shape(
-            lambda params: plan.backbone.condition(plan.pipeline._replace(params=params), [""], size),
-            plan.pipeline.params,
-        )
+def _conditions(plan: Plan, size: tuple[int, int], rows: int) -> Condition:
+    """The shapes of a Condition of so many rows."""
+    one = jax.eval_shape(
+        lambda params: plan.backbone.condition(plan.pipeline._replace(params=params), [""], size), plan.pipeline.params
+    )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one)
-
-
-def _split(tree: Any, mesh: Mesh) -> Any:
-    """Shapes [B, ...] split along the first axis, as `mesh_lib.split_batch` places arrays."""
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -107,7 +107,7 @@ def _check_numbers(config: Config) -> None:
         "bft.rank": (config.bft.rank, 1),
         "bft.resolution": (config.bft.resolution, 0),
         "bft.max_bad": (config.bft.max_bad, 0),
-        "bft.accumulate": (config.bft.accumulate, 1),
+        "bft.accumulate": (config.bft.accumulate, 0),
         "bft.checkpoint_every": (config.bft.checkpoint_every, 1),
         "bft.eval_at": (min(config.bft.eval_at, default=0), 0),
         "bft.eval_prompts": (config.bft.eval_prompts, 0),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
@@ -15,6 +16,7 @@ from spqr_jax.backbones import Backbone
 from spqr_jax.data import Batch, Dataset
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import processes
+from spqr_jax.devices.memory import gigabytes, limit_here, needed_bytes
 from spqr_jax.files import storage
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
@@ -57,11 +59,11 @@ class Encoded:
     """
 
     def __init__(self, pipeline: Pipeline, dataset: Dataset, order: Sequence[Batch], *, cache: Path | None = None):
-        self.size = _checked_size(pipeline, dataset)
+        self.size = checked_size(pipeline, dataset)
         self._pipeline, self._dataset, self._order, self._cache = pipeline, dataset, order, cache
-        self._batch = images_at_once(len(dataset), self.size)
         self._changes = dataset.at_pass is not None
-        self._length = BLOCK_ROWS // self._batch * self._batch if self._changes else len(dataset)
+        batch = images_at_once(len(dataset), self.size)
+        self._length = BLOCK_ROWS // batch * batch if self._changes else len(dataset)
         self._key = _key(pipeline, dataset, self.size) if cache is not None and self._changes else ""
         self._last_use = {place: step for step, batch in enumerate(order) for place in self._places(*batch)}
         self._blocks = {} if self._changes else {(0, 0): encode(pipeline, dataset, cache=cache)}
@@ -85,18 +87,19 @@ class Encoded:
         name = f"{self._key}-pass-{number}-rows-{rows.start}-{rows.stop}.npz"
         file = None if self._cache is None else self._cache / name
         seen = self._dataset.of_pass(number)
-        return _kept(file, lambda: _encode_rows(self._pipeline, seen, rows, self._batch))
+        return _kept(file, lambda: _encode_rows(self._pipeline, seen, rows, self.size))
 
 
-def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None) -> Latents:
+def encode(pipeline: Pipeline, dataset: Dataset, *, cache: Path | None = None, limit: int | None = None) -> Latents:
     """The latents of every image, in the first pass if passes differ.
 
     cache: a directory in which they are kept under a hash of data set, VAE and size, so that a sweep encodes each data
-    set once. Raises ValueError if a side of the images is no multiple of the VAE's factor.
+    set once. limit: bytes that the encoder may take (default: as the device says, `spqr_jax.devices.memory`). Raises
+    ValueError if a side of the images is no multiple of the VAE's factor, MemoryError if not one image fits.
     """
-    size, rows = _checked_size(pipeline, dataset), range(len(dataset))
+    size, rows = checked_size(pipeline, dataset), range(len(dataset))
     file = None if cache is None else cache / f"{_key(pipeline, dataset, size)}.npz"
-    return _kept(file, lambda: _encode_rows(pipeline, dataset, rows, images_at_once(len(dataset), size)))
+    return _kept(file, lambda: _encode_rows(pipeline, dataset, rows, size, limit))
 
 
 def images_at_once(count: int, size: tuple[int, int]) -> int:
@@ -104,10 +107,16 @@ def images_at_once(count: int, size: tuple[int, int]) -> int:
     return max(1, min(ENCODE_BATCH, ENCODE_PIXELS // (size[0] * size[1]), count))
 
 
-def _encode_rows(pipeline: Pipeline, dataset: Dataset, rows: range, batch: int) -> Latents:
+def _encode_rows(
+    pipeline: Pipeline, dataset: Dataset, rows: range, size: tuple[int, int], limit: int | None = None
+) -> Latents:
+    """The latents of some images of `size` pixels: `images_at_once`, or fewer if so many do not fit."""
+    batch = images_at_once(len(dataset), size)
     backbone, means, logvars = backbones.of(pipeline), [], []
     definition = pipeline.definitions[backbone.autoencoder]
     params = jax.device_put(pipeline.params[backbone.autoencoder])  # once, and not with every batch
+    if limit := limit or limit_here(jax.local_devices()):
+        batch = _at_once(backbone, definition, params, (batch, *size, 3), limit)
     for start in rows[::batch]:
         chosen = np.arange(start, min(start + batch, rows.stop))
         images = mesh_lib.pad_batch(dataset.images(chosen), batch)
@@ -134,7 +143,31 @@ def encode_batch(backbone: Backbone, definition: Definition, params: Params, ima
     return backbone.encode(definition.bind(params), images_u8)
 
 
-def _checked_size(pipeline: Pipeline, dataset: Dataset) -> tuple[int, int]:
+_lower = encode_batch.lower
+
+
+def _at_once(backbone: Backbone, definition: Definition, params: Params, most: tuple[int, ...], limit: int) -> int:
+    """Images encoded at once: B of `most` [B, H, W, 3], or half as many, and so on, until the program fits."""
+    batch, shape = most[0], most[1:]
+
+    def needed(batch: int) -> int | None:
+        images = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
+        return needed_bytes(lambda: _lower(backbone, definition, params, images).compile())
+
+    while (size := needed(batch)) is None or size > limit:
+        what = f"{backbone.autoencoder}: encoding images of {shape[0]}x{shape[1]}, {batch} at once,"
+        if batch == 1:
+            raise MemoryError(
+                f"{what} takes {gigabytes(size)}, and the device has {gigabytes(limit)} for it; train on smaller "
+                "images (bft.resolution), or use bfloat16 (dtype)."
+            )
+        logging.info("%s takes %s of %s.", what, gigabytes(size), gigabytes(limit))
+        batch //= 2
+    return batch
+
+
+def checked_size(pipeline: Pipeline, dataset: Dataset) -> tuple[int, int]:
+    """Height and width of the images in pixels. Raises ValueError as `encode`."""
     multiple, (height, width) = backbones.of(pipeline).factor(pipeline), dataset.images(np.arange(1)).shape[1:3]
     if height % multiple or width % multiple:
         raise ValueError(f"{dataset.name}: images are {height}x{width}, expected multiples of {multiple}; resize them.")

@@ -38,18 +38,21 @@ class Optimiser(NamedTuple):
 class Memory(NamedTuple):
     """Options that save memory. They change no result.
 
+    An option may be left open, for `spqr_jax.training.memory` to choose. A `Program` has none open.
+
     Attributes:
-        accumulate: number of parts of a batch that are computed one after the other.
+        accumulate: number of parts of a batch that are computed one after the other; 0: open.
         remat: keep only the activations between the denoiser's layers, and compute the others again in the backward
-            pass.
+            pass; None: open.
     """
 
     accumulate: int = 1
-    remat: bool = False
+    remat: bool | None = False
 
 
 PAPER = Optimiser()
 WHOLE = Memory()
+OPEN = Memory(0, None)
 
 
 def transform(o: Optimiser) -> optax.GradientTransformation:

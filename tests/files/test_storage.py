@@ -276,6 +276,8 @@ def test_ids_change_with_what_determines_the_result_and_with_nothing_else():
     same.judges.max_undecided = 0.5
     same.bft.remat, same.bft.accumulate, same.bft.checkpoint_every = True, 2, 7
     assert ids(same) == ids(base)
+    same.bft.remat, same.bft.accumulate, same.mesh.fsdp = False, 1, True
+    assert ids(same) == ids(base)
     for change in (
         lambda c: setattr(c.bft, "lr", 2e-4),
         lambda c: setattr(c.bft, "rank", 4),

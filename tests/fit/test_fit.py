@@ -14,7 +14,7 @@ import pytest
 import convert
 from configs import mini as mini_config
 from spqr_jax import finetune, mini
-from spqr_jax.fit import fitting, memory, programs, targets, work
+from spqr_jax.fit import fitting, memory, programs, table, targets, work
 from spqr_jax.fit.fitting import Asked, Question
 from spqr_jax.fit.memory import Measured
 from spqr_jax.run import protocol
@@ -57,18 +57,70 @@ def test_all_programs_of_mini_fit_and_the_form_of_the_answer(compiled):
     assert json.loads(json.dumps(answer)) == answer
 
 
-def test_the_first_remedy_that_helps_is_named(compiled):
+def test_a_step_is_computed_as_a_run_would_choose(compiled):
+    """A run leaves a tenth of an accelerator's memory free, and all of a CPU's limit is there."""
     too_much = targets.find("cpu").limit + 1
     compiled |= {(False, 1, 16): too_much, (True, 1, 16): too_much, (True, 2, 16): too_much}
     answer = fitting.answer(config(profiles=("standard",)), targets.find("cpu"), Asked())
     row = rows(answer)["training step, standard"]
-    assert not answer["fits"] and not row["fits"]
-    assert [(t["remat"], t["accumulate"], t["fits"]) for t in row["tried"]] == [
-        (True, 1, False),
-        (True, 2, False),
-        (True, 4, True),
+    assert answer["fits"] and row["fits"] and not row["remedy"]
+    assert (row["accumulate"], row["remat"], row["fsdp"]) == (4, True, False)
+    assert [(t["accumulate"], t["remat"], t["fits"]) for t in row["tried"]] == [
+        (1, False, False),
+        (1, True, False),
+        (2, True, False),
     ]
-    assert row["remedy"] == "--config.bft.remat=True --config.bft.accumulate=4"
+    text = table.text(answer)
+    assert "training step, standard: a run computes it with accumulate 4, remat True, fsdp False." in text
+
+
+def test_a_step_that_fits_in_no_way_is_answered_with_bytes_and_remedies(compiled):
+    too_much = targets.find("cpu").limit + 10**9
+    compiled |= {(remat, k, 16): too_much - k for remat in (False, True) for k in (1, 2, 4, 8, 16)}
+    answer = fitting.answer(config(profiles=("standard",)), targets.find("cpu"), Asked())
+    row = rows(answer)["training step, standard"]
+    assert not answer["fits"] and not row["fits"] and row["remedy"].startswith("standard: the smallest program takes")
+    assert "mesh.fsdp" in row["remedy"] and (row["accumulate"], row["remat"]) == (16, True)
+    assert [t["accumulate"] for t in row["tried"]] == [1, 1, 2, 4, 8]
+
+
+def test_what_the_config_gives_is_all_that_is_tried(compiled):
+    compiled[True, 4, 16] = targets.find("cpu").limit + 1
+    found = config(profiles=("standard",), remat=True, accumulate=4)
+    row = rows(fitting.answer(found, targets.find("cpu"), Asked()))["training step, standard"]
+    assert not row["fits"] and (row["accumulate"], row["remat"]) == (4, True) and "tried" not in row
+
+
+SPLIT = """
+import json
+from configs import mini
+from spqr_jax.fit import fitting, targets
+from spqr_jax.fit.memory import Measured
+
+def measure(question, make, *arguments):
+    return make(question.plan, *arguments), Measured(True, question.target.limit - 1, {}, 1e9, None, 0.0, "")
+
+fitting.Question.measure = measure
+config = mini.get_config()
+config.bft.profiles = ("lite", "standard")
+rows = []
+for megabytes in (60, 1):
+    target = targets.find("cpu")._replace(memory=megabytes * 10**6)
+    answer = fitting.answer(config, target, fitting.Asked())
+    rows.append([(row["fits"], row["fsdp"], len(row.get("tried", ()))) for row in answer["programs"][2:4]])
+print(json.dumps(rows))
+"""
+
+
+def test_a_step_whose_state_does_not_fit_on_one_device_is_split_at_once():
+    """The emoji world's UNet: 4.3 M parameters, their moments and gradients are 69 MB, a quarter of it on each of 4."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    run = subprocess.run([sys.executable, "-c", SPLIT], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr[-2000:]
+    split, nothing = json.loads(run.stdout.splitlines()[-1])
+    assert split == [[True, False, 0], [True, True, 0]]
+    assert nothing == [[False, False, 0], [False, False, 0]]
 
 
 def test_a_step_that_cannot_be_compiled_says_why_and_is_not_tried_again(compiled):

@@ -1,14 +1,19 @@
 """Stage finetune: benign fine-tuning of every subject, and the images after it, drawn while its model is loaded."""
 
+import json
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors import numpy as safetensors
 
+from spqr_jax import backbones
 from spqr_jax import finetune as finetune_lib
+from spqr_jax import params as params_lib
+from spqr_jax.data import Dataset
 from spqr_jax.devices import processes
-from spqr_jax.files import checkpoint, storage
+from spqr_jax.files import checkpoint, choices, storage
 from spqr_jax.files.layout import Workdir
 from spqr_jax.finetune import Adapted
 from spqr_jax.pipeline import Pipeline
@@ -21,6 +26,7 @@ from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.generate import draw_phase
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
 from spqr_jax.training.log import TrainingLog
+from spqr_jax.training.memory import Way
 
 
 def finetune(run: Run, background: Background) -> list[Failure]:
@@ -69,6 +75,8 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
     data = names.dataset(run.config, cell.scenario)
     steps = num_steps(bft, cell.profile, len(data))
     cell.folder.path.mkdir(parents=True, exist_ok=True)
+    options = training_options(run.config, cell.profile, steps)
+    options |= fitting(run, subject, data, cell, options)
     evaluation: dict[str, Any] = {}
     if bft.eval_at:
         evaluation = {"eval_at": (0, *bft.eval_at), "on_eval": record_drift.recorder(run, cell)}
@@ -79,7 +87,7 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
             cell.profile,
             seed=cell.seed,
             steps=steps,
-            **training_options(run.config, cell.profile, steps),
+            **options,
             latents_cache=Workdir(run.workdir).latents,
             checkpoints=cell.folder.training,
             on_step=log if processes.first() else None,
@@ -87,3 +95,39 @@ def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, 
             **evaluation,
         )
     return adapted, steps
+
+
+def fitting(run: Run, subject: Pipeline, data: Dataset, cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a fine-tuning that the config may leave open, as its step fits into the devices.
+
+    What was chosen is kept for fine-tunings that take the same memory, and said beside the log of the cell.
+    """
+    height, width = data.images(np.arange(1)).shape[1:3]
+    bft, weights = run.config.bft, backbones.of(subject).weights(subject)
+    key = [
+        f"{cell.profile}, {bft.batch_size} images of {height}x{width}",
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"{params_lib.nbytes(weights) / 1e6:.1f} MB of weights",
+        *([f"rank {bft.rank}"] if cell.profile == "lite" else []),
+        *(["text encoder"] if options["text_encoder"] else []),
+        *(["average"] if bft.ema else []),
+        *(f"{name} {value}" for name, value in _given(run).items()),
+    ]
+    way = Way(
+        **choices.remembered(
+            Workdir(run.workdir).training_memory,
+            ", ".join(key),
+            lambda: finetune_lib.way_to_fit(subject, data, cell.profile, **options)._asdict(),
+            form=Way()._asdict(),
+        )
+    )
+    if processes.first():
+        storage.write_text(cell.folder.memory, json.dumps(way._asdict(), indent=2) + "\n")
+    return {"memory": way.memory, "fsdp": way.fsdp}
+
+
+def _given(run: Run) -> dict[str, Any]:
+    """What the config does not leave open."""
+    asked = {"accumulate": run.config.bft.accumulate or None, "remat": run.config.bft.remat}
+    asked["fsdp"] = run.config.mesh.fsdp
+    return {name: value for name, value in asked.items() if value is not None}

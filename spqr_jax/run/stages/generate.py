@@ -107,7 +107,7 @@ def _guidance(run: Run, jobs: list[Job]) -> list[float]:
 
 def _options(run: Run) -> dict[str, Any]:
     """The options of generation that come from the config, but for guidance, which prompts may bring with them."""
-    return {**sampling_options(run.config), "fsdp": run.config.mesh.fsdp}
+    return {**sampling_options(run.config), "fsdp": bool(run.config.mesh.fsdp)}
 
 
 def sampling_options(config: Config) -> dict[str, Any]:
