@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from spqr_jax.config import Config
 from spqr_jax.devices import mesh as mesh_lib
-from spqr_jax.fit import architectures, programs, targets, work, worker
+from spqr_jax.fit import architectures, programs, storage, targets, work, worker
 from spqr_jax.fit.memory import Measured
 from spqr_jax.fit.programs import Plan, Program
 from spqr_jax.fit.targets import Target
@@ -114,6 +114,8 @@ def answer(config: Config, target: Target, asked: Asked) -> dict[str, Any]:
         "protocol": config.protocol,
         "fits": all(row["fits"] for row in rows),
         "programs": rows,
+        "not_compiled": programs.left_out(config),
+        **storage.needed(question.plan),
         "hours": work.hours(_items(question, rows), target, config.dtype, asked.share),
     }
 
@@ -179,8 +181,18 @@ def _needed(
 
 def _sampling(question: Question) -> Iterator[dict[str, Any]]:
     """The rows of the sampler, at the batch that a run would take."""
-    whole = _whole(question)
-    make = programs.whole_sampler if whole else programs.evaluation
+    if not _whole(question):
+        row = _sampler(question, programs.evaluation)
+        yield row
+        yield question.row(*question.measure(programs.decoder, row["batch"] // question.plan.mesh.size))
+        return
+    yield _sampler(question, programs.whole_sampler)
+    if any(subject.method == "sld" for subject in question.plan.config.subjects):
+        yield _sampler(question, programs.safe_sampler)
+
+
+def _sampler(question: Question, make: Callable[..., Program]) -> dict[str, Any]:
+    """The row of one sampler, at the batch that a run would take."""
     seen: dict[int, tuple[Program, Measured]] = {}
 
     def compiled(each: int) -> Measured:
@@ -196,9 +208,8 @@ def _sampling(question: Question) -> Iterator[dict[str, Any]]:
         each = batch_size.largest(compiled, first, weights=weights, limit=limit)
     except (MemoryError, ValueError) as error:
         each, failure = min(seen), str(error) if isinstance(error, MemoryError) else ""
-    yield question.row(*seen[shown := _shown(question, first, each)], **_tried(question, seen, shown, each, failure))
-    if not whole:
-        yield question.row(*question.measure(programs.decoder, shown))
+    shown = _shown(question, first, each)
+    return question.row(*seen[shown], **_tried(question, seen, shown, each, failure))
 
 
 def _shown(question: Question, first: int, each: int) -> int:

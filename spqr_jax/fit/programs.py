@@ -23,6 +23,7 @@ from spqr_jax.run import bft
 from spqr_jax.run.stages.generate import sampling_options
 from spqr_jax.sampling import call as call_lib
 from spqr_jax.sampling import sampler
+from spqr_jax.sampling.attached.safe_guidance import SLD
 from spqr_jax.sampling.call import Sampling
 from spqr_jax.sampling.guidance import Guided, guided_prediction
 from spqr_jax.training import latents
@@ -100,7 +101,7 @@ def text_encoding(plan: Plan) -> Program:
 def image_encoding(plan: Plan) -> Program:
     """The autoencoder's encoder on as many training images as are encoded at once. It runs on one device."""
     plan = plan.on_one()
-    component, size = plan.backbone.autoencoder, _training_size(plan)
+    component, size = plan.backbone.autoencoder, training_size(plan)
     batch = latents.images_at_once(plan.config.bft.samples, size)
     images = jax.ShapeDtypeStruct((batch, *size, 3), np.uint8)
     weights, images = mesh_lib.shapes((plan.pipeline.params[component], images), plan.mesh)
@@ -113,7 +114,7 @@ def image_encoding(plan: Plan) -> Program:
 
 def training_step(plan: Plan, profile: str) -> Program:
     """One step of fine-tuning under a profile; what the config leaves open is as a run tries it first."""
-    bft_config, size, way = plan.config.bft, _training_size(plan), ways(plan)[0]
+    bft_config, size, way = plan.config.bft, training_size(plan), ways(plan)[0]
     about = plan.about(bft_config.batch_size, size, **way._asdict())
     about |= {"rank": bft_config.rank} if profile == "lite" else {}
     return Program(f"training step, {profile}", about, lambda: step(plan, profile).trace(way), plan.mesh.size)
@@ -131,7 +132,25 @@ def step(plan: Plan, profile: str) -> Step:
     finetune.check_batch(config.bft.batch_size, config.bft.accumulate or 1, mesh.size)
     steps = bft.num_steps(config.bft, profile, config.bft.samples)
     options = finetune.Options(**bft.training_options(config, profile, steps))
-    return finetune.step_of(plan.pipeline, profile, _training_size(plan), options, mesh)
+    return finetune.step_of(plan.pipeline, profile, training_size(plan), options, mesh)
+
+
+# --- what is not traced here
+
+# Methods without a compiled step of their own, and those whose attachments in sampling are not traced.
+STEPLESS, ATTACHED = ("none", "uce", "rece", "sld"), ("spm", "modular_lora")
+
+
+def left_out(config: Config) -> list[str]:
+    """The programs of a run that are not among those of this module."""
+    named = list(dict.fromkeys(subject.method for subject in config.subjects if not subject.checkpoint))
+    steps = [name for name in named if name not in STEPLESS]
+    attached = [name for name in named if name in ATTACHED]
+    return [
+        *([f"aligning steps of {', '.join(steps)}"] if steps else []),
+        *([f"sampling with what {' and '.join(attached)} may attach"] if attached else []),
+        "judges",
+    ]
 
 
 # --- sampling
@@ -144,11 +163,22 @@ def sampling(config: Config) -> Sampling:
 
 def whole_sampler(plan: Plan, each: int) -> Program:
     """The sampler from noise to pixels, with `each` images on each device."""
+    return _loop("sampler", plan, each, *_sampler_inputs(plan, each))
+
+
+def safe_sampler(plan: Plan, each: int) -> Program:
+    """The same with Safe Latent Diffusion, which evaluates the denoiser for a third text."""
     program, weights, noise, batch = _sampler_inputs(plan, each)
+    safe = SLD().prepare(plan.pipeline, [""], batch.given.text, batch.given.text)
+    program, batch = program._replace(acts=(safe.act,)), batch._replace(rows=(safe.rows,))
+    return _loop("sampler, SLD", plan, each, program, weights | {"attached": (None,)}, noise, batch, (safe.numbers,))
+
+
+def _loop(name: str, plan: Plan, each: int, program: Any, weights: Any, noise: Any, batch: Any, numbers: Any = ()):
     tables = call_lib.tables_of(plan.pipeline, sampling(plan.config))
     about = _about_sampling(plan, each) | {"evaluations": evaluations(plan)}
-    arguments = program, weights, tables, noise, batch, ()
-    return Program("sampler", about, lambda: sampler.sample.trace(*arguments), plan.mesh.size)
+    arguments = program, weights, tables, noise, batch, numbers
+    return Program(name, about, lambda: sampler.sample.trace(*arguments), plan.mesh.size)
 
 
 def evaluations(plan: Plan) -> int:
@@ -200,13 +230,13 @@ def sampler_weights(plan: Plan) -> dict[str, Any]:
 
 def sampled_shape(plan: Plan) -> tuple[int, int, int]:
     """(h, w, C) of the latents that are sampled."""
-    return plan.backbone.latent_shape(plan.pipeline, _sampled_size(plan))
+    return plan.backbone.latent_shape(plan.pipeline, sampled_size(plan))
 
 
 def _sampler_inputs(plan: Plan, each: int) -> tuple[sampler.Program, dict[str, Any], Any, sampler.Batch]:
     """Program, weights, noise and batch of the sampler without attachments."""
     backbone, pipeline, count = plan.backbone, plan.pipeline, each * plan.mesh.size
-    rows = _conditions(plan, _sampled_size(plan), count)
+    rows = _conditions(plan, sampled_size(plan), count)
     scales: Any = jax.ShapeDtypeStruct((count,), np.float32)
     noise = jax.ShapeDtypeStruct((count, *sampled_shape(plan)), np.float32)
     noise, batch = mesh_lib.batch_shapes((noise, sampler.Batch(Guided(rows, rows, scales))), plan.mesh)
@@ -223,7 +253,7 @@ def _sampler_inputs(plan: Plan, each: int) -> tuple[sampler.Program, dict[str, A
 
 def _about_sampling(plan: Plan, each: int) -> dict[str, Any]:
     guidance = float(plan.config.generation.guidance)
-    return plan.about(each * plan.mesh.size, _sampled_size(plan), guidance=guidance)
+    return plan.about(each * plan.mesh.size, sampled_size(plan), guidance=guidance)
 
 
 # --- shapes
@@ -234,12 +264,12 @@ def _trained_size(plan: Plan) -> tuple[int, int]:
     return side, side
 
 
-def _training_size(plan: Plan) -> tuple[int, int]:
+def training_size(plan: Plan) -> tuple[int, int]:
     side = plan.config.bft.resolution or plan.backbone.side(plan.pipeline)
     return side, side
 
 
-def _sampled_size(plan: Plan) -> tuple[int, int]:
+def sampled_size(plan: Plan) -> tuple[int, int]:
     return call_lib.size_of(plan.pipeline, sampling(plan.config))
 
 

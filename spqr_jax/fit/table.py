@@ -14,7 +14,18 @@ def text(answer: dict[str, Any]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [line for row in answer["programs"] for line in _notes(row)]
-    return "\n".join([title, *table, *notes, *_hours(answer["hours"], answer["devices"])])
+    stored = [*_stored("Disk", answer["disk"]), *_stored("Memory of the host", answer["host"])]
+    left_out = f"Not compiled: {'; '.join(answer['not_compiled'])}."
+    return "\n".join([title, *table, *notes, left_out, *stored, *_hours(answer["hours"], answer["devices"])])
+
+
+def _stored(where: str, needed: dict[str, Any]) -> Iterator[str]:
+    """What lies there, as number x bytes, and the sum."""
+    yield f"{where}, at most:"
+    for item in needed["items"]:
+        number, size = item["number"], item["bytes"]
+        yield f"  {item['what']}: {number:,} x {size:,} bytes = {_gb(number * size)} GB"
+    yield f"  together {_gb(needed['bytes'])} GB. Left out: {needed['left_out']}."
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:

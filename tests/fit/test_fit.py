@@ -215,3 +215,38 @@ def test_the_decoder_of_mini_compiles_for_a_tpu():
     if "lock" in run.stderr:
         pytest.skip("another process uses libtpu")
     assert run.stdout.startswith("TPU v5 lite True "), run.stdout + run.stderr[-2000:]
+
+
+HOLD = """
+import os, sys
+from spqr_jax.fit.environment import ENVIRONMENT
+os.environ.update(ENVIRONMENT)
+os.environ.pop("ALLOW_MULTIPLE_LIBTPU_LOAD", None)
+from spqr_jax.fit import targets
+try:
+    targets.mesh(targets.find("tpu-v5e-4"))
+except RuntimeError as error:
+    print(error, flush=True)
+else:
+    print("has it", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'jax[tpu]'"
+)
+def test_another_process_that_holds_libtpu_is_named_with_what_to_do():
+    how = {"cwd": ROOT, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD], **how) as first:
+        assert first.stdout.readline().startswith(("has it", "--target"))  # or a third process has it
+        second = subprocess.run([sys.executable, "-c", HOLD], input="", cwd=ROOT, capture_output=True, text=True)
+        first.stdin.close()
+    assert "another process uses libtpu" in second.stdout and "ALLOW_MULTIPLE_LIBTPU_LOAD=1" in second.stdout
+
+
+def test_what_libtpu_says_of_its_lock_is_understood():
+    """The message of libtpu 0.0.52."""
+    said = 'ABORTED: Internal error when accessing libtpu multi-process lockfile. Run "$ sudo rm /tmp/libtpu_lockfile".'
+    reason = targets._reason(targets.find("tpu-v6e-8"), said)
+    assert reason.startswith("--target tpu-v6e-8: another process uses libtpu") and "wait for it" in reason
