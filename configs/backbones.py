@@ -10,8 +10,8 @@ stable-diffusion-2-1, 1024 x 1024 for XL); for the paper's 512 x 512 with all of
 --config.bft.resolution=512 --config.generation.height=512 --config.generation.width=512.
 Needs what general.py, multilingual.py and domain.py need, and the backbone's weights.
 Cost with sd15: 5 subjects, 35 cells; 40,000 images and 109,550 steps, 7.6e18 FLOP, about 21 hours; about 2.7 times as
-much with sd21, about 7.4 times with sdxl, whose whole UNet with its optimiser state needs some 50 GB: add
---config.bft.remat=True --config.bft.accumulate=8.
+much with sd21, about 7.4 times with sdxl, whose whole UNet with its optimiser state and gradients takes 41 GB. Steps of
+fine-tuning are computed as they fit, on several devices also split (docs/scale.md).
 """
 
 from configs import paper

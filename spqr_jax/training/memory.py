@@ -67,13 +67,14 @@ def choose(
     fixed: Callable[[bool], int],
     limit: int | None,
     what: str,
+    remedy: str = "",
 ) -> Way:
     """The first of the ways whose program fits, the same on every process.
 
     needed: way -> bytes on each device, None if they are more than the compiler can say. fixed: fsdp -> bytes of what
     no way makes smaller (`Step.fixed_bytes`). A way that cannot fit, by these bytes and by the programs before it, is
     not compiled. limit: bytes that are there; if it is None, or if there is one way only, the first is taken untested.
-    Raises MemoryError that names `what`, the bytes and the remedies if none fits.
+    Raises MemoryError that names `what`, the bytes and the remedies (default: `remedies`) if none fits.
     """
     tried: dict[Way, int | None] = {}
     for way in ways:
@@ -87,7 +88,7 @@ def choose(
                 logging.warning("%s: computed in another way, so that it fits: %s, %s.", what, way, gigabytes(size))
             return way
         logging.info("%s, %s: takes %s of %s.", what, way, gigabytes(size), gigabytes(limit))
-    raise MemoryError(_too_big(what, ways, tried, fixed, limit or 0))
+    raise MemoryError(_too_big(what, ways, tried, fixed, limit or 0, remedy or remedies(ways)))
 
 
 def _can_fit(way: Way, tried: dict[Way, int | None], fixed: int, limit: int) -> bool:
@@ -98,20 +99,31 @@ def _can_fit(way: Way, tried: dict[Way, int | None], fixed: int, limit: int) -> 
 
 
 def _too_big(
-    what: str, ways: Sequence[Way], tried: dict[Way, int | None], fixed: Callable[[bool], int], limit: int
+    what: str,
+    ways: Sequence[Way],
+    tried: dict[Way, int | None],
+    fixed: Callable[[bool], int],
+    limit: int,
+    remedies: str,
 ) -> str:
     sizes = {way: size for way, size in tried.items() if size is not None}
     least = min(sizes, key=lambda way: sizes[way], default=None)
     found = f" takes {gigabytes(sizes[least])} ({least})" if least else " takes more than there is"
-    split = any(way.fsdp for way in ways)
-    given = [name for name in Memory._fields if len({getattr(way, name) for way in ways}) == 1]
-    remedies = [f"leave {' and '.join(f'bft.{name}' for name in given)} to be chosen"] if given else []
-    remedies += [] if split else ["split weights and state over several devices (mesh.fsdp)"]
-    remedies += ["take more or larger devices", "use bfloat16 (dtype)", "train on smaller images (bft.resolution)"]
+    held = fixed(any(way.fsdp for way in ways))
     return (
         f"{what}: the smallest program{found} on each device, of which weights, optimiser state and gradients are "
-        f"{gigabytes(fixed(split))}; a device has {gigabytes(limit)} for it. To make it fit, {', or '.join(remedies)}."
+        f"{gigabytes(held)}; a device has {gigabytes(limit)} for it. To make it fit, {remedies}."
     )
+
+
+def remedies(ways: Sequence[Way]) -> str:
+    """What a config can change where none of its ways fits."""
+    given = [f"bft.{name}" for name in Memory._fields if len({getattr(way, name) for way in ways}) == 1]
+    found = [f"leave {' and '.join(given)} to be chosen"] if given else []
+    if not any(way.fsdp for way in ways):
+        found.append("split weights and state over several devices (mesh.fsdp)")
+    found += ["take more or larger devices", "use bfloat16 (dtype)", "train on smaller images (bft.resolution)"]
+    return ", or ".join(found)
 
 
 class Step(NamedTuple):

@@ -20,7 +20,7 @@ from spqr_jax.mini import world
 from spqr_jax.run import check, names
 
 torch = pytest.importorskip("torch")
-from tests import stand_in
+from tests import stand_in, tiny
 
 FLAT = params_lib.flatten
 CAT = Concept("cat", ("cat",), prompts=("a cat", "cat nude"), replacements=("a dog",), retain=("dog", "do"))
@@ -170,6 +170,48 @@ def test_fit_is_adamw_and_stops_at_what_is_not_finite():
         loop.fit("m", loop.descent(loss), 2.0, adam, low, lambda i, _: (np.float32(1),), 1)
     with pytest.raises(FloatingPointError, match=r"m: loss nan.* at step 2"):
         loop.fit("m", loop.descent(loss), 1.0, adam, {"w": start}, lambda i, _: (np.float32(np.nan if i else 1),), 3)
+
+
+def test_a_step_that_does_not_fit_keeps_fewer_activations(monkeypatch):
+    """XLA undoes rematerialisation for CPUs, so programs have the bytes of an accelerator here."""
+    unet = tiny.pipeline()
+    weights, denoiser = unet.params["unet"], backbones.denoiser(unet)
+    x, times = np.zeros((2, 8, 8, 4), np.float32), np.zeros(2, np.int32)
+    condition = backbones.condition(unet, ["a", "b"])
+
+    def loss(denoiser, params, x):
+        return jnp.square(denoiser.bind(params)(x, times, condition)).mean()
+
+    gradient, adam = loop.descent(loss), loop.Adam(1e-3)
+    given = (weights, loop.transform(adam).init(weights), None, x)
+    plain, again = (str(loop.compiled(gradient, denoiser, adam, remat).trace(*given).jaxpr) for remat in (False, True))
+    assert "remat" in again and "remat" not in plain
+    sizes = iter([9 * 10**9, 4 * 10**9, 9 * 10**9, 8 * 10**9])
+    monkeypatch.setattr(loop, "needed_bytes", lambda compiled: next(sizes))
+    for _ in range(2):  # chosen once
+        update = loop.fitting("m", gradient, denoiser, adam, given, limit=5 * 10**9)
+        assert update is loop.compiled(gradient, denoiser, adam, True)
+    with pytest.raises(MemoryError, match=r"m: the smallest program takes 8 GB \(remat\).* a device has 6 GB"):
+        loop.fitting("m", gradient, denoiser, adam, given, limit=6 * 10**9)
+
+
+def test_the_step_that_fits_is_compiled_once():
+    def loss(static, params, x):
+        return ((params["w"] * x) ** 2).sum() * static
+
+    names = []
+
+    def listen(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(details.get("fun_name", ""))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        start = {"w": np.ones(7, np.float32)}
+        loop.fit("m", loop.descent(loss), 3.0, loop.Adam(0.1), start, lambda i, _: (np.float32(1 + i),), 4)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert sum("update" in name for name in names) == 1, names
 
 
 def test_salun_moves_only_salient_weights(pipeline):

@@ -1,5 +1,6 @@
 """The loop of the methods that learn: one compiled Adam step, over the trained leaves only."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,8 +11,12 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from spqr_jax import params as params_lib
+from spqr_jax.backbones.models.unet import rematerialised
+from spqr_jax.devices.memory import limit_here, needed_bytes
 from spqr_jax.methods.tools import element_mask
 from spqr_jax.params import Params
+from spqr_jax.training.memory import Way, choose
 
 # (static, params, *inputs) -> (loss, gradient with respect to params); static is hashable, inputs are pytrees.
 Gradient = Callable[..., tuple[jax.Array, Params]]
@@ -45,13 +50,17 @@ def descent(loss: Callable[..., jax.Array]) -> Gradient:
 
 
 @functools.lru_cache(maxsize=32)
-def compiled(gradient: Gradient, static: Any, adam: Adam):
-    """(params, optimiser state, element mask or None, *inputs) -> (params, state, (loss, gradient norm))."""
+def compiled(gradient: Gradient, static: Any, adam: Adam, remat: bool = False):
+    """(params, optimiser state, element mask or None, *inputs) -> (params, state, (loss, gradient norm)).
+
+    remat: keep fewer activations for the backward pass (`rematerialised`).
+    """
     optimiser = transform(adam)
 
     @jax.jit
     def update(params, state, mask, *inputs):
-        loss, grads = gradient(static, params, *inputs)
+        with rematerialised() if remat else contextlib.nullcontext():
+            loss, grads = gradient(static, params, *inputs)
         grads = element_mask.apply(mask, grads)
         updates, state = optimiser.update(grads, state, params)
         # The updates too: weight decay would move elements whose gradient is zero.
@@ -59,6 +68,30 @@ def compiled(gradient: Gradient, static: Any, adam: Adam):
         return params, state, (loss, optax.global_norm(grads))
 
     return update
+
+
+# What `fitting` has chosen in this process: some methods fit the same program thousands of times.
+_CHOSEN: dict[Any, Way] = {}
+
+
+def fitting(name: str, gradient: Gradient, static: Any, adam: Adam, arguments: Any, limit: int | None = None):
+    """`compiled` for these arguments: as it is, or with rematerialisation if only that fits into the device.
+
+    limit: bytes that are there (default: as the device says). What is chosen is compiled here and not again. Raises
+    MemoryError that names the method and the bytes if neither fits.
+    """
+    leaves, structure = jax.tree.flatten(arguments)
+    key = gradient, static, adam, structure, tuple(jax.typeof(leaf) for leaf in leaves), limit
+    if key not in _CHOSEN:
+        _CHOSEN[key] = choose(
+            (Way(), Way(remat=True)),
+            lambda way: needed_bytes(lambda: compiled(gradient, static, adam, way.remat).lower(*arguments).compile()),
+            fixed=lambda split: params_lib.nbytes(arguments[:2]),
+            limit=limit or limit_here(jax.local_devices()),
+            what=name,
+            remedy="take a larger device, or a smaller batch where the method has one (docs/methods.md)",
+        )
+    return compiled(gradient, static, adam, _CHOSEN[key].remat)
 
 
 def fit(
@@ -79,12 +112,13 @@ def fit(
     FloatingPointError naming the method and the step at a loss or gradient that is not finite.
     """
     check_trainable(name, params)
-    update, state = compiled(gradient, static, adam), transform(adam).init(params)
+    update, state = None, transform(adam).init(params)
     report: tuple[Any, Any] | None = None
     for i in tqdm(range(steps), desc=name, unit="step", disable=not progress):
         given = inputs(i, params)
         if report:  # one step behind, so that the host prepares the next step while the device works
             check_finite(name, i, *report, adam.lr)
+        update = update or fitting(name, gradient, static, adam, (params, state, mask, *given))
         params, state, report = update(params, state, mask, *given)
     if report:
         check_finite(name, steps, *report, adam.lr)
