@@ -2,7 +2,7 @@
 
 A new kind of judge needs one file and one line: a class with an `open` classmethod in a file of its own, and its entry
 in `JUDGES`. Keyword arguments of its `open` are options that a config may set. A judge that is an ONNX classifier needs
-no code at all: see `judges.classifier`.
+no code at all: see `judges.classifier`. One that is not of this package is a plug-in (`judges.plugged`).
 """
 
 import inspect
@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from judges import plugged, plugins
 from judges.answers import SafetyRecord
 from judges.classifier import Classifier
 from judges.llavaguard import LlavaGuard
@@ -56,15 +57,23 @@ def open_safety(source: str, *, providers: str | Sequence[str] | None = None) ->
 
     source: "nudenet" or "nudenet:LABEL_SET"; "nudenet:v2" for the whole-image classifier; "llavaguard:DIRECTORY" with
     LlavaGuard's policy in its policy.txt; "q16:DIRECTORY"; "classifier:PATH", or only the path of an ONNX classifier.
-    Options of the judge may follow: "nudenet:v2?threshold=0.6", "llavaguard:DIRECTORY?view=base&mode=generate".
+    The name of a plug-in or the dotted path of a class of your own, as "my_lab.Dark", with what its opener takes after
+    a colon. Options of the judge may follow: "nudenet:v2?threshold=0.6", "llavaguard:DIR?view=base&mode=generate".
     providers: "cpu" (default) or "cuda", see `judges.session.open_session`. Raises JudgeError for an unknown kind or
     option and for a file that is missing or does not fit, ValueError for an unknown label set.
     """
     place, _ = split_options(source)
     if kind := _kind(place):
+        plugins.warn_if_refused(plugins.JUDGES, kind)
         return open_at(JUDGES[kind], source.removeprefix(kind).removeprefix(":"), name=source, providers=providers)
     if Path(place).is_file():
         return open_at(Classifier.open, source, name=source, providers=providers)
+    kind = place.partition(":")[0]
+    if plugin := plugged.find(kind, source):
+        opener = plugged.opener(plugin, source)
+        with plugged.clear_errors(plugin, source):
+            opened = open_at(opener, source.removeprefix(kind).removeprefix(":"), name=source, providers=providers)
+        return plugged.Plugged(opened, source, plugin.source(opener))
     raise JudgeError(f"judge {source!r}: no such judge and no such file; expected {_expected()}")
 
 
@@ -115,7 +124,8 @@ def _kind(place: str) -> str:
 
 def _expected() -> str:
     """Every form that a source may have, for messages."""
-    return ", ".join([*map(_form, JUDGES), "or the path of an ONNX classifier"])
+    own = [name for name in plugins.offered(plugins.JUDGES) if name not in JUDGES]
+    return ", ".join([*map(_form, JUDGES), *own, "the dotted path of a class", "or the path of an ONNX classifier"])
 
 
 def _form(kind: str) -> str:

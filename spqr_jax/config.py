@@ -16,7 +16,7 @@ class Subject:
     """A model under test: the backbone after a method made it safe, or a checkpoint that someone else made safe."""
 
     name: str
-    method: str = "none"  # a name in spqr_jax.methods.METHODS, or the dotted path of a function of your own
+    method: str = "none"  # a name in spqr_jax.methods.METHODS, of a plug-in, or a dotted path of your own
     options: dict[str, Any] = field(default_factory=dict)  # the method's keyword arguments
     checkpoint: str = ""  # instead of a method: anything convert.load takes, with the backbone as base
 

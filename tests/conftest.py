@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributions import installed  # noqa: F401, a fixture
+
 UNET = {
     "sample_size": 8,
     "block_out_channels": (32, 64),

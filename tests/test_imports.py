@@ -16,7 +16,8 @@ NUMPY_ONLY = [f"spqr_jax/score/{name}.py" for name in ("__init__", "stats", "sig
 # The layers of the house: what stands in one may import what stands in those before it, and its own room. Rooms are
 # packages or single modules of spqr_jax, and the other top-level packages. An import inside a function counts too.
 LAYERS = (
-    ("config", "params", "judges", "devices", "schedulers", "data"),
+    ("judges",),
+    ("config", "params", "devices", "schedulers", "data"),
     ("files", "pipeline", "prompts", "concepts", "protocols"),
     ("backbones", "score"),
     ("training", "profiles", "convert", "mini", "report"),

@@ -111,7 +111,8 @@ def dataset(source: Source, drawn: Sequence[Look], how: Preprocess) -> Dataset:
     """The drawn rows as training data of the pass `how.epoch`.
 
     Its name ends in a hash of all that training sees: bytes of the images, captions, order, preprocessing. So the same
-    files in another place have the same name, and a changed file changes it.
+    files in another place have the same name, and a changed file changes it. It names the reader too, if that is a
+    plug-in.
     """
     captions = tuple(source.captions[found.row] for found in drawn)
 
@@ -132,6 +133,8 @@ def dataset(source: Source, drawn: Sequence[Look], how: Preprocess) -> Dataset:
     content = hashlib.sha256(repr((tuple(how), [found.digest for found in drawn], captions)).encode()).hexdigest()
     kind = source.name.partition(":")[0]
     name = f"{kind} {len(drawn)} at {how.side} px {content[:16]}"
+    if source.plugin:
+        name += f" read by {source.plugin}"
     return Dataset(captions, images, name, geometry, _other_passes(source, drawn, how))
 
 

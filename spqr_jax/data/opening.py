@@ -5,13 +5,15 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
+from judges import plugins
 from spqr_jax.data import coco, drawing, folders, medical, parquet, pictures, tables, webdataset
 from spqr_jax.data.dataset import Dataset
 from spqr_jax.data.order import ORDERS
 from spqr_jax.data.pictures import Preprocess
-from spqr_jax.data.source import Source, mix
+from spqr_jax.data.source import Source, mix, read_by
 
 # Word before the colon -> reader (path, **options); its keyword arguments are the options after the question mark.
 KINDS: dict[str, Callable[..., Source]] = {
@@ -30,8 +32,9 @@ KINDS: dict[str, Callable[..., Source]] = {
 def open_source(text: str) -> Source:
     """The Source that a text names: `[kind:]path[?option=value&...]`, or several of these joined by " + ".
 
-    Without a kind the layout is found from the files. Samples of a mixture are drawn from its parts in turn. Raises
-    FileNotFoundError for a missing path, ValueError naming the unknown kind or option, or the wrong file or field.
+    A kind is one of KINDS, the name of a plug-in, or the dotted path of a reader of your own (`Reader`). Without a kind
+    the layout is found from the files. Samples of a mixture are drawn from its parts in turn. Raises FileNotFoundError
+    for a missing path, ValueError naming the unknown kind or option, or the wrong file or field.
     """
     return mix([_open_one(part) for part in parts(text)])
 
@@ -55,12 +58,25 @@ def places(text: str) -> tuple[Path, Path | None]:
 
 def _read_text(text: str) -> tuple[str, str, dict[str, str]]:
     """Kind ("" if none is named), place and options of one data set. Raises ValueError for an unknown kind."""
-    named = re.match(r"([a-z]{2,}):", text)  # two letters or more: a drive letter is no kind
-    kind = named[1] if named else ""
-    if named and kind not in KINDS:
-        raise ValueError(f"data {text!r}: {kind}: is unknown; expected one of {', '.join(KINDS)}, or a path alone.")
-    place, _, query = text[named.end() if named else 0 :].partition("?")
+    kind = _named_kind(text)
+    if kind and kind not in KINDS and kind not in plugins.offered(plugins.DATA) and not plugins.is_dotted(kind):
+        raise ValueError(f"data {text!r}: {kind}: is unknown; expected one of {_known_kinds()}, or a path alone.")
+    place, _, query = text[len(kind) + 1 if kind else 0 :].partition("?")
     return kind, place, dict(parse_qsl(query, keep_blank_values=True))
+
+
+def _named_kind(text: str) -> str:
+    """The word before the first colon, "" if it names no kind: in a file's own name there may be a colon too."""
+    named = re.match(r"([A-Za-z_][\w.-]+):", text)  # two letters or more: a drive letter is no kind
+    if not named:
+        return ""
+    known = named[1] in KINDS or re.fullmatch("[a-z]+", named[1])
+    return named[1] if known or not Path(text.partition("?")[0]).expanduser().exists() else ""
+
+
+def _known_kinds() -> str:
+    own = [name for name in plugins.offered(plugins.DATA) if name not in KINDS]
+    return ", ".join([*KINDS, *own, "the dotted path of a reader"])
 
 
 def _open_one(text: str) -> Source:
@@ -70,11 +86,51 @@ def _open_one(text: str) -> Source:
     if not place or not (pattern or path.exists()):
         raise FileNotFoundError(f"data {text!r}: {path} does not exist; name where your images are.")
     kind = kind or recognise(path)
-    known = list(inspect.signature(KINDS[kind]).parameters)[1:]
+    reader = find(kind, f"data {text!r}")
+    known = list(inspect.signature(reader.open).parameters)[1:]
     for option in options:
         if option not in known:
             raise ValueError(f"data {text!r}: option {option!r} is unknown; {kind} knows {', '.join(known) or 'none'}.")
-    return KINDS[kind](path, **options)
+    return reader.open(path, **options) if not reader.plugin else _checked(reader, text, path, options)
+
+
+class Reader(NamedTuple):
+    """A reader of a kind of data: a function open(path, *, option="", ...) -> Source. An option's values are texts.
+
+    plugin: of one that is not of this package, its distribution, version, place and hash (`judges.plugins`).
+    """
+
+    open: Callable[..., Source]
+    plugin: str = ""
+
+
+def find(kind: str, where: str) -> Reader:
+    """The reader of one of KINDS, of the plug-in of this name, or at this dotted path.
+
+    where: the data set in messages. Raises ValueError for any other name, and for a plug-in that cannot be used.
+    """
+    if kind in KINDS:
+        plugins.warn_if_refused(plugins.DATA, kind)
+        return Reader(KINDS[kind])
+    plugin = plugins.find(plugins.DATA, kind, where)
+    if plugin is None and plugins.is_dotted(kind):
+        plugin = plugins.imported(kind, where)
+    if plugin is None:
+        raise ValueError(f"{where}: {kind}: is unknown; expected one of {_known_kinds()}.")
+    if not callable(plugin.value):
+        raise ValueError(f"{where}: {plugin.place} is no function; expected open(path, *, option='', ...) -> Source.")
+    return Reader(plugin.value, plugin.source())
+
+
+def _checked(reader: Reader, text: str, path: Path, options: dict[str, str]) -> Source:
+    """The source that a plug-in reads. Raises ValueError, naming the plug-in, for any error and for anything else."""
+    try:
+        source = reader.open(path, **options)
+    except Exception as error:
+        raise ValueError(f"data {text!r}: {reader.plugin} fails ({plugins.in_words(error)}).") from error
+    if not isinstance(source, Source) or len(source.where) != len(source.captions):
+        raise ValueError(f"data {text!r}: {reader.plugin} returned no Source with a place for every caption.")
+    return read_by(reader.plugin, source)
 
 
 def recognise(path: Path) -> str:

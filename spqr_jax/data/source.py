@@ -19,6 +19,8 @@ class Source(NamedTuple):
         rule: how captions were chosen or made, in words.
         prefetch: is called with rows before they are read, for layouts in which reading single rows is slow.
         parts: numbers of rows of the data sets in a mixture, which lie one after another; () for a single data set.
+        plugin: of a reader that is not of this package, its distribution and version, its place and the sha256 of its
+            files (`judges.plugins`); else "".
     """
 
     name: str
@@ -28,6 +30,7 @@ class Source(NamedTuple):
     rule: str
     prefetch: Callable[[Sequence[int]], None] = lambda rows: None
     parts: tuple[int, ...] = ()
+    plugin: str = ""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -42,6 +45,12 @@ def of_files(name: str, pairs: Iterable[tuple[Path, str]], rule: str) -> Source:
     return Source(
         name, tuple(caption for _, caption in listed), tuple(map(str, paths)), lambda i: paths[i].read_bytes(), rule
     )
+
+
+def read_by(plugin: str, source: Source) -> Source:
+    """The source with its field `plugin`. (A Source counts its images as its length, so `_replace` does not work.)"""
+    s = source
+    return Source(s.name, s.captions, s.where, s.read, s.rule, s.prefetch, s.parts, plugin)
 
 
 def mix(sources: Sequence[Source]) -> Source:
@@ -63,6 +72,7 @@ def mix(sources: Sequence[Source]) -> Source:
         "; ".join(dict.fromkeys(source.rule for source in sources)),
         prefetch,
         tuple(len(source) for source in sources),
+        "; ".join(dict.fromkeys(source.plugin for source in sources if source.plugin)),
     )
 
 

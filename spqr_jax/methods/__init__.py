@@ -13,6 +13,7 @@ Options that mean the same in every method that has them:
     sampling_steps, sampling_guidance: of the samples that a method draws while it works.
 """
 
+from judges import plugins
 from spqr_jax.concepts import Concept
 from spqr_jax.methods import (
     advunlearn,
@@ -32,7 +33,7 @@ from spqr_jax.methods import (
     stereo,
     uce,
 )
-from spqr_jax.methods.base import Method, defaults, imported, options
+from spqr_jax.methods.base import Method, defaults, imported, offered, options
 
 # The methods that a config may name. A new method adds its module here.
 METHODS: dict[str, Method] = {
@@ -61,17 +62,21 @@ __all__ = ["METHODS", "Concept", "Method", "defaults", "find", "options"]
 
 
 def find(name: str) -> Method:
-    """The method of this name: one of METHODS, or a function of your own by its dotted path, as "my_lab.erase".
+    """The method of this name: one of METHODS, a plug-in, or a function of your own by its dotted path, "my_lab.erase".
 
-    A path is imported when it is named (`base.imported`). Raises ValueError, in one line, for any other name and for a
-    path at which there is no method.
+    A plug-in is what an installed distribution offers in the entry-point group "spqr_jax.methods". It and a path are
+    imported when they are named (`base.offered`, `base.imported`), and neither takes the place of one of METHODS.
+    Raises ValueError, in one line, for any other name and for a plug-in or a path at which there is no method.
     """
     if name in METHODS:
+        plugins.warn_if_refused(plugins.METHODS, name)
         return METHODS[name]
-    parts = name.split(".")
-    if len(parts) > 1 and all(part.isidentifier() for part in parts):
+    if method := offered(name):
+        return method
+    if plugins.is_dotted(name):
         return imported(name)
+    plugged = "".join(f", {known}" for known in plugins.offered(plugins.METHODS) if known not in METHODS)
     raise ValueError(
-        f"method {name!r} is unknown; expected one of {', '.join(METHODS)}, or the dotted path of a function of your "
-        "own, as my_lab.erase."
+        f"method {name!r} is unknown; expected one of {', '.join(METHODS)}{plugged}, or the dotted path of a function "
+        "of your own, as my_lab.erase."
     )

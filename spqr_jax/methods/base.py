@@ -1,19 +1,16 @@
-"""What the rest of the package knows of a method: a `Method`, and how one that is not of this package is imported."""
+"""What the rest of the package knows of a method: a `Method`, and how one is made that is not of this package."""
 
-import functools
-import hashlib
-import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from judges import plugins
+from judges.plugins import Plugin
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax.files import storage
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling import attached
 
 FORM = "align(pipeline, concept, *, seed, ...)"
 # Options of a function of your own that are data options by their names alone.
@@ -24,14 +21,16 @@ class Method(NamedTuple):
     """A safety alignment method.
 
     Attributes:
-        name: as a config has it: the name of its module here, or the dotted path of a function of your own.
+        name: as a config has it: the name of its module here, the name of a plug-in, or the dotted path of a function
+            of your own.
         title: as the papers call it.
         align: (pipeline, concept, *, seed, ...) -> Pipeline. Its keyword-only parameters are the method's options.
         backbones: keys (`Backbone.key`) of the backbones that it is defined for; empty: every backbone that has the
             regions it asks for.
         data_options: options that name a data source (docs/data.md). Results are identified by the content of the
             source, not by its name.
-        source: of a method that is not of this package, the dotted path and the sha256 of its file; else empty.
+        source: of a method that is not of this package, its distribution and version, its dotted path, and the sha256
+            of its files (`judges.plugins`); else empty.
     """
 
     name: str
@@ -86,7 +85,10 @@ def fault(align: Callable[..., Any]) -> str:
 
 
 def check_result(method: Method, before: Pipeline, after: Any) -> None:
-    """Raise ValueError unless `after` is a pipeline of the components of `before`, with weights of the same shapes."""
+    """Raise ValueError unless `after` is a pipeline of the components of `before`, with weights of the same shapes.
+
+    Weights and attachments are all that is kept of it, so nothing else may differ.
+    """
     if not isinstance(after, Pipeline):
         raise ValueError(f"method {method.name} returned {type(after).__name__}, expected a Pipeline.")
     if set(after.params) != set(before.params):
@@ -102,6 +104,19 @@ def check_result(method: Method, before: Pipeline, after: Any) -> None:
                     f"method {method.name} returned {component}.{path} of shape {found.get(path, 'nothing')}, expected "
                     f"{expected.get(path, 'nothing')}."
                 )
+    for field in ("definitions", "configs"):
+        if getattr(after, field) != getattr(before, field):
+            raise ValueError(
+                f"method {method.name} returned other {field}, which would be lost: weights and attachments alone are "
+                "kept."
+            )
+    for attachment in after.attached:
+        if not isinstance(attachment, attached.KINDS):
+            known = ", ".join(kind.__name__ for kind in attached.KINDS)
+            raise ValueError(
+                f"method {method.name} attached a {type(attachment).__name__}, which would be lost; expected one of "
+                f"{known}."
+            )
 
 
 def _shapes(pipeline: Pipeline, component: str) -> dict[str, tuple[int, ...]]:
@@ -109,6 +124,15 @@ def _shapes(pipeline: Pipeline, component: str) -> dict[str, tuple[int, ...]]:
 
 
 # --- methods that are not of this package ----------------------------------------------------------------------------
+
+
+def offered(name: str) -> Method | None:
+    """The method that an installed distribution offers under this name; None if none does.
+
+    Raises ValueError, in one line, if several do, if it cannot be imported, and for anything of another form.
+    """
+    plugin = plugins.find(plugins.METHODS, name, f"method {name!r}")
+    return _of_plugin(plugin, name)._replace(name=name) if plugin else None
 
 
 def imported(path: str) -> Method:
@@ -120,10 +144,16 @@ def imported(path: str) -> Method:
 
     Raises ValueError, in one line, for a path that cannot be imported and for anything of another form.
     """
-    module, found = _entry(path)
+    return _of_plugin(plugins.imported(path, f"method {path!r}"), path)
+
+
+def _of_plugin(plugin: Plugin, path: str) -> Method:
+    """The method that a plug-in is. path: how it was named; a module's METHOD or `align` is added to it."""
+    module, found = plugin.module, plugin.value
     if inspect.ismodule(found):
         name = "METHOD" if hasattr(found, "METHOD") else "align"
         path, module, found = f"{path}.{name}", found, getattr(found, name, None)
+        plugin = plugin._replace(module=module, value=found, place=f"{plugin.place}.{name}")
     if found is None:
         raise ValueError(f"method {path!r}: {module.__name__} has no {path.rpartition('.')[2]!r}; write {FORM} there.")
     align = found.align if isinstance(found, Method) else found
@@ -135,7 +165,7 @@ def imported(path: str) -> Method:
         raise ValueError(f"method {path!r} has not the form {FORM}: {reason}.")
     method = found if isinstance(found, Method) else _record(module, path, align)
     _check_fields(path, method)
-    return method._replace(name=path, source=f"{path} sha256:{_sha256(align, module)}")
+    return method._replace(name=path, source=plugin.source(align))
 
 
 def _record(module: ModuleType, path: str, align: Callable[..., Pipeline]) -> Method:
@@ -156,40 +186,3 @@ def _check_fields(path: str, method: Method) -> None:
         for name in named:
             if name not in known:
                 raise ValueError(f"method {path!r}: {field} has {name!r}; expected some of {', '.join(known)}.")
-
-
-def _entry(path: str) -> tuple[ModuleType, Any]:
-    """(module, what a dotted path names in it); None if there is no such thing."""
-    parent, _, name = path.rpartition(".")
-    module = _import(path, parent)
-    if not hasattr(module, name) and hasattr(module, "__path__") and importlib.util.find_spec(path):
-        return module, _import(path, path)
-    return module, getattr(module, name, None)
-
-
-def _import(path: str, module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        remedy = "correct that module"
-        if missing and f"{module}.".startswith(f"{missing}."):
-            remedy = "set PYTHONPATH to the folder that holds it"
-        elif missing:
-            remedy = f"install {missing}"
-        raise ValueError(f"method {path!r} cannot be imported ({reason}); {remedy}.") from error
-
-
-@functools.cache  # the function in memory stays what it is when its file changes
-def _sha256(align: Callable[..., Any], module: ModuleType) -> str:
-    """Hash of the file that defines a function, and of the module that it is named in if that is another file."""
-    files = [inspect.getsourcefile(inspect.unwrap(align)), getattr(module, "__file__", None)]
-    paths = list(dict.fromkeys(Path(file).resolve() for file in files if file and Path(file).is_file()))
-    if not paths:
-        raise ValueError(
-            f"method {align.__module__}.{align.__qualname__} is in no file, so that results of another version could "
-            "not be told from its own; write it in a .py file."
-        )
-    hashes = [storage.sha256(path) for path in paths]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()

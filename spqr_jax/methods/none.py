@@ -6,7 +6,7 @@ from spqr_jax.pipeline import Pipeline
 
 
 def align(pipeline: Pipeline, concept: Concept, *, seed: int = 0, progress: bool = False) -> Pipeline:
-    """The pipeline as it is."""
+    """The pipeline as it is. `seed` and `progress` are accepted as by every method, and not used."""
     del concept, seed, progress
     return pipeline
 

@@ -30,7 +30,8 @@ def align(
     target's output, keeping the target itself and the concept's preserve set (`preserve_scale`) and staying near the
     matrices of the round before (`ridge`). start_options: further options of UCE. The authors' script
     keeps a round only when its detector's rate on a validation list falls; here all rounds are kept, since a
-    method must not see the judges. It runs on SDXL too, for which the authors have no code.
+    method must not see the judges. It runs on SDXL too, for which the authors have no code. Nothing is
+    random: `seed` is accepted as by every method, and not used.
     """
     del progress
     concept = checked(concept, pipeline)

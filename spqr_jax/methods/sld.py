@@ -18,7 +18,8 @@ def align(
     strength: dict[str, float] | None = None,
     progress: bool = False,
 ) -> Pipeline:
-    """Attach safety guidance; no weight changes, and fine-tuning leaves it attached.
+    """Attach safety guidance; no weight changes, and fine-tuning leaves it attached. `seed` and `progress` are not
+    used.
 
     Args:
         preset: "weak", "medium", "strong" or "max", the paper's configurations.

@@ -1,4 +1,5 @@
-"""What every backbone keeps to, on a small pipeline. A new backbone adds its configs to small.py."""
+"""What every backbone keeps to, on a small pipeline. A new backbone adds its configs to
+`spqr_jax/methods/contract/tiny.py`."""
 
 import functools
 
@@ -146,7 +147,7 @@ def test_a_region_has_a_weight_or_is_refused_with_both_names(backbone, region):
     pattern = getattr(backbone.regions, region)
     if pattern is not None:
         assert backbone.require(region, "Mine") is pattern
-        _, weights = backbones.define(backbone.denoiser, small.two_blocks(backbone.key))
+        _, weights = backbones.define(backbone.denoiser, small.configs(backbone.key)[backbone.denoiser])
         assert any(pattern.search(path) for path in params_lib.flatten(weights)), f"{region} matches no weight"
     without = backbone._replace(regions=backbone.regions._replace(**{region: None}))
     with pytest.raises(ValueError, match=f"Mine needs the region '{region}' .* {backbone.name} does not have; choose"):

@@ -1,106 +1,41 @@
-"""What every method keeps to, in one step on a small pipeline of every backbone. A new method adds a row to OPTIONS."""
+"""What every method keeps to, by the checks that `python -m spqr_jax.methods check` makes of a method of yours."""
 
-import ast
 import functools
-import inspect
 import pkgutil
 import re
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 from spqr_jax import backbones, methods
-from spqr_jax import params as params_lib
-from spqr_jax.concepts import Concept
-from spqr_jax.methods import METHODS, resalign
-from spqr_jax.methods.base import check_result, fault
+from spqr_jax.methods import METHODS, Method
+from spqr_jax.methods.base import fault
+from spqr_jax.methods.contract import check, checks, smallest, tiny
+from spqr_jax.methods.contract.checks import REFUSES, RUNS
 from tests.contract import small
 
-CONCEPT = Concept("gun", ("gun",), preserve=("cat",), retain=("cat", "dog"), templates=("a {}",))
-LEARNS = {"steps": 1, "sampling_steps": 2}
-FROM_IMAGES = {**LEARNS, "images": 2}
-IN_BATCHES = {**FROM_IMAGES, "batch_size": 1}
-# The options with which a method does as little as it can.
-OPTIONS = {
-    "none": {},
-    "uce": {},
-    "rece": {"epochs": 1},
-    "esd": LEARNS,
-    "sld": {},
-    "modular_lora": LEARNS,
-    "mace": FROM_IMAGES,
-    "spm": {**LEARNS, "eighths": (8,), "warmup": 0},
-    "fmn": FROM_IMAGES,
-    "salun": {**IN_BATCHES, "mask_steps": 1},
-    "erasediff": IN_BATCHES,
-    "scissorhands": {**IN_BATCHES, "prune_batches": 1},
-    "stereo": {
-        "rounds": 1,
-        "erase_steps": 1,
-        "attack_steps": 1,
-        "final_steps": 1,
-        "images": 2,
-        "sampling_steps": 3,
-        "image_steps": 2,
-    },
-    "advunlearn": {**LEARNS, "warmup": 0, "attack_steps": 1, "retain_batch_size": 1},
-    "resalign": {
-        **FROM_IMAGES,
-        "retain_batch_size": 1,
-        "tunings": (resalign.Tuning(1, 1e-4, "gd"),),
-        "sampled": 1,
-        "neumann": 1,
-    },
-    "safety_dpo": {**IN_BATCHES, "warmup": 0},
-}
 KEYS = [backbone.key for backbone in backbones.BACKBONES]
-DEFINED = [
-    (name, key)
-    for name, method in METHODS.items()
-    for key in KEYS
-    if name in OPTIONS and (not method.backbones or key in method.backbones)
-]
-REFUSED = [(name, key) for name in METHODS for key in KEYS if METHODS[name].backbones and (name, key) not in DEFINED]
+CASES = [(name, key) for name in METHODS for key in KEYS]
+
+
+def faults(findings):
+    """what -> fault, for the checks that fail."""
+    return {finding.check: finding.fault for finding in findings if finding.fault}
 
 
 @functools.cache
-def before(key):
+def quick(key):
     return small.quick(key)
 
 
-@functools.cache
-def kept(key):
-    """A copy of all weights, taken before any method has seen them."""
-    return jax.tree.map(np.array, before(key).params)
-
-
-@functools.cache
-def aligned(name, key):
-    """The results of two calls with the same seed."""
-    kept(key)
-    return tuple(METHODS[name].align(before(key), CONCEPT, seed=3, **OPTIONS[name]) for _ in range(2))
-
-
-def content(pipeline):
-    """Everything of a pipeline that a method may change, as a tree."""
-    return pipeline.params, [vars(attachment) for attachment in pipeline.attached]
-
-
-def same(a, b) -> bool:
-    """Whether two trees have the same leaves, bit by bit."""
-    leaves, others = jax.tree.leaves(a), jax.tree.leaves(b)
-    return len(leaves) == len(others) and all(map(np.array_equal, leaves, others))
-
-
-def test_every_method_has_its_options_here():
-    assert list(OPTIONS) == list(METHODS)
+def test_every_backbone_has_a_tiny_pipeline():
+    assert list(tiny.COMPONENTS) == KEYS
 
 
 def test_a_method_is_called_as_its_file_is():
-    files = {module.name for module in pkgutil.iter_modules(methods.__path__)} - {"base", "tools"}
-    assert set(METHODS) == files
+    files = {module.name for module in pkgutil.iter_modules(methods.__path__)}
+    assert set(METHODS) == files - {"__main__", "base", "contract", "tools"}
     for name, method in METHODS.items():
         assert method.name == name and method.align is getattr(methods, name).align and method.source == ""
     assert len({method.title for method in METHODS.values()}) == len(METHODS)
@@ -109,38 +44,136 @@ def test_a_method_is_called_as_its_file_is():
 @pytest.mark.parametrize("name", METHODS)
 def test_the_form_and_the_fields(name):
     method = METHODS[name]
-    assert fault(method.align) == ""
-    assert list(methods.defaults(method)) == list(methods.options(method)), "every option has a default"
-    assert {"seed", "progress"} <= set(methods.options(method))
+    assert faults(checks.of_form(method)) == {}
+    assert {"seed", "progress"} <= set(methods.defaults(method))
     assert set(method.backbones) <= set(KEYS)
     assert method.data_options == tuple(option for option in methods.options(method) if "pictures" in option)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_option_is_documented(name):
-    """In a docstring of the method's file, or where the options that methods share are."""
-    module = sys.modules[METHODS[name].align.__module__]
-    nodes = [n for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-    text = "\n".join([module.__doc__, methods.__doc__, *(ast.get_docstring(node) or "" for node in nodes)])
-    assert [option for option in methods.options(METHODS[name]) if not re.search(rf"\b{option}\b", text)] == []
-
-
-@pytest.mark.parametrize(("name", "key"), DEFINED)
+@pytest.mark.parametrize(("name", "key"), CASES)
 def test_one_step(name, key):
-    given, (first, second) = before(key), aligned(name, key)
-    assert same(content(first), content(second)), "the same seed, other weights"
-    assert same(given.params, kept(key)) and given.attached == (), "the pipeline that was given has changed"
-    check_result(METHODS[name], given, first)
-    after = params_lib.flatten(first.params)
-    assert all(after[path].dtype == weight.dtype for path, weight in params_lib.flatten(given.params).items())
-    assert same(content(first), content(given)) == (name == "none"), "the method did nothing"
+    findings = list(checks.of_backbone(METHODS[name], quick(key)))
+    assert faults(findings) == {}
+    refused = bool(METHODS[name].backbones) and key not in METHODS[name].backbones
+    assert findings[0].check == (REFUSES if refused else RUNS)
+    if refused:
+        backbone = next(backbone for backbone in backbones.BACKBONES if backbone.key == key)
+        expected = f"{METHODS[name].title} is not defined for {backbone.name}, only for "
+        assert findings[0].note.startswith(expected) and "; choose another method, or another" in findings[0].note
 
 
-@pytest.mark.parametrize(("name", "key"), REFUSED)
-def test_a_backbone_that_a_method_does_not_name_is_refused_with_both_names(name, key):
-    backbone = next(backbone for backbone in backbones.BACKBONES if backbone.key == key)
-    expected = (
-        rf"{METHODS[name].title} is not defined for {backbone.name}, only for .*; choose another method, or another"
-    )
-    with pytest.raises(ValueError, match=expected):
-        METHODS[name].align(before(key), CONCEPT, **OPTIONS[name])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_one_step_on_the_models_that_the_command_uses(name):
+    assert faults(check(METHODS[name])) == {}
+
+
+def test_the_smallest_options_are_those_that_cost():
+    assert smallest.options(METHODS["esd"]) == {"steps": 1, "sampling_steps": 3}
+    assert smallest.options(METHODS["esd"], {"steps": 2, "eta": 3.0}) == {"steps": 2, "sampling_steps": 3, "eta": 3.0}
+    assert smallest.options(METHODS["uce"]) == {}
+
+
+# --- methods that break the contract: each is found by the check that is named
+
+
+def of_unet(change):
+    """A method that changes every weight of the UNet."""
+
+    def align(pipeline, concept, *, seed):
+        """`seed` is not used."""
+        unet = jax.tree.map(lambda leaf: change(leaf, seed), pipeline.params["unet"])
+        return pipeline.with_params(unet=unet)
+
+    return align
+
+
+def in_place(leaf, seed):
+    leaf *= np.float32(2)
+    return leaf
+
+
+def refused_late(pipeline, concept, *, seed):
+    raise KeyError("down_blocks")
+
+
+def other_configs(pipeline, concept, *, seed):
+    return pipeline._replace(configs={**pipeline.configs, "scheduler": {}})
+
+
+def fewer_weights(pipeline, concept, *, seed):
+    return pipeline.with_params(text_encoder={})
+
+
+def own_attachment(pipeline, concept, *, seed):
+    return pipeline._replace(attached=(object(),))
+
+
+def any_option(*arguments, **options):
+    return of_unet(lambda leaf, seed: leaf * 2)(*arguments, seed=options["seed"])
+
+
+any_option.__wrapped__ = refused_late  # as functools.wraps leaves it: the signature is that of another function
+DRAWN = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("align", "what", "says"),
+    [
+        (of_unet(lambda leaf, seed: leaf + DRAWN.random(dtype=np.float32)), "same seed", "params|unet|conv_in"),
+        (of_unet(in_place), "as it is", "of the given pipeline has changed"),
+        (of_unet(lambda leaf, seed: leaf.astype(np.float16)), "dtypes", "is float16, it was float32"),
+        (of_unet(lambda leaf, seed: leaf * np.float32("nan")), "finite", "unet"),
+        (of_unet(lambda leaf, seed: leaf), "changes something", "no weight has changed"),
+        (of_unet(lambda leaf, seed: leaf[None]), "shapes", "expected"),
+        (lambda pipeline, concept, *, seed: None, "shapes", "returned NoneType"),
+        (fewer_weights, "shapes", "expected"),
+        (other_configs, "shapes", "other configs, which would be lost"),
+        (own_attachment, "shapes", "attached a object, which would be lost"),
+        (refused_late, "it runs", "KeyError: 'down_blocks' .*test_methods.py:"),
+        (any_option, "unknown option", "it took the option no_such_option"),
+    ],
+)
+def test_a_broken_method_is_found(align, what, says):
+    found = faults(checks.of_backbone(Method("mine", "Mine", align), quick("sd")))
+    assert any(what in check and re.search(says, fault) for check, fault in found.items()), found
+
+
+def test_a_seed_without_effect_must_be_said():
+    def align(pipeline, concept, *, seed):
+        return pipeline.with_params(unet=jax.tree.map(lambda leaf: leaf * 2, pipeline.params["unet"]))
+
+    silent = Method("mine", "Mine", align)
+    found = checks._seed_matters(silent, checks._tried(silent, quick("sd"), {}))
+    assert found[0] == ""  # this file has a docstring that says it
+    exec("def plain(pipeline, concept, *, seed):\n    return pipeline", names := {})
+    silent = silent._replace(align=names["plain"])
+    assert "another seed gives the same" in checks._seed_matters(silent, checks._tried(silent, quick("sd"), {}))[0]
+
+
+def test_a_backbone_that_is_not_refused_by_the_function_itself_is_found():
+    method = Method("mine", "Mine", of_unet(lambda leaf, seed: leaf * 2), backbones=("sdxl",))
+    assert "aligned Stable Diffusion" in faults(checks.of_backbone(method, quick("sd")))[REFUSES]
+
+
+def test_a_method_that_runs_nowhere_is_found():
+    def align(pipeline, concept, *, seed):
+        raise ValueError(f"not on {backbones.of(pipeline).name}")
+
+    found = faults(check(Method("mine", "Mine", align), make=quick))
+    assert list(found) == ["it runs on a backbone at least"]
+
+
+def test_options_are_named_and_have_defaults():
+    def align(pipeline, concept, *, seed, progress, undescribed_one):
+        return pipeline
+
+    found = faults(checks.of_form(Method("mine", "Mine", align)))
+    assert found["every option has a default"] == "none: undescribed_one"
+    assert found["every option is named in a docstring"] == "not named: undescribed_one"
+
+    def open_ended(pipeline, concept, *, seed, **options):
+        return pipeline
+
+    assert "**options" in fault(open_ended)
+    assert next(iter(faults(check(Method("mine", "Mine", open_ended), make=quick)).values())) == fault(open_ended)

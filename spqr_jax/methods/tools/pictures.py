@@ -171,7 +171,9 @@ def identity(place: str, name: str) -> str:
     """Hash of a data source's content, captions and images, wherever it lies: for cell ids. Raises as `read`."""
     source = _opened(place, name)
     looked = _looked(source, range(len(source)), name)
-    content = (source.captions, source.parts, [found.digest for found in looked])
+    content: tuple[Any, ...] = (source.captions, source.parts, [found.digest for found in looked])
+    if source.plugin:
+        content += (source.plugin,)
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
