@@ -38,6 +38,8 @@ def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
             params[component] = rename.from_torch(state, skeleton, component=component, source=str(folder), dtype=dtype)
     rename.raise_all(errors)
     missing = set(families.NEEDED) - set(params)
+    if not set(families.DENOISERS) & set(params):
+        missing.add(families.DENOISERS[0])
     if missing:
         raise rename.ConversionError(f"{directory}/model_index.json names no {', '.join(sorted(missing))}.")
     configs["scheduler"] = read_json(directory / "scheduler" / "scheduler_config.json")

@@ -45,6 +45,14 @@ COMPONENTS = {
         kohya=("unet",),
         interface=("in_channels", "cross_attention_dim", "addition_embed_type"),
     ),
+    "transformer": Component(
+        kinds.TRANSFORMER,
+        "diffusers",
+        "diffusion_pytorch_model",
+        prefixes=(),
+        kohya=("transformer",),
+        interface=("in_channels", "joint_attention_dim", "pooled_projection_dim"),
+    ),
     "vae": Component(
         kinds.VAE,
         "diffusers",
@@ -222,8 +230,9 @@ FAMILIES = {
 }
 
 
-# Components that a pipeline of every family has.
-NEEDED = tuple(name for name in COMPONENTS if all(name in family.configs for family in FAMILIES.values()))
+# Components that a pipeline of every family has, beside one of the denoisers.
+DENOISERS = tuple(name for name in COMPONENTS if COMPONENTS[name].kind in (kinds.UNET, kinds.TRANSFORMER))
+NEEDED = ("vae", "text_encoder")
 
 
 def tokenizer_names(components: Iterable[str]) -> list[str]:

@@ -73,7 +73,7 @@ def _component(state: Mapping[str, Any], component: str, config: dict[str, Any],
 def _blank(state: Mapping[str, Any], found: dict[str, list[str]], source: str) -> Pipeline:
     """A pipeline without weights, whose family is found from the file's shapes."""
     family = families.infer(state)
-    needed = [name for name in COMPONENTS if name in (family.configs if family else families.NEEDED)]
+    needed = [name for name in COMPONENTS if name in (family.configs if family else ("unet", *families.NEEDED))]
     absent = [name for name in needed if name not in found]
     if absent:
         raise ConversionError(

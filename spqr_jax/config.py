@@ -47,6 +47,7 @@ class Generation:
     negative: str = ""
     height: int = 0  # pixels; 0: the backbone's own size
     width: int = 0
+    max_sequence_length: int = 0  # tokens of a text for T5, of SD3 and FLUX; 0: the backbone's usual number
     noise: str = "jax"  # or "torch": the noise of PyTorch's CPU generator
     batch_size: int = 0  # over all devices; 0: as many as fit, up to the size beyond which no time is saved
 

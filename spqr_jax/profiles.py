@@ -13,7 +13,7 @@ def mask(params: Params, profile: str) -> Params:
     params: the weights of a denoiser, or of all components of a pipeline. The profiles are
 
     - lite: the adapters, if they are attached (`spqr_jax.training.lora.attach`), else the kernels that receive one;
-    - moderate: the key, value and output projections of cross-attention;
+    - moderate: the key, value and output projections of cross-attention, or of the text in joint attention;
     - standard: every parameter of the denoiser.
 
     Of text encoders that stand beside a denoiser's own weights (`spqr_jax.backbones.Denoiser`), "lite" trains the
@@ -26,9 +26,13 @@ def mask(params: Params, profile: str) -> Params:
     regions, paths = backbones.regions(params), list(params_lib.flatten(params))
     adapted = any(LORA_LEAF.search(path) for path in paths)
     region = regions.lora if profile == "lite" else regions.cross_attention_projections
+    component = next((prefix for prefix in denoisers), "")
 
     def trained(path: str) -> bool:
         if denoisers and not path.startswith(denoisers):
+            return False
+        path = path.removeprefix(component)
+        if regions.buffers and regions.buffers.search(path):
             return False
         if profile == "lite" and adapted:
             return bool(LORA_LEAF.search(path))

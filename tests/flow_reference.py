@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 T5: dict[str, Any] = {
-    "d_model": 24,
+    "d_model": 32,
     "d_kv": 8,
     "d_ff": 40,
     "num_layers": 3,
@@ -66,3 +66,76 @@ def shaken(model: torch.nn.Module) -> torch.nn.Module:
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model.eval()
+
+
+SD3: dict[str, Any] = {
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 3,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "joint_attention_dim": T5["d_model"],
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": 20 + 12,
+    "out_channels": 16,
+    "pos_embed_max_size": 12,
+}
+TRANSFORMERS = {
+    "sd3": SD3,  # SD3 medium's blocks
+    "sd35": SD3 | {"qk_norm": "rms_norm"},  # SD3.5 large's
+    "sd35m": SD3 | {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)},  # SD3.5 medium's
+}
+
+
+def sd3_transformer(kind: str) -> torch.nn.Module:
+    """An SD3Transformer2DModel with the blocks of a published model."""
+    import diffusers
+
+    return shaken(diffusers.SD3Transformer2DModel(**TRANSFORMERS[kind]))
+
+
+def clip(vocabulary: Any, width: int, projected: int) -> torch.nn.Module:
+    """A CLIPTextModelWithProjection that reads from the tokenizer `vocabulary`."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=projected,
+        hidden_act="gelu",
+        bos_token_id=vocabulary.bos_token_id,
+        eos_token_id=vocabulary.eos_token_id,
+        pad_token_id=vocabulary.pad_token_id,
+    )
+    return shaken(CLIPTextModelWithProjection(config))
+
+
+def sd3(kind: str = "sd3", *, with_t5: bool = True, seed: int = 0) -> Any:
+    """A StableDiffusion3Pipeline."""
+    import tempfile
+
+    import diffusers
+
+    from tests.conftest import write_tokenizer
+
+    torch.manual_seed(seed)
+    folder = Path(tempfile.mkdtemp())
+    tokenizer, tokenizer_3 = write_tokenizer(folder / "clip"), t5_tokenizer(folder / "t5")
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        transformer=sd3_transformer(kind),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(),
+        text_encoder=clip(tokenizer, 16, 20),
+        tokenizer=tokenizer,
+        text_encoder_2=clip(tokenizer, 12, 12),
+        tokenizer_2=tokenizer,
+        text_encoder_3=t5(len(tokenizer_3)) if with_t5 else None,
+        tokenizer_3=tokenizer_3 if with_t5 else None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

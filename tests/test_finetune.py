@@ -18,7 +18,7 @@ diffusers = pytest.importorskip("diffusers")
 import convert
 from spqr_jax import data, finetune
 from spqr_jax import params as params_lib
-from spqr_jax.backbones.models.unet import rematerialised
+from spqr_jax.backbones.models.remat import rematerialised
 from spqr_jax.devices import preemption
 from spqr_jax.finetune import Memory
 from spqr_jax.training import latents

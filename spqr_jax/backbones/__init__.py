@@ -17,6 +17,7 @@ from spqr_jax import params as params_lib
 from spqr_jax.backbones import models
 from spqr_jax.backbones.base import Backbone, Condition, Denoiser, Regions, TextEncoding
 from spqr_jax.backbones.noising import Drawn, Noising
+from spqr_jax.backbones.sd3 import SD3
 from spqr_jax.backbones.sdxl import SDXL
 from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
 from spqr_jax.devices import target as target_lib
@@ -25,7 +26,7 @@ from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline, tokenize
 
 # A new architecture adds its row here.
-BACKBONES = (STABLE_DIFFUSION, SDXL)
+BACKBONES = (STABLE_DIFFUSION, SDXL, SD3)
 
 # The model classes that a diffusers model_index.json may name.
 MODEL_CLASSES = {
@@ -36,6 +37,7 @@ MODEL_CLASSES = {
         models.CLIPTextModel,
         models.CLIPTextModelWithProjection,
         models.T5EncoderModel,
+        models.SD3Transformer2DModel,
     )
 }
 # The class of a component whose config names none of these.
@@ -98,7 +100,7 @@ def on(pipeline: Pipeline, mesh: Mesh) -> Pipeline:
 def of(pipeline: Pipeline) -> Backbone:
     """The backbone with the components of a pipeline. Raises ValueError that lists them if no backbone has these."""
     for backbone in BACKBONES:
-        if set(backbone.components) == set(pipeline.params):
+        if _fits(backbone, pipeline):
             return backbone
     raise ValueError(
         f"{pipeline.name or 'the pipeline'} has the components {', '.join(sorted(pipeline.params))}; expected those of "
@@ -106,16 +108,27 @@ def of(pipeline: Pipeline) -> Backbone:
     )
 
 
+def _fits(backbone: Backbone, pipeline: Pipeline) -> bool:
+    """Whether a pipeline has the components of a backbone, and the class of its denoiser where that is named."""
+    if not set(backbone.components) - set(backbone.optional) <= set(pipeline.params) <= set(backbone.components):
+        return False
+    named = backbone.denoiser_class
+    return named is None or class_name(backbone.denoiser, pipeline.configs[backbone.denoiser]) == named
+
+
 def regions(params: Params) -> Regions:
-    """The regions of a denoiser's weights: those of the first backbone whose region "lora" matches one of the paths.
+    """The regions of a denoiser's weights: those of the backbone whose region "lora" matches most of the paths.
 
     params: the weights of a denoiser, or of all components of a pipeline. Every region is None if no backbone matches.
     """
-    paths = list(params_lib.flatten(params))
+    found, most = Regions(), 0
     for backbone in BACKBONES:
-        if backbone.regions.lora and any(backbone.regions.lora.search(path) for path in paths):
-            return backbone.regions
-    return Regions()
+        own = params.get(backbone.denoiser, params)
+        pattern = backbone.regions.lora
+        count = sum(bool(pattern and pattern.search(path)) for path in params_lib.flatten(own))
+        if count > most:
+            found, most = backbone.regions, count
+    return found
 
 
 def denoiser(pipeline: Pipeline) -> Denoiser:

@@ -10,6 +10,7 @@ import numpy as np
 from spqr_jax.backbones.noising import Drawn, Noising
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.schedulers import SPACED, Spacing
 
 Array = jax.Array | np.ndarray
 
@@ -49,18 +50,29 @@ class Regions(NamedTuple):
         cross_attention_projections: the parameters of those layers that the profile "moderate" trains (the paper's
             section 4.1).
         lora: kernels that receive an adapter under the profile "lite" (Table C).
+        lora_text: further kernels that receive one by option, of text tokens in joint attention.
         frame: layers outside the blocks. They embed the time and form the output.
         transformer: kernels of all linear layers and 1x1 convolutions of the attention blocks.
         reset: attention layers that Scissorhands draws anew.
+        buffers: leaves that are no parameters. Nothing trains them.
     """
 
     key_value: re.Pattern | None = None
     cross_attention: re.Pattern | None = None
     cross_attention_projections: re.Pattern | None = None
     lora: re.Pattern | None = None
+    lora_text: re.Pattern | None = None
     frame: re.Pattern | None = None
     transformer: re.Pattern | None = None
     reset: re.Pattern | None = None
+    buffers: re.Pattern | None = None
+
+
+class Lengths(NamedTuple):
+    """Tokens of a text for an encoder of any length (T5): the usual number, and the most that diffusers takes."""
+
+    usual: int
+    most: int
 
 
 class TextEncoding(NamedTuple):
@@ -86,7 +98,9 @@ class Backbone(NamedTuple):
         name: its name in messages.
         pipeline_class: diffusers' class of such pipelines.
         components: names of the pipeline's parts that have weights; a pipeline with exactly these is of this kind.
+        optional: those among them that a pipeline may lack.
         denoiser: the component that denoises.
+        denoiser_class: the class of its model, where backbones differ in nothing else; None where it says nothing.
         autoencoder: the component that turns images into latents and back.
         noising: the noising process of its training: drawing a time, mixing latents with noise, forming the target.
         regions: the parts of the denoiser that methods and profiles name.
@@ -106,6 +120,10 @@ class Backbone(NamedTuple):
             trained on these.
         decode: (autoencoder model, latents, scaling) -> pixels float32 [B, H, W, 3] in -1..1.
         text: the text encoders as parts of a training step, or None where they cannot be trained.
+        patch: pipeline -> latents along one side that the denoiser reads as one token. Sides of images are multiples of
+            `factor` times this.
+        spacing: (pipeline, size) -> what the pipeline adds to its scheduler's config for images of `size` pixels.
+        lengths: the lengths of text that may be chosen (`Pipeline.text_length`), or None where the length is fixed.
     """
 
     key: str
@@ -128,6 +146,25 @@ class Backbone(NamedTuple):
     scaled: Callable[[np.ndarray, np.ndarray, Any], tuple[np.ndarray, np.ndarray]]
     decode: Callable[[Any, jax.Array, Any], jax.Array]
     text: TextEncoding | None = None
+    optional: tuple[str, ...] = ()
+    denoiser_class: str | None = None
+    patch: Callable[[Pipeline], int] = lambda _: 1
+    spacing: Callable[[Pipeline, tuple[int, int]], Spacing] = lambda *_: SPACED
+    lengths: Lengths | None = None
+
+    def multiple(self, pipeline: Pipeline) -> int:
+        """The number of pixels that sides of images are multiples of."""
+        return self.factor(pipeline) * self.patch(pipeline)
+
+    def with_length(self, pipeline: Pipeline, length: int | None) -> Pipeline:
+        """The pipeline with texts of so many tokens; None changes nothing. Raises ValueError for another number."""
+        if length is None:
+            return pipeline
+        if self.lengths is None:
+            raise ValueError(f"max_sequence_length is the length of T5's texts, which {self.name} does not have.")
+        if not 1 <= length <= self.lengths.most:
+            raise ValueError(f"max_sequence_length must lie in 1..{self.lengths.most}, found {length}.")
+        return pipeline._replace(text_length=length)
 
     def pixels(self, pipeline: Pipeline, latents: Array) -> tuple[int, int]:
         """Height and width in pixels of the images of latents [N, h, w, C]."""

@@ -99,6 +99,8 @@ def images_id(config: Config, weights: str, inputs: Inputs) -> str:
     """Id of the images that the weights with this id make before fine-tuning."""
     sampling = dataclasses.asdict(config.generation)
     sampling.pop("batch_size")
+    if not sampling["max_sequence_length"]:  # the backbone's own, so that ids of older runs stay
+        sampling.pop("max_sequence_length")
     return digest(weights, inputs.prompts, config.prompts.images, config.prompts.own_guidance, sampling)
 
 

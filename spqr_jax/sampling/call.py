@@ -26,7 +26,8 @@ class Sampling(NamedTuple):
             guidance, as in diffusers.
         height, width: pixels; None: the size that the denoiser was trained at.
         negative: negative prompt.
-        scheduler: one of `spqr_jax.schedulers.NAMES`.
+        scheduler: one of `spqr_jax.schedulers.NAMES`; "flow_euler" for flow transformers.
+        max_sequence_length: tokens of a text for T5; None: the backbone's usual number.
     """
 
     steps: int = 50
@@ -35,6 +36,7 @@ class Sampling(NamedTuple):
     width: int | None = None
     negative: str = ""
     scheduler: str = "pndm"
+    max_sequence_length: int | None = None
 
 
 class Call(NamedTuple):
@@ -79,6 +81,7 @@ def prepare(
     text states, so that nothing is computed.
     """
     backbone, count = backbones.of(pipeline), len(prompts)
+    pipeline = backbone.with_length(pipeline, how.max_sequence_length)
     guided = bool((scales > 1).any())
     acting = [one for one in pipeline.attached if guided or not one.needs_guidance]
     texts = [*prompts, how.negative, *(text for one in acting for text in one.texts)]
@@ -124,13 +127,14 @@ def start_noise(pipeline: Pipeline, count: int, how: Sampling, seeds: Any, laten
 
 def tables_of(pipeline: Pipeline, how: Sampling) -> Any:
     """The scheduler's tables. Raises ValueError for an unknown scheduler or a number of steps that it does not take."""
-    return schedulers.create(how.scheduler, pipeline.configs["scheduler"], how.steps)
+    spacing = backbones.of(pipeline).spacing(pipeline, size_of(pipeline, how))
+    return schedulers.create(how.scheduler, pipeline.configs["scheduler"], how.steps, spacing)
 
 
 def size_of(pipeline: Pipeline, how: Sampling) -> tuple[int, int]:
-    """(height, width) in pixels. Raises ValueError for a side that is no multiple of the autoencoder's factor."""
+    """(height, width) in pixels. Raises ValueError for a side that is no multiple of `Backbone.multiple`."""
     backbone = backbones.of(pipeline)
-    side, multiple = backbone.side(pipeline), backbone.factor(pipeline)
+    side, multiple = backbone.side(pipeline), backbone.multiple(pipeline)
     size = (side if how.height is None else how.height, side if how.width is None else how.width)
     if size[0] % multiple or size[1] % multiple or min(size) <= 0:
         raise ValueError(f"height and width must be positive multiples of {multiple}, found {size[0]}x{size[1]}.")

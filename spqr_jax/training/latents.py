@@ -168,7 +168,7 @@ def _at_once(backbone: Backbone, definition: Definition, params: Params, most: t
 
 def checked_size(pipeline: Pipeline, dataset: Dataset) -> tuple[int, int]:
     """Height and width of the images in pixels. Raises ValueError as `encode`."""
-    multiple, (height, width) = backbones.of(pipeline).factor(pipeline), dataset.images(np.arange(1)).shape[1:3]
+    multiple, (height, width) = backbones.of(pipeline).multiple(pipeline), dataset.images(np.arange(1)).shape[1:3]
     if height % multiple or width % multiple:
         raise ValueError(f"{dataset.name}: images are {height}x{width}, expected multiples of {multiple}; resize them.")
     return height, width

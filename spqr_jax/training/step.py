@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Condition, Denoiser, Drawn
-from spqr_jax.backbones.models.unet import rematerialised
+from spqr_jax.backbones.models.remat import rematerialised
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.params import Params
 from spqr_jax.training import lora

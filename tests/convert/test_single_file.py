@@ -324,7 +324,7 @@ def test_the_components_of_the_families_are_those_with_a_model():
     """A component that a format names needs a model, and each family's own components need a configuration."""
     from spqr_jax.backbones import USUAL_CLASSES
 
-    assert list(families.COMPONENTS) == list(USUAL_CLASSES) and families.NEEDED == ("unet", "vae", "text_encoder")
+    assert set(families.COMPONENTS) == {*USUAL_CLASSES, "transformer"} and families.NEEDED == ("vae", "text_encoder")
     for family in families.FAMILIES.values():
         assert set(family.configs) <= {*families.COMPONENTS, "scheduler", "model_index"}
 

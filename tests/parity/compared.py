@@ -98,6 +98,45 @@ def unet(pipe: Any, pipeline: Pipeline, config: str, side: tuple[int, int] | Non
     return [Compared(f"UNet2DConditionModel{size}", config, relative_error(ours, torch_unet(pipe.unet, inputs)))]
 
 
+class SD3Inputs(NamedTuple):
+    """Random inputs of SD3's transformer in PyTorch's layout."""
+
+    latents: np.ndarray
+    times: np.ndarray
+    context: np.ndarray
+    pooled: np.ndarray
+
+
+def sd3_inputs(config: dict[str, Any], *, batch: int = 2, side: tuple[int, int] | None = None) -> SD3Inputs:
+    rng = np.random.default_rng(0)
+    height, width = side or (config["sample_size"],) * 2
+    shapes = (config["in_channels"], height, width), (13, config["joint_attention_dim"])
+    latents, context = (rng.standard_normal((batch, *shape)).astype(np.float32) for shape in shapes)
+    pooled = rng.standard_normal((batch, config["pooled_projection_dim"])).astype(np.float32)
+    return SD3Inputs(latents, np.linspace(999.1, 3.7, batch).astype(np.float32), context, pooled)
+
+
+def torch_sd3(model: torch.nn.Module, inputs: SD3Inputs) -> np.ndarray:
+    """The reference's output, [B, C, H, W]."""
+    latents, times, context, pooled = map(torch.tensor, inputs)
+    with torch.no_grad():
+        output = model(latents, timestep=times, encoder_hidden_states=context, pooled_projections=pooled)
+    return output.sample.numpy()
+
+
+def our_sd3(model: Any, inputs: SD3Inputs) -> np.ndarray:
+    """Our output, [B, C, H, W]."""
+    return nchw(model(inputs.latents.transpose(0, 2, 3, 1), *inputs[1:]))
+
+
+def sd3(model: torch.nn.Module, pipeline: Pipeline, config: str, side: tuple[int, int] | None = None) -> list[Compared]:
+    """The whole transformer of SD3. `side` in latent pixels."""
+    inputs = sd3_inputs(dict(model.config), side=side)
+    error = relative_error(our_sd3(bound(pipeline, "transformer"), inputs), torch_sd3(model, inputs))
+    size = "" if side is None else f", {side[0]}x{side[1]} latents"
+    return [Compared(f"SD3Transformer2DModel{size}", config, error)]
+
+
 def text_encoders(pipe: Any, pipeline: Pipeline, config: str, prompts: list[str]) -> list[Compared]:
     """Last and penultimate states, and the pooled or projected one, of every text encoder."""
     rows = []

@@ -4,9 +4,6 @@ Follows diffusers' module of the same name, with its attribute names and config 
 checkpoint uses are refused by name instead of being ignored.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,25 +23,8 @@ from spqr_jax.backbones.models.layers import (
     Upsample2D,
     timestep_embedding,
 )
+from spqr_jax.backbones.models.remat import layer
 from spqr_jax.devices.target import CPU
-
-_remat = contextvars.ContextVar("remat", default=False)
-
-
-@contextlib.contextmanager
-def rematerialised() -> Iterator[None]:
-    """A context for tracing a call: only activations between layers are kept, and the backward pass computes the others
-    again."""
-    token = _remat.set(True)
-    try:
-        yield
-    finally:
-        _remat.reset(token)
-
-
-def _layer(module, *args: jax.Array) -> jax.Array:
-    return jax.checkpoint(lambda *a: module(*a))(*args) if _remat.get() else module(*args)
-
 
 DEFAULTS: dict[str, Any] = {
     "in_channels": 4,
@@ -126,8 +106,8 @@ class FeedForward(nnx.Module):
         self.net = nnx.List([GEGLU(dim, 4 * dim, rngs=rngs), Identity(), Linear(4 * dim, dim, rngs=rngs)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        for layer in self.net:
-            x = layer(x)
+        for part in self.net:
+            x = part(x)
         return x
 
 
@@ -183,7 +163,7 @@ class Transformer2DModel(nnx.Module):
         # reshape and projection, in which diffusers' two variants differ, does not matter here.
         h = self.proj_in(self.norm(x)).reshape(x.shape[0], -1, x.shape[-1])
         for block in self.transformer_blocks:
-            h = _layer(block, h, context)
+            h = layer(block, h, context)
         return x + self.proj_out(h.reshape(x.shape))
 
 
@@ -198,7 +178,7 @@ class DownBlock2D(nnx.Module):
     def __call__(self, x: jax.Array, temb: jax.Array, context: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
-            x = _layer(resnet, x, temb)
+            x = layer(resnet, x, temb)
             if self.attentions:
                 x = self.attentions[i](x, context)
             skips.append(x)
@@ -214,8 +194,8 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
         self.resnets = nnx.List([resnet(channels, channels), resnet(channels, channels)])
 
     def __call__(self, x: jax.Array, temb: jax.Array, context: jax.Array) -> jax.Array:
-        x = _layer(self.resnets[0], x, temb)
-        return _layer(self.resnets[1], self.attentions[0](x, context), temb)
+        x = layer(self.resnets[0], x, temb)
+        return layer(self.resnets[1], self.attentions[0](x, context), temb)
 
 
 class UpBlock2D(nnx.Module):
@@ -230,7 +210,7 @@ class UpBlock2D(nnx.Module):
 
     def __call__(self, x, temb, context, skips: list[jax.Array]) -> jax.Array:
         for i, resnet in enumerate(self.resnets):
-            x = _layer(resnet, jnp.concatenate([x, skips.pop()], axis=-1), temb)
+            x = layer(resnet, jnp.concatenate([x, skips.pop()], axis=-1), temb)
             if self.attentions:
                 x = self.attentions[i](x, context)
         for upsampler in self.upsamplers:

@@ -3,6 +3,7 @@
 The weights are drawn with NumPy, and the tokenizer is the emoji world's, so nothing is read but what ships.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -42,24 +43,57 @@ TEXT = {
     "max_position_embeddings": LENGTH,
     "projection_dim": POOLED,
 }
+# SD3 reads the states of two CLIPs side by side, T5's behind them, and both pooled states.
+T5 = {"vocab_size": 64, "d_model": 2 * WIDTH, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+T5 |= {"feed_forward_proj": "gated-gelu"}
+SD3: dict[str, Any] = {
+    "_class_name": "SD3Transformer2DModel",
+    "sample_size": SIDE,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": HEADS,
+    "joint_attention_dim": 2 * WIDTH,
+    "caption_projection_dim": 8 * HEADS,
+    "pooled_projection_dim": 2 * POOLED,
+    "pos_embed_max_size": 8,
+}
+SD3_VAE = VAE | {"scaling_factor": 1.5, "shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
+PROJECTED = TEXT | {"architectures": ["CLIPTextModelWithProjection"]}
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 # key of a backbone -> the configs of its components, but for the text encoders' vocabulary
 COMPONENTS: dict[str, dict[str, dict[str, Any]]] = {
     "sd": {"unet": UNET, "vae": VAE, "text_encoder": TEXT},
     "sdxl": {"unet": SDXL_UNET, "vae": VAE, "text_encoder": TEXT, "text_encoder_2": TEXT},
+    "sd3": {
+        "transformer": SD3,
+        "vae": SD3_VAE,
+        "text_encoder": PROJECTED,
+        "text_encoder_2": PROJECTED,
+        "text_encoder_3": T5,
+    },
 }
+SCHEDULERS = {"sd3": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}}
 
 
 def configs(key: str) -> dict[str, dict[str, Any]]:
     """component -> config, for the backbone with this key. Raises KeyError for a backbone without a tiny model."""
     tokens = tokenizer()
     words = {"vocab_size": len(tokens), "eos_token_id": tokens.eos_token_id}
-    return {name: config | (words if config is TEXT else {}) for name, config in COMPONENTS[key].items()}
+    return {name: config | (words if config in (TEXT, PROJECTED) else {}) for name, config in COMPONENTS[key].items()}
 
 
 def tokenizer() -> CLIPTokenizer:
     """The emoji world's, for shorter texts."""
     return CLIPTokenizer.from_pretrained(str(mini.model_path() / "tokenizer"), model_max_length=LENGTH)
+
+
+def t5_tokens(texts: list[str], *, max_length: int, **_: Any) -> SimpleNamespace:
+    """In the place of T5's tokenizer: a number for each letter."""
+    ids = [[ord(letter) % T5["vocab_size"] for letter in text.ljust(max_length)[:max_length]] for text in texts]
+    return SimpleNamespace(input_ids=np.array(ids))
 
 
 def pipeline(key: str, **defined: Any) -> Pipeline:
@@ -69,7 +103,11 @@ def pipeline(key: str, **defined: Any) -> Pipeline:
     params = {name: jax.tree.map(lambda shape: _drawn(rng, shape), found[name][1]) for name in parts}
     definitions = {name: found[name][0] for name in parts}
     tokenizers = {name.replace("text_encoder", "tokenizer"): tokenizer() for name in parts if "text" in name}
-    return Pipeline(params, definitions, {**parts, "scheduler": SCHEDULER}, tokenizers, f"tiny {key}")
+    if "text_encoder_3" in parts:
+        tokenizers["tokenizer_3"] = t5_tokens
+    parts |= {"scheduler": SCHEDULERS.get(key, SCHEDULER)}
+    length = LENGTH if "text_encoder_3" in parts else None
+    return Pipeline(params, definitions, parts, tokenizers, f"tiny {key}", text_length=length)
 
 
 def _drawn(rng: np.random.Generator, shape: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ import optax
 from tqdm import tqdm
 
 from spqr_jax import params as params_lib
-from spqr_jax.backbones.models.unet import rematerialised
+from spqr_jax.backbones.models.remat import rematerialised
 from spqr_jax.devices.memory import limit_here, needed_bytes
 from spqr_jax.methods.tools import element_mask
 from spqr_jax.params import Params

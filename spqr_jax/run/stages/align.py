@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 import convert
-from spqr_jax import backbones, methods, schedulers
+from spqr_jax import backbones, methods
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models import clip_text
 from spqr_jax.devices import processes
@@ -21,6 +21,8 @@ from spqr_jax.run.cells import SubjectDir
 from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
 from spqr_jax.sampling import attached
+from spqr_jax.sampling import call as call_lib
+from spqr_jax.sampling.call import Sampling
 
 
 def align(run: Run, background: Background) -> list[Failure]:
@@ -109,7 +111,8 @@ def _kind(pipeline: Pipeline) -> dict[str, Any]:
 def _evaluations(run: Run) -> int:
     """How often a sample evaluates the UNet: PNDM does it once more than it has steps."""
     g = run.config.generation
-    return len(schedulers.create(g.scheduler, run.backbone.configs["scheduler"], g.steps).timesteps)
+    how = Sampling(steps=g.steps, scheduler=g.scheduler, height=g.height or None, width=g.width or None)
+    return len(call_lib.tables_of(run.backbone, how).timesteps)
 
 
 def _equal(a: Any, b: Any) -> bool:

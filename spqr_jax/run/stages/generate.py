@@ -119,6 +119,7 @@ def sampling_options(config: Config) -> dict[str, Any]:
         "width": g.width or None,
         "negative": g.negative,
         "scheduler": g.scheduler,
+        "max_sequence_length": g.max_sequence_length or None,
     }
 
 
