@@ -1,4 +1,4 @@
-"""Backbones: Stable Diffusion 2.1 and XL beside 1.5, in all scenarios. Paper: Table D.
+"""Backbones: Stable Diffusion 2.1, XL, 3 and 3.5 beside 1.5, in all scenarios. Paper: Table D.
 
     for b in sd21 sdxl sd15; do python launch.py --config configs/backbones.py:$b --workdir runs/backbones_$b; done
     python -m spqr_jax.report tables runs/backbones_sd* --tables D --out runs/tableD
@@ -9,6 +9,14 @@ a subject and the others go on. Images are generated and fine-tuned on at the ba
 stable-diffusion-2-1, 1024 x 1024 for XL); for the paper's 512 x 512 with all of them add
 --config.bft.resolution=512 --config.generation.height=512 --config.generation.width=512.
 Needs what general.py, multilingual.py and domain.py need, and the backbone's weights.
+
+sd3 is Stable Diffusion 3 medium (2,028,328,000 parameters), sd35 is 3.5 medium (2,243,171,520); both read T5-XXL
+(4,762,310,656). Their weights are gated on the hub and under the Stability AI Community License: accept it there, then
+download; commercial use above its revenue limit needs another licence. Other sizes, as 3.5 large (8,056,627,520) with
+split weights: --config.base=weights/stable-diffusion-3.5-large --config.mesh.fsdp=True. Images are sampled with
+flow_euler. Their subjects are the methods that are defined for joint attention. What holds them:
+python -m spqr_jax.fit --config configs/backbones.py:sd3 --target tpu-v5e-4.
+
 Cost with sd15: 5 subjects, 35 cells; 40,000 images and 109,550 steps, 7.6e18 FLOP, about 21 hours; about 2.7 times as
 much with sd21, about 7.4 times with sdxl, whose whole UNet with its optimiser state and gradients takes 41 GB. Steps of
 fine-tuning are computed as they fit, on several devices also split (docs/scale.md).
@@ -18,8 +26,11 @@ from configs import paper
 from spqr_jax.config import Config
 
 METHODS = ("none", "advunlearn", "esd", "spm", "uce")
+FLOW_METHODS = ("none", "esd", "uce")
+FLOW = ("sd3", "sd35")
 
 
 def get_config(which: str = "") -> Config:
-    backbone, chosen = paper.variant(which, ("sd21", "sdxl", "sd15"))
-    return paper.experiment(paper.subjects(chosen, METHODS), backbone=backbone, scenarios=tuple(paper.DATA))
+    backbone, chosen = paper.variant(which, ("sd21", "sdxl", "sd15", *FLOW))
+    methods = FLOW_METHODS if backbone in FLOW else METHODS
+    return paper.experiment(paper.subjects(chosen, methods), backbone=backbone, scenarios=tuple(paper.DATA))

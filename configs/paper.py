@@ -30,9 +30,11 @@ BACKBONES = {
     "sd15": "weights/stable-diffusion-v1-5",
     "sd21": "weights/stable-diffusion-2-1",
     "sdxl": "weights/stable-diffusion-xl-base-1.0",
+    "sd3": "weights/stable-diffusion-3-medium-diffusers",
+    "sd35": "weights/stable-diffusion-3.5-medium",
 }
 # The one each backbone's own directory names: what diffusers takes unless told otherwise.
-SCHEDULERS = {"sd15": "pndm", "sd21": "ddim", "sdxl": "euler"}
+SCHEDULERS = {"sd15": "pndm", "sd21": "ddim", "sdxl": "euler", "sd3": "flow_euler", "sd35": "flow_euler"}
 HARMFUL = {"visu": "prompts/visu.json", "i2p": "prompts/i2p.csv", "rab": "prompts/rab.csv"}
 PROTOCOL = protocols.PROTOCOLS["eccv-2026"]
 DATA = {  # scenario -> data set; a kind before the place
@@ -48,6 +50,10 @@ SOURCES = {  # path -> where its content comes from, its licence, and the comman
     "weights/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5 on the hub, CreativeML OpenRAIL-M",
     "weights/stable-diffusion-2-1": "stabilityai/stable-diffusion-2-1 on the hub, or a mirror, OpenRAIL++-M",
     "weights/stable-diffusion-xl-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0 on the hub, OpenRAIL++-M",
+    "weights/stable-diffusion-3-medium-diffusers": "stabilityai/stable-diffusion-3-medium-diffusers on the hub, gated, "
+    "Stability AI Community License",
+    "weights/stable-diffusion-3.5-medium": "stabilityai/stable-diffusion-3.5-medium on the hub, gated, Stability AI "
+    "Community License",
     "prompts/visu.json": "ViSU-Text_test.json of aimagelab/ViSU-Text, 5,000 rows; gated, non-commercial",
     "prompts/i2p.csv": "AIML-TUDA/i2p, 4,703 rows, MIT",
     "prompts/rab.csv": "Chia15/RingABell-Nudity, 285 rows, gated; or a file of chiayi-hsu/Ring-A-Bell, MIT",

@@ -1,5 +1,6 @@
 """LoRA and SPM adapters in every published form, merged into the weights: W + strength * alpha / rank * up @ down."""
 
+import functools
 import json
 import math
 import re
@@ -8,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert import kinds, ldm, rename
+from convert import kinds, ldm, mmdit, rename
 from convert.families import COMPONENTS
 from convert.rename import ConversionError
-from convert.tensors import metadata
+from convert.tensors import View, metadata
 from spqr_jax import params as params_lib
 from spqr_jax.pipeline import Pipeline
 
@@ -105,10 +106,37 @@ class Layers:
         if key.form != "kohya":
             names = [key.layer, f"text_model.{key.layer}"] if is_text else [key.layer]
             return next((name for name in names if name in self.kernels[component]), None)
-        if key.layer in flat or is_text:
+        if key.layer in flat or is_text or COMPONENTS[component].kind == kinds.TRANSFORMER:
             return flat.get(key.layer)
         # Adapters of SDXL are trained on the names of the original code.
         return flat.get(ldm.kohya_name(key.layer, self._configs[component]["layers_per_block"]))
+
+
+def unstacked(state: Mapping[str, Any], layers: Layers) -> Mapping[str, Any]:
+    """kohya's adapters of SD3's transformer under diffusers' layers; those of a stack of three are cut in three.
+
+    kohya has the layers of the original code, "lora_unet_joint_blocks_0_x_block_attn_qkv".
+    """
+    kernels = layers.kernels.get("transformer", {})
+    if not any(key.startswith("lora_unet_") for key in state) or not kernels:
+        return state
+    found: dict[str, list[tuple[str, mmdit.Place]]] = {}
+    for layer in kernels:
+        if where := mmdit.place(layer, mmdit.blocks_of(kernels)):
+            found.setdefault(where.layer.replace(".", "_"), []).append((layer.replace(".", "_"), where))
+    entries: dict[str, tuple[str, Any]] = {}
+    for key in state:
+        original, dot, role = key.removeprefix("lora_unet_").partition(".")
+        targets = found.get(original, []) if key.startswith("lora_unet_") else []
+        for layer, where in targets:
+            up = role == "lora_up.weight"
+            entries[f"lora_transformer_{layer}{dot}{role}"] = (
+                key,
+                functools.partial(mmdit.cut, where) if up else np.asarray,
+            )
+        if not targets:
+            entries[key] = (key, np.asarray)
+    return View(state, entries)
 
 
 class Scales:
@@ -163,11 +191,12 @@ def merge(
     too, since only the config states alpha.
     """
     layers = Layers(pipeline)
+    header, state = metadata(state), unstacked(state, layers)
     problems: dict[str, list[str]] = {}
     found, forms = _pair(layers, state, problems)
     if "peft" in forms and config is None:
         raise ConversionError(f"{source}: adapter_config.json, which states alpha, is missing beside PEFT's weights.")
-    scales = Scales(config, metadata(state), source)
+    scales = Scales(config, header, source)
     changed: dict[str, dict[str, np.ndarray]] = {}
     for (component, layer), roles in found.items():
         kernel = layers.kernels[component][layer]

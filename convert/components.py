@@ -48,10 +48,10 @@ def load(
     source: str,
     dtype: str,
 ) -> Pipeline:
-    """The pipeline with the weights of its UNet or VAE replaced by those of a state dict.
+    """The pipeline with the weights of its denoiser or VAE replaced by those of a state dict.
 
-    config: the config.json beside the weights, or None. With a config the weights must be complete; without one a UNet
-    may also be replaced in part. Raises ConversionError if keys or config do not fit the pipeline.
+    config: the config.json beside the weights, or None. With a config the weights must be complete; without one a
+    denoiser may also be replaced in part. Raises ConversionError if keys or config do not fit the pipeline.
     """
     ours = pipeline.configs[component]
     used = config or ours
@@ -63,7 +63,8 @@ def load(
             )
     definition, skeleton = define(component, used)
     whole = len(params_lib.flatten(skeleton))
-    partial = COMPONENTS[component].kind == kinds.UNET and config is None and len(state) <= NEARLY_ALL * whole
+    denoises = COMPONENTS[component].kind in (kinds.UNET, kinds.TRANSFORMER)
+    partial = denoises and config is None and len(state) <= NEARLY_ALL * whole
     name = ldm.namer(component, used) if any(ldm.is_vae_key(key) for key in state) else _name(component)
     params = rename.from_torch(
         state, skeleton, component=component, source=source, partial=partial, dtype=dtype, name=name

@@ -8,13 +8,16 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from convert import components, families, rename
+from convert import components, families, rename, text_encoder
 from convert.families import COMPONENTS
 from convert.tensors import find_weights, open_tensors, read_json, write_json
 from spqr_jax import backbones
+from spqr_jax import params as params_lib
 from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
+from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 
+SHARD_BYTES = 5 * 10**9  # as transformers cuts its files
 # Fields of model_index.json that change images, kept as configs["model_index"].
 PIPELINE_OPTIONS = ("force_zeros_for_empty_prompt",)
 
@@ -35,7 +38,8 @@ def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
         definitions[component], skeleton = components.define(component, configs[component])
         with rename.collect(errors):
             state = open_tensors(find_weights(folder))
-            params[component] = rename.from_torch(state, skeleton, component=component, source=str(folder), dtype=dtype)
+            read = text_encoder.t5 if "shared" in skeleton else rename.from_torch
+            params[component] = read(state, skeleton, component=component, source=str(folder), dtype=dtype)
     rename.raise_all(errors)
     missing = set(families.NEEDED) - set(params)
     if not set(families.DENOISERS) & set(params):
@@ -67,7 +71,7 @@ def load_tokenizer(folder: Path, kind: str = "CLIPTokenizer"):
 
 
 def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
-    """Writes a directory that diffusers' StableDiffusionPipeline (or XL) loads with identical output.
+    """Writes a directory that diffusers' pipeline of this kind loads with identical output.
 
     It is completed in a temporary folder first, so that a run that breaks off leaves no part of it. Files and folders
     of the same names are replaced. Raises ValueError for a pipeline with an attachment.
@@ -87,6 +91,30 @@ def save_diffusers(pipeline: Pipeline, directory: str | os.PathLike) -> None:
             path.replace(directory / path.name)
 
 
+def save_weights(params: Params, folder: Path, stem: str, *, limit: int = SHARD_BYTES) -> None:
+    """One safetensors file `stem`, or numbered shards with their index if the weights have more bytes than `limit`.
+
+    Only the tensors of one shard are in memory at once, beside the weights themselves.
+    """
+    shards: list[dict[str, Any]] = [{}]
+    size = 0
+    for path, leaf in params_lib.flatten(params).items():
+        size += leaf.nbytes
+        if shards[-1] and size > limit:
+            shards.append({})
+            size = leaf.nbytes
+        shards[-1][path] = leaf
+    total, where = len(shards), dict[str, str]()
+    for number, shard in enumerate(shards, 1):
+        name = f"{stem}.safetensors" if total == 1 else f"{stem}-{number:05d}-of-{total:05d}.safetensors"
+        state = rename.into_torch(params_lib.unflatten(shard))
+        save_file(state, folder / name, {"format": "pt"})
+        where |= dict.fromkeys(state, name)
+    if total > 1:
+        index = {"metadata": {"total_size": params_lib.nbytes(params)}, "weight_map": where}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
 def _write(pipeline: Pipeline, directory: Path) -> list[Path]:
     """Writes the files and folders of a diffusers directory; returns their paths, model_index.json last."""
     index: dict[str, Any] = {
@@ -96,11 +124,13 @@ def _write(pipeline: Pipeline, directory: Path) -> list[Path]:
     }
     if backbones.of(pipeline) == STABLE_DIFFUSION:  # diffusers expects these entries of SD1 and SD2 alone
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    for name in set(backbones.of(pipeline).optional) - set(pipeline.params):
+        index |= {name: [None, None], COMPONENTS[name].tokenizer: [None, None]}
     index |= pipeline.configs.get("model_index", {})
     for component, params in pipeline.params.items():
         folder = directory / component
         folder.mkdir()
-        save_file(rename.into_torch(params), folder / f"{COMPONENTS[component].weights}.safetensors", {"format": "pt"})
+        save_weights(params, folder, COMPONENTS[component].weights)
         write_json(folder / "config.json", pipeline.configs[component])
         index[component] = [COMPONENTS[component].library, backbones.class_name(component, pipeline.configs[component])]
     for name, tokenizer in pipeline.tokenizers.items():

@@ -64,7 +64,7 @@ COMPONENTS = {
         kinds.TEXT_ENCODER,
         "transformers",
         "model",
-        prefixes=("cond_stage_model.", "conditioner.embedders.0."),
+        prefixes=("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.clip_l."),
         kohya=("te", "te1"),
         tokenizer="tokenizer",
     ),
@@ -72,7 +72,7 @@ COMPONENTS = {
         kinds.TEXT_ENCODER,
         "transformers",
         "model",
-        prefixes=("conditioner.embedders.1.",),
+        prefixes=("conditioner.embedders.1.", "text_encoders.clip_g."),
         kohya=("te2",),
         tokenizer="tokenizer_2",
     ),
@@ -80,7 +80,7 @@ COMPONENTS = {
         kinds.TEXT_ENCODER,
         "transformers",
         "model",
-        prefixes=("text_encoders.t5xxl.transformer.",),
+        prefixes=("text_encoders.t5xxl.",),
         kohya=("te3",),
         tokenizer="tokenizer_3",
     ),
@@ -88,6 +88,7 @@ COMPONENTS = {
 
 # The vocabulary of every Stable Diffusion. It is read from the local cache only.
 VOCABULARY = "openai/clip-vit-large-patch14"
+T5_VOCABULARY = "google/t5-v1_1-xxl"
 
 _SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 _PNDM = {
@@ -230,6 +231,66 @@ FAMILIES = {
 }
 
 
+_VAE_16 = {
+    **_VAE,
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "force_upcast": True,
+}
+_PROJECTED = {"architectures": ["CLIPTextModelWithProjection"]}
+T5_XXL = {
+    "architectures": ["T5EncoderModel"],
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+}
+
+
+def _sd3(width: int, layers: int, **transformer: Any) -> dict[str, dict[str, Any]]:
+    """The configs of SD3 and SD3.5. width: heads of 64 channels."""
+    return {
+        "transformer": {
+            "_class_name": "SD3Transformer2DModel",
+            "sample_size": 128,
+            "patch_size": 2,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": layers,
+            "attention_head_dim": 64,
+            "num_attention_heads": width,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 64 * width,
+            "pooled_projection_dim": 2048,
+            **transformer,
+        },
+        "vae": _VAE_16,
+        "text_encoder": {**_CLIP_L, **_PROJECTED},
+        "text_encoder_2": {**FAMILIES["SDXL"].configs["text_encoder_2"], **_PROJECTED},
+        "text_encoder_3": T5_XXL,
+        "scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
+        "model_index": {},
+    }
+
+
+FAMILIES |= {
+    "SD3": Family("SD3", _sd3(24, 24, pos_embed_max_size=192)),
+    "SD3.5 medium": Family(
+        "SD3.5 medium",
+        _sd3(24, 24, pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=list(range(13))),
+    ),
+    "SD3.5 large": Family("SD3.5 large", _sd3(38, 38, pos_embed_max_size=192, qk_norm="rms_norm")),
+}
 # Components that a pipeline of every family has, beside one of the denoisers.
 DENOISERS = tuple(name for name in COMPONENTS if COMPONENTS[name].kind in (kinds.UNET, kinds.TRANSFORMER))
 NEEDED = ("vae", "text_encoder")
@@ -248,22 +309,32 @@ def tokenizer_class(component: str, config: dict[str, Any]) -> str:
 def infer(state: Mapping[str, Any]) -> Family | None:
     """The family of a CompVis checkpoint, by the width of the text states that its cross-attention reads.
 
-    None if no family has this width. All other shapes are checked when the weights are read.
+    SD3 and SD3.5 are told by their second attention, and by their width. None if no family has this width. All other
+    shapes are checked when the weights are read.
     """
+    if patches := next((key for key in state if key.endswith("x_embedder.proj.weight")), None):
+        dual = any(".attn2." in key for key in state)
+        width = np.asarray(state[patches]).shape[0]
+        return {1536: FAMILIES["SD3.5 medium" if dual else "SD3"], 2432: FAMILIES["SD3.5 large"]}.get(width)
     key = next((k for k in state if k.endswith("transformer_blocks.0.attn2.to_k.weight")), None)
     width = np.asarray(state[key]).shape[-1] if key else None
     for family in FAMILIES.values():
-        if family.configs["unet"]["cross_attention_dim"] == width:
+        if family.configs.get("unet", {}).get("cross_attention_dim", 0) == width:
             return family
     return None
 
 
 def tokenizers(names: Iterable[str]) -> dict[str, Any]:
-    """CLIP's tokenizers from the local Hugging Face cache; SDXL's second has its own padding.
+    """The tokenizers from the local Hugging Face cache; the second CLIP of SDXL and SD3 has its own padding.
 
-    Raises OSError if the vocabulary is not in the cache.
+    Raises OSError if a vocabulary is not in the cache.
     """
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizer, T5Tokenizer
 
     padding: dict[str, dict[str, Any]] = {"tokenizer": {}, "tokenizer_2": {"pad_token": "!"}}
-    return {name: CLIPTokenizer.from_pretrained(VOCABULARY, local_files_only=True, **padding[name]) for name in names}
+    return {
+        name: CLIPTokenizer.from_pretrained(VOCABULARY, local_files_only=True, **padding[name])
+        if name in padding
+        else T5Tokenizer.from_pretrained(T5_VOCABULARY, local_files_only=True)
+        for name in names
+    }

@@ -17,11 +17,14 @@ UNKNOWN = "unknown"
 _PATTERNS = {
     LORA: r"lora_(A|B|up|down|mid|unet|te\d?)\b|^lora_(unet|te\d?)_|[._]lora(_linear_layer)?\.(up|down)\."
     r"|\.(hada_w|lokr_w|dora_scale|lora_magnitude)",
-    COMPVIS: r"^(model\.diffusion_model|model_ema|first_stage_model)\.|^(input_blocks|middle_block|output_blocks)\.",
+    COMPVIS: r"^(model\.diffusion_model|model_ema|first_stage_model)\.|^(input_blocks|middle_block|output_blocks)\."
+    r"|^(joint_blocks|x_embedder|t_embedder|y_embedder|text_encoders)\.",
+    TRANSFORMER: r"^(module\.)?(transformer\.)?(transformer_blocks|time_text_embed|pos_embed\.proj|context_embedder"
+    r"|norm_out\.linear|proj_out)\.",
     UNET: r"^(module\.)?(unet\.)?(down_blocks|up_blocks|mid_block|(conv_in|conv_out|conv_norm_out|time_embedding"
     r"|add_embedding)(?=\.))",
     VAE: r"^(vae\.)?(encoder|decoder)\.(down|up|mid|conv_)",
-    TEXT_ENCODER: r"(^|\.)text_model\.|self_attn\.q_proj|(^|\.)resblocks\.\d+\.attn\.in_proj"
+    TEXT_ENCODER: r"(^|\.)text_model\.|\.SelfAttention\.|self_attn\.q_proj|(^|\.)resblocks\.\d+\.attn\.in_proj"
     r"|^embeddings\.token_embedding\.",
 }
 

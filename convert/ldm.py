@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from convert import kinds
+from convert import kinds, mmdit
 from convert.families import COMPONENTS
 
 # Prefix in the file -> component.
@@ -18,7 +18,8 @@ EMA = re.compile(r"^model_ema\.|^model_ema$")
 IGNORED = re.compile(
     r"^(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|logvar|lvlb_weights|scale_factor"
     r"|denoiser\.sigmas|global_step|v_pred|ztsnr|first_stage_model\.loss\..+)$"
-    r"|^(cond_stage_model|conditioner\.embedders\.\d)\.(model\.|transformer\.)?(logit_scale|attn_mask)$"
+    r"|^(cond_stage_model|conditioner\.embedders\.\d|text_encoders\.\w+)\.(model\.|transformer\.)?"
+    r"(logit_scale|attn_mask)$"
 )
 
 _UNET_TOP = (
@@ -44,10 +45,13 @@ _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "
 
 
 def component_of(key: str) -> tuple[str, str]:
-    """(component, key without its prefix); ("", key) for an unknown prefix. A UNet's names need no prefix."""
+    """(component, key without its prefix); ("", key) for an unknown prefix. A denoiser's names need no prefix."""
     for prefix, component in PREFIXES.items():
         if key.startswith(prefix):
-            return component, key[len(prefix) :]
+            rest = key[len(prefix) :]
+            return ("transformer" if component == "unet" and mmdit.KEY.match(rest) else component), rest
+    if mmdit.KEY.match(key):
+        return "transformer", key
     if any(pattern.match(key) for pattern, _ in _UNET_TOP) or _UNET_BLOCK.match(key):
         return "unet", key
     return "", key

@@ -61,7 +61,12 @@ def _change(base: Pipeline, opened: recognition.Source, *, dtype: str, strength:
     if kind == kinds.TEXT_ENCODER:
         folder = opened.path.name if opened.path.is_dir() else opened.path.parent.name
         return text_encoder.load(base, opened.state, opened.config, source=source, folder=folder, dtype=dtype)
-    component = next(name for name in base.params if COMPONENTS[name].kind == kind)
+    component = next((name for name in base.params if COMPONENTS[name].kind == kind), None)
+    if component is None:
+        raise ConversionError(
+            f"{source} is {kinds.article(kind)}, which {base.name} does not have (it has {', '.join(base.params)}); "
+            "pass a pipeline of the same family with base=...."
+        )
     return components.load(base, component, opened.state, opened.config, source=source, dtype=dtype)
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from convert import components, families, kinds, ldm, rename, text_encoder
+from convert import components, families, kinds, ldm, mmdit, rename, text_encoder
 from convert.families import COMPONENTS
 from convert.rename import ConversionError
 from convert.tensors import subset
+from spqr_jax import params as params_lib
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
+
+OPTIONAL = "text_encoder_3"  # a file of SD3 may lack T5, and its pipeline then does too
 
 
 def parts(state: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -66,22 +69,34 @@ def _component(state: Mapping[str, Any], component: str, config: dict[str, Any],
     _, skeleton = components.define(component, config)
     if COMPONENTS[component].kind == kinds.TEXT_ENCODER:
         return text_encoder.from_torch(state, skeleton, component=component, source=source, dtype=dtype)
+    if COMPONENTS[component].kind == kinds.TRANSFORMER:
+        return _transformer(state, skeleton, component, source, dtype)
     name = ldm.namer(component, config)
     return rename.from_torch(state, skeleton, component=component, source=source, dtype=dtype, name=name)
+
+
+def _transformer(state: Mapping[str, Any], skeleton: Params, component: str, source: str, dtype: str) -> Params:
+    names = [rename.torch_name(path) for path in params_lib.flatten(skeleton)]
+    key = next(iter(state))
+    prefix = key.removesuffix(ldm.component_of(key)[1])
+    seen = mmdit.view(state, state, names, mmdit.blocks_of(names), prefix)
+    return rename.from_torch(seen, skeleton, component=component, source=source, dtype=dtype)
 
 
 def _blank(state: Mapping[str, Any], found: dict[str, list[str]], source: str) -> Pipeline:
     """A pipeline without weights, whose family is found from the file's shapes."""
     family = families.infer(state)
     needed = [name for name in COMPONENTS if name in (family.configs if family else ("unet", *families.NEEDED))]
-    absent = [name for name in needed if name not in found]
+    absent = [name for name in needed if name not in found and name != OPTIONAL]
+    needed = [name for name in needed if name in found]
     if absent:
         raise ConversionError(
             f"{source} holds no {', '.join(absent)}; pass the pipeline that the rest comes from with base=...."
         )
     if family is None:
         raise ConversionError(
-            f"{source} has the width of neither SD1, SD2 nor SDXL; pass a pipeline of its configuration with base=...."
+            f"{source} has the width of none of {', '.join(families.FAMILIES)}; pass a pipeline of its configuration "
+            "with base=...."
         )
     if not family.prediction_known:
         raise ConversionError(
@@ -96,7 +111,8 @@ def _blank(state: Mapping[str, Any], found: dict[str, list[str]], source: str) -
             "cache; pass a pipeline of the same family with base=...."
         ) from None
     definitions = {name: components.define(name, family.configs[name])[0] for name in needed}
-    return Pipeline({}, definitions, family.configs, tokenizers, name=family.name)
+    configs = {name: config for name, config in family.configs.items() if name in needed or name not in COMPONENTS}
+    return Pipeline({}, definitions, configs, tokenizers, name=family.name)
 
 
 def _check_prediction(state: Mapping[str, Any], pipeline: Pipeline, source: str) -> None:

@@ -14,12 +14,14 @@ from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 
 _PREFIX = re.compile(
-    r"^(module\.)?(text_encoder(_2)?\.|(cond_stage_model|conditioner\.embedders\.\d)\.(transformer\.|model\.)?)?"
+    r"^(module\.)?(text_encoder(_[23])?\."
+    r"|(cond_stage_model|conditioner\.embedders\.\d|text_encoders\.\w+)\.(transformer\.|model\.)?)?"
 )
 # The other half of CLIP and its training scalars.
 _NOT_TEXT = re.compile(r"^(vision_model\.|visual_projection\.|visual\.|logit_scale$|logit_bias$|attn_mask$)")
 # AdvUnlearn keeps the encoder's parts a second time under these names.
 _ALIASES = {"embedding.": "embeddings.", "encoder.": "encoder.", "final_layer_norm.": "final_layer_norm."}
+_T5_TABLE = "encoder.embed_tokens.weight"
 
 _OPEN_CLIP = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -44,6 +46,8 @@ def bare(key: str) -> str:
 
 def from_torch(state: Mapping[str, Any], skeleton: Params, *, component: str, source: str, dtype: str) -> Params:
     """The parameters of a text encoder in any published form. Raises ConversionError as `rename.from_torch`."""
+    if "shared" in skeleton:
+        return t5(state, skeleton, component=component, source=source, dtype=dtype)
     keys = [key for key in state if not _NOT_TEXT.match(bare(key))]
     with_projection = "text_projection" in skeleton
     if any(".resblocks." in f".{key}" for key in keys):
@@ -67,6 +71,23 @@ def from_torch(state: Mapping[str, Any], skeleton: Params, *, component: str, so
         source=source,
         dtype=dtype,
         name=lambda key: rename.modern_name(bare(key), component),
+    )
+
+
+def t5(state: Mapping[str, Any], skeleton: Params, *, component: str, source: str, dtype: str) -> Params:
+    """The parameters of a T5 encoder. Its table of tokens may stand in the file once or twice, under two names."""
+    names = {bare(key): key for key in state}
+    twice = {_T5_TABLE, "shared.weight"} <= set(names)
+    if twice and not np.array_equal(np.asarray(state[names[_T5_TABLE]]), np.asarray(state[names["shared.weight"]])):
+        raise ConversionError(f"{source}: set twice with different values: {_T5_TABLE} (unlike shared.weight).")
+    keys = [key for name, key in names.items() if not (twice and name == _T5_TABLE)]
+    return rename.from_torch(
+        subset(state, keys),
+        skeleton,
+        component=component,
+        source=source,
+        dtype=dtype,
+        name=lambda key: "shared.weight" if bare(key) == _T5_TABLE else bare(key),
     )
 
 

@@ -349,7 +349,7 @@ def test_variants():
     ("which", "says"),
     [
         ("general.py:uce,odd", "'odd' is unknown; expected none, erasediff"),
-        ("backbones.py:sd3", "variant 'sd3' is unknown; expected one of sd21, sdxl, sd15"),
+        ("backbones.py:sd4", "variant 'sd4' is unknown; expected one of sd21, sdxl, sd15"),
         ("prompts.py:uce", "variant 'uce' is unknown; expected one of visu"),
         ("lora_rank.py:16", "sd15-4"),
     ],

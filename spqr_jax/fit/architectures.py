@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.families import COMPONENTS, FAMILIES
+from convert.families import COMPONENTS, DENOISERS, FAMILIES
 from convert.tensors import read_json
 from spqr_jax import backbones, mini
 from spqr_jax import params as params_lib
@@ -14,13 +14,16 @@ from spqr_jax.config import Config
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
 
-# The last part of a directory's or a hub's name -> (family, side of the latents that the UNet was trained on).
+# The last part of a directory's or a hub's name -> (family, side of the latents that the denoiser was trained on).
 PUBLISHED = {
     "stable-diffusion-v1-4": ("SD1", 64),
     "stable-diffusion-v1-5": ("SD1", 64),
     "stable-diffusion-2-1": ("SD2", 96),
     "stable-diffusion-2-1-base": ("SD2", 64),
     "stable-diffusion-xl-base-1.0": ("SDXL", 128),
+    "stable-diffusion-3-medium-diffusers": ("SD3", 128),
+    "stable-diffusion-3.5-medium": ("SD3.5 medium", 128),
+    "stable-diffusion-3.5-large": ("SD3.5 large", 128),
 }
 
 
@@ -54,7 +57,8 @@ def _configs(base: str) -> dict[str, dict[str, Any]]:
         )
     family, side = known
     configs = FAMILIES[family].configs
-    return configs | {"unet": configs["unet"] | {"sample_size": side}}
+    denoiser = next(name for name in DENOISERS if name in configs)
+    return configs | {denoiser: configs[denoiser] | {"sample_size": side}}
 
 
 def _no_tokens(texts: list[str], *, max_length: int, **_: Any) -> SimpleNamespace:

@@ -23,8 +23,20 @@ COUNTS = {
         "text_encoder_2": 694_659_840,
         "vae": 83_653_863,
     },
+    "weights/stable-diffusion-3-medium-diffusers": {
+        "transformer": 2_028_328_000 + 192 * 192 * 1536,  # and the table of positions
+        "text_encoder": 123_650_304,
+        "text_encoder_2": 694_659_840,
+        "text_encoder_3": 4_762_310_656,
+        "vae": 83_819_683,
+    },
 }
-SIDES = {"stable-diffusion-v1-4": 512, "stable-diffusion-2-1": 768, "stable-diffusion-2-1-base": 512}
+SIDES = {
+    "stable-diffusion-v1-4": 512,
+    "stable-diffusion-2-1": 768,
+    "stable-diffusion-2-1-base": 512,
+    "stable-diffusion-3.5-medium": 1024,
+}
 
 
 @pytest.mark.parametrize("base", COUNTS)
