@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-SOURCES = ["spqr_jax", "judges", "convert", "configs", "benchmarks", "tests", "launch.py"]
+SOURCES = ["spqr_jax", "judges", "convert", "configs", "benchmarks", "examples", "tests", "launch.py"]
 CHECKS = (
     ["ruff", "check", *SOURCES],
     ["ruff", "format", "--check", *SOURCES],
