@@ -97,6 +97,12 @@ def refused_late(pipeline, concept, *, seed):
     raise KeyError("down_blocks")
 
 
+def taking_out(pipeline, concept, *, seed):
+    kept = dict(pipeline.params)
+    del pipeline.params["text_encoder"]["text_model"]
+    return pipeline._replace(params=kept | {"text_encoder": small.quick("sd").params["text_encoder"]})
+
+
 def other_configs(pipeline, concept, *, seed):
     return pipeline._replace(configs={**pipeline.configs, "scheduler": {}})
 
@@ -128,6 +134,7 @@ DRAWN = np.random.default_rng(0)
         (of_unet(lambda leaf, seed: leaf[None]), "shapes", "expected"),
         (lambda pipeline, concept, *, seed: None, "shapes", "returned NoneType"),
         (fewer_weights, "shapes", "expected"),
+        (taking_out, "as it is", "text_encoder.* of the given pipeline has changed"),
         (other_configs, "shapes", "other configs, which would be lost"),
         (own_attachment, "shapes", "attached a object, which would be lost"),
         (refused_late, "it runs", "KeyError: 'down_blocks' .*test_methods.py:"),

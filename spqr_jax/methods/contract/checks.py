@@ -138,15 +138,15 @@ def of_backbone(method: Method, base: Pipeline, given: Mapping[str, Any] | None 
     if method.backbones and key not in method.backbones:
         yield _refusal(method, base, chosen)
         return
+    told = ", ".join(f"{name}={value!r}" for name, value in chosen.items()) or "default options"
     try:
         tried = _tried(method, base, chosen)
     except Exception as error:
         if isinstance(error, ValueError) and backbone.name in str(error):
             yield Finding("it says which backbone it cannot work on", key, "", str(error))
         else:
-            yield Finding(RUNS, key, _raised(method, error))
+            yield Finding(RUNS, key, f"{_raised(method, error)}, with {told}")
         return
-    told = ", ".join(f"{name}={value!r}" for name, value in chosen.items()) or "default options"
     yield Finding(RUNS, key, "", f"{told}; {time.monotonic() - start:.1f} s")
     wrong = _result(method, tried)
     yield Finding("it returns the components and shapes that it got", key, wrong)
@@ -274,8 +274,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _differing(a: Any, b: Any) -> list[str]:
-    other = params_lib.flatten(b)
-    return [path for path, leaf in params_lib.flatten(a).items() if not np.array_equal(leaf, other[path])]
+    """Paths of the leaves that differ, or that only one of two trees of weights has."""
+    one, other = params_lib.flatten(a), params_lib.flatten(b)
+    return [p for p in one | other if p not in one or p not in other or not np.array_equal(one[p], other[p])]
 
 
 def _some(faults: Sequence[str]) -> str:
