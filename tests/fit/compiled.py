@@ -1,9 +1,9 @@
 """Programs of a Stable Diffusion compiled for a target, and what they consist of, as a line of JSON each.
 
-    python -m tests.fit.compiled tpu-v5e-4 small bfloat16 standard evaluation decoder
+    python -m tests.fit.compiled tpu-v5e-4 small-48 bfloat16 standard evaluation decoder
 
-"small" is a tiny one in the place of the name of a published one. Its latents are 48x48, so self-attention has 2,304
-queries. Programs are those of `MADE`; "-fsdp" behind the name splits the weights over the devices.
+"small-48" is a tiny one with latents of 48x48, so that self-attention, in its middle, has 2,304 queries; any other base
+is a published one by its name. Programs are those of `MADE`; "-fsdp" behind the name splits the weights over the devices.
 """
 
 import os
@@ -31,14 +31,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": {
         "in_channels": 4,
         "out_channels": 4,
-        "sample_size": 48,
-        "block_out_channels": (32,),
+        "block_out_channels": (96,),
         "layers_per_block": 1,
         "cross_attention_dim": 32,
         "attention_head_dim": 2,
         "norm_num_groups": 8,
-        "down_block_types": ("CrossAttnDownBlock2D",),
-        "up_block_types": ("CrossAttnUpBlock2D",),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
     },
     "vae": {"block_out_channels": (32,), "norm_num_groups": 8, "latent_channels": 4},
     "text_encoder": {
@@ -68,15 +67,16 @@ def question(target: str, base: str, dtype: str, fsdp: bool = False) -> Question
     config.mesh.fsdp = fsdp
     config.generation.steps = 2
     with tempfile.TemporaryDirectory() as folder:
-        if base == "small":
+        if base.startswith("small-"):
             config.base = folder
-            config.bft.batch_size = 2 * targets.mesh(found).size
-            write(Path(folder))
+            config.bft.batch_size = targets.mesh(found).size
+            write(Path(folder), int(base.removeprefix("small-")))
         return Question.of(fitting.protocol.resolve(config), found, fitting.Asked())
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, side: int) -> None:
     """The config files of the small one; weights are not needed."""
+    SMALL["unet"]["sample_size"] = side
     for name, config in SMALL.items():
         (folder / name).mkdir()
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
