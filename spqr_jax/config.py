@@ -90,6 +90,7 @@ class BFT:
     lora_init: str = AS_PROTOCOL  # "gaussian" or "kaiming"
     dropout: float = AS_PROTOCOL
     text_encoder: bool = AS_PROTOCOL  # adapters on the text encoder too, under the profile lite
+    joint_text: bool = False  # adapters on the text stream of joint attention too (SD3, FLUX), under lite
     snr_gamma: float = 0.0  # above 0: min-SNR weighting; this and the next two are off as published
     noise_offset: float = 0.0
     ema: float = 0.0

@@ -1,6 +1,7 @@
 """Benign fine-tuning (BFT): the standard text-to-image objective on harmless data, under one of three profiles."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ class Options(NamedTuple):
             `init_lora_weights="gaussian"`, which diffusers' scripts and the official code use).
         text_encoder: the profile "lite" adapts the attention of the text encoders too (both in SDXL), and captions are
             encoded in every step. The paper's section 4.1 says so; its Table C and the official code adapt the UNet.
+        joint_text: the profile "lite" adapts the projections of text tokens in joint attention too (SD3, FLUX).
         memory: what saves memory, and no result depends on. What it leaves open is chosen so that the step fits; so is
             `fsdp` (`spqr_jax.training.memory`). What is given is taken as it is.
         limit: bytes that a step may take on each device (default: as the devices say, `devices.memory`).
@@ -88,6 +90,7 @@ class Options(NamedTuple):
     dropout: float = 0.1
     lora_init: str = "kaiming"
     text_encoder: bool = False
+    joint_text: bool = False
     mesh: Mesh | None = None
     fsdp: bool | None = None
     latents_cache: Path | None = None
@@ -257,6 +260,7 @@ def _prepared(pipeline: Pipeline, profile: str, seed: int, o: Options) -> tuple[
         dropout=o.dropout,
         lora_init=o.lora_init,
         text_encoder=o.text_encoder,
+        joint_text=o.joint_text,
         seed=seed,
     )
 
@@ -371,25 +375,35 @@ def prepare(
     seed: int,
     lora_init: str = "kaiming",
     text_encoder: bool = False,
+    joint_text: bool = False,
 ) -> tuple[Denoiser, Params, Params, Params]:
     """(denoiser, trainable leaves, frozen leaves, dropout keys) of a profile; options as in `Options`.
 
-    Raises ValueError if `text_encoder` is asked of a profile or of a backbone that does not train it.
+    Raises ValueError if `text_encoder` or `joint_text` is asked of a profile or of a backbone that does not train it.
     """
     denoiser = backbones.denoiser(pipeline)
     if text_encoder:
         _check_text_encoder(denoiser.backbone, profile)
+    if joint_text and profile != "lite":
+        raise ValueError(f'joint_text adapts the text stream under the profile "lite" only, found {profile!r}.')
     params: Params = denoiser.backbone.weights(pipeline)
     keys: Params = {}
     if profile == "lite":
         attach = functools.partial(lora.attach, rank=rank, alpha=alpha, dropout=dropout, init=lora_init)
-        definition, params = attach(denoiser.definition, params, seed=seed)
+        targets = _with_text_stream(denoiser.backbone) if joint_text else None
+        definition, params = attach(denoiser.definition, params, seed=seed, targets=targets)
         denoiser = denoiser.with_definition(definition)
         if text_encoder:
             denoiser, params = _with_text_encoders(pipeline, denoiser, params, attach, seed)
         params, keys = lora.split_keys(params)
     trainable, frozen = params_lib.partition(params, profiles.mask(params, profile))
     return denoiser, trainable, frozen, keys
+
+
+def _with_text_stream(backbone: Backbone) -> re.Pattern:
+    """The kernels of the profile "lite", and those of text tokens in joint attention."""
+    image, text = (backbone.require(region, "joint_text") for region in ("lora", "lora_text"))
+    return re.compile(f"{image.pattern}|{text.pattern}")
 
 
 def _with_text_encoders(

@@ -43,4 +43,5 @@ def adapter_options(bft: BFT, profile: str) -> dict[str, Any]:
         "dropout": bft.dropout,
         "lora_init": bft.lora_init,
         "text_encoder": bft.text_encoder and profile == "lite",
+        "joint_text": bft.joint_text and profile == "lite",
     }

@@ -108,5 +108,7 @@ def cell_id(config: Config, subject_id: str, data: str, profile: str, scenario: 
     """Id of one fine-tuning of a subject and of its results. data: the name of the scenario's data set."""
     bft = dataclasses.asdict(config.bft)
     shared = {name: value for name, value in bft.items() if name not in NOT_HASHED}
+    if not shared["joint_text"]:  # as all runs before there was the option
+        shared.pop("joint_text")
     tuning = (shared, data, bft["steps"][profile], bft["epochs"][profile], profile, scenario, seed)
     return digest(subject_id, tuning)
