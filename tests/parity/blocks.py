@@ -37,7 +37,9 @@ def record(model: torch.nn.Module, run: Callable[[], Any]) -> dict[str, Call]:
 
         return module.register_forward_hook(keep, with_kwargs=True)
 
-    hooks = [hook(path, module) for path, module in model.named_modules() if path]
+    # PyTorch's own GELU is an activation; diffusers' layer of the same name has weights.
+    modules = [(path, m) for path, m in model.named_modules() if path and not isinstance(m, torch.nn.GELU)]
+    hooks = [hook(path, module) for path, module in modules]
     try:
         with torch.no_grad():
             run()
@@ -163,8 +165,9 @@ def _timesteps(model: Any, a: _Arguments) -> Any:
 
 
 def _rms_norm(module: Any, a: _Arguments) -> Any:
-    """Of heads [B, N, L, D], which `_Arguments` takes for an image."""
-    return module(a.hidden_states.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    """Of heads, which `_Arguments` takes for an image: SD3's [B, N, L, D], or FLUX's [B, L, N, D] by PyTorch's class."""
+    x = a.hidden_states if a.x is None else a.x
+    return module(x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
 
 
 def _joint_block(module: Any, a: _Arguments) -> Any:
@@ -188,6 +191,15 @@ def _hidden_and_text(module: Any, a: _Arguments) -> Any:
 def _biased(module: Any, a: _Arguments) -> Any:
     """A layer of T5 with the bias that it hands on, which the first one makes itself."""
     return module(a.hidden_states, a.output[1].numpy()[0])
+
+
+def _rotary(a: _Arguments) -> tuple[np.ndarray, np.ndarray]:
+    cos, sin = a.image_rotary_emb
+    return nhwc(cos), nhwc(sin)
+
+
+def _flux_block(module: Any, a: _Arguments) -> Any:
+    return module(a.hidden_states, a.encoder_hidden_states, a.temb, _rotary(a))
 
 
 # PyTorch class -> how ours is called with the same arguments.
@@ -232,6 +244,13 @@ REPLAY: dict[str, Callable[[Any, _Arguments], Any]] = {
     "T5LayerSelfAttention": _biased,
     "T5Block": _biased,
     "CLIPEncoder": lambda m, a: m(a.inputs_embeds, _causal(a.inputs_embeds))[-1],
+    "CombinedTimestepGuidanceTextProjEmbeddings": lambda m, a: m(a.timestep, a.pooled_projection, a.guidance),
+    "AdaLayerNormZeroSingle": lambda m, a: m(a.x, a.emb),
+    "GELU": _hidden,
+    "FluxPosEmbed": lambda m, a: m(a.ids.astype(int)),
+    "FluxAttention": lambda m, a: m(a.hidden_states, a.encoder_hidden_states, _rotary(a)),
+    "FluxTransformerBlock": _flux_block,
+    "FluxSingleTransformerBlock": _flux_block,
 }
 # What the tests of each model must have met, so that a renamed class cannot empty the comparison.
 UNET_BLOCKS = {
@@ -246,3 +265,8 @@ SD3_BLOCKS = {
 }
 VAE_BLOCKS = {"Encoder", "Decoder", "DownEncoderBlock2D", "UpDecoderBlock2D", "UNetMidBlock2D", "Attention"}
 TEXT_BLOCKS = {"Embedding", "CLIPAttention", "CLIPMLP", "CLIPEncoderLayer", "CLIPEncoder"}
+FLUX_BLOCKS = {
+    *("Linear", "RMSNorm", "Timesteps", "TimestepEmbedding", "PixArtAlphaTextProjection", "GELU"),
+    *("AdaLayerNormZero", "AdaLayerNormZeroSingle", "AdaLayerNormContinuous", "FeedForward", "FluxPosEmbed"),
+    *("FluxAttention", "FluxTransformerBlock", "FluxSingleTransformerBlock"),
+}

@@ -172,14 +172,14 @@ class JointTransformerBlock(nnx.Module):
         if self.attn2 is not None:
             *mlp, second, gate2 = mlp
             x = x + gate2[:, None] * self.attn2(second)
-        x = _with_mlp(x, self.ff, *mlp)
+        x = with_mlp(x, self.ff, *mlp)
         if self.ff_context is not None:
             gate, *mlp = of_text
-            context = _with_mlp(context + gate[:, None] * out_text, self.ff_context, *mlp)
+            context = with_mlp(context + gate[:, None] * out_text, self.ff_context, *mlp)
         return context, x
 
 
-def _with_mlp(x: jax.Array, mlp: FeedForward, shift: jax.Array, scale: jax.Array, gate: jax.Array) -> jax.Array:
+def with_mlp(x: jax.Array, mlp: FeedForward, shift: jax.Array, scale: jax.Array, gate: jax.Array) -> jax.Array:
     return x + gate[:, None] * mlp(modulated(normed(x), scale, shift))
 
 

@@ -1,0 +1,100 @@
+"""FLUX against diffusers: a small random transformer of either kind, its inputs, and its blocks."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from flax import nnx
+
+from convert import rename
+from spqr_jax import params as params_lib
+from spqr_jax.backbones.models import FluxTransformer2DModel
+from tests.parity import blocks
+from tests.parity.compared import Compared, nchw, relative_error
+
+TRANSFORMER: dict[str, Any] = {
+    "in_channels": 16,  # 4 channels in the latents
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "pooled_projection_dim": 32,
+    "axes_dims_rope": (4, 6, 6),
+}
+KINDS = {"dev": {"guidance_embeds": True}, "schnell": {"guidance_embeds": False}}
+
+
+class Inputs(NamedTuple):
+    """latents [B, C, H, W], times [B] in 0..1000, context [B, M, E], pooled [B, P], guidance [B] or None."""
+
+    latents: np.ndarray
+    times: np.ndarray
+    context: np.ndarray
+    pooled: np.ndarray
+    guidance: np.ndarray | None
+
+
+def transformer(kind: str, seed: int = 0) -> torch.nn.Module:
+    """diffusers' model with random weights, scales and biases too."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    model = diffusers.FluxTransformer2DModel(**TRANSFORMER, **KINDS[kind]).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def ours(model: torch.nn.Module) -> Any:
+    """Our model with the same weights."""
+    config = dict(model.config)
+    definition, shapes = params_lib.skeleton(lambda: FluxTransformer2DModel(config, rngs=nnx.Rngs(0)))
+    state = {key: tensor.detach().numpy() for key, tensor in model.state_dict().items()}
+    params = rename.from_torch(state, shapes, component="unet", source="FLUX", name=lambda key: key)
+    return definition.bind(params)
+
+
+def inputs(kind: str, size: tuple[int, int] = (8, 6)) -> Inputs:
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    latents = draw(2, TRANSFORMER["in_channels"] // 4, *size)
+    context, pooled = draw(2, 7, TRANSFORMER["joint_attention_dim"]), draw(2, TRANSFORMER["pooled_projection_dim"])
+    # Multiples of 125: diffusers divides times by 1000 and multiplies them again.
+    times, guidance = np.float32([875, 250]), np.float32([3.5, 1])
+    return Inputs(latents, times, context, pooled, guidance if kind == "dev" else None)
+
+
+def run(model: torch.nn.Module, given: Inputs) -> np.ndarray:
+    """The reference's output, [B, C, H, W], packed and unpacked by diffusers' own pipeline."""
+    from diffusers import FluxPipeline
+
+    batch, channels, height, width = given.latents.shape
+    latents, times, context, pooled = (torch.tensor(x) for x in given[:4])
+    with torch.no_grad():
+        out = model(
+            hidden_states=FluxPipeline._pack_latents(latents, batch, channels, height, width),
+            timestep=times / 1000,
+            guidance=None if given.guidance is None else torch.tensor(given.guidance),
+            pooled_projections=pooled,
+            encoder_hidden_states=context,
+            txt_ids=torch.zeros(context.shape[1], 3),
+            img_ids=FluxPipeline._prepare_latent_image_ids(batch, height // 2, width // 2, "cpu", torch.float32),
+        ).sample
+    return FluxPipeline._unpack_latents(out, height, width, vae_scale_factor=1).numpy()
+
+
+def of_blocks(kind: str) -> list[Compared]:
+    """The largest error of every type of block."""
+    model, given = transformer(kind), inputs(kind)
+    rows = blocks.blocks(model, ours(model), f"FLUX {kind}", lambda: run(model, given))
+    # One last digit of a frequency, which PyTorch's exp gets wrong in 2 of 128, turns the largest angle by so much.
+    digit = float(1000 * max(given.guidance)) * 2**-23 if given.guidance is not None else 0
+    return [row._replace(limit=max(row.limit, digit)) if row.block == "Timesteps" else row for row in rows]
+
+
+def whole(kind: str, size: tuple[int, int] = (8, 6)) -> Compared:
+    """The whole model, on latents that are not square."""
+    model, given = transformer(kind), inputs(kind, size)
+    found = ours(model)(given.latents.transpose(0, 2, 3, 1), *given[1:])
+    return Compared("FluxTransformer2DModel", f"FLUX {kind}", relative_error(nchw(found), run(model, given)))
