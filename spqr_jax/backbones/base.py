@@ -24,15 +24,21 @@ class Condition(NamedTuple):
         pooled: pooled text states [N, P], or None where the backbone has none.
         time_ids: float32 [N, 6], original height and width, top and left of the crop, target height and width, all in
             pixels; or None where the backbone does not read sizes.
+        guidance: float32 [N], the scale of guidance that a guidance-distilled denoiser reads; or None for the others.
     """
 
     context: Array
     pooled: Array | None = None
     time_ids: Array | None = None
+    guidance: Array | None = None
 
     def rows(self, index: Any) -> "Condition":
         """The rows that a NumPy index chooses."""
         return jax.tree.map(lambda field: field[index], self)
+
+    def guided(self, scales: Array | None) -> "Condition":
+        """The same texts under these scales of guidance [N], if the denoiser reads any."""
+        return self if scales is None else self._replace(guidance=scales)
 
 
 # (latents [B, h, w, C], times [B], Condition) -> prediction [B, h, w, C]: a denoiser with its weights.
@@ -90,6 +96,12 @@ class TextEncoding(NamedTuple):
     states: Callable[[list[Any], Array], tuple[jax.Array, jax.Array | None]]
 
 
+def classifier_free(pipeline: Pipeline, scales: np.ndarray) -> tuple[None, np.ndarray]:
+    """Guidance by two predictions, of the text and of no text. At scale 1 and below there is none, as in diffusers."""
+    del pipeline
+    return None, np.maximum(scales, 1)
+
+
 class Backbone(NamedTuple):
     """One architecture; hashable, static under `jax.jit`. `spqr_jax.backbones.of` finds the backbone of a pipeline.
 
@@ -124,6 +136,8 @@ class Backbone(NamedTuple):
             `factor` times this.
         spacing: (pipeline, size) -> what the pipeline adds to its scheduler's config for images of `size` pixels.
         lengths: the lengths of text that may be chosen (`Pipeline.text_length`), or None where the length is fixed.
+        guidance: (pipeline, scales float32 [N]) -> the scales [N] that the denoiser reads (`Condition.guidance`) or
+            None, and those [N] of classifier-free guidance, at least 1. Raises ValueError for a scale that it has not.
     """
 
     key: str
@@ -151,6 +165,7 @@ class Backbone(NamedTuple):
     patch: Callable[[Pipeline], int] = lambda _: 1
     spacing: Callable[[Pipeline, tuple[int, int]], Spacing] = lambda *_: SPACED
     lengths: Lengths | None = None
+    guidance: Callable[[Pipeline, np.ndarray], tuple[np.ndarray | None, np.ndarray]] = classifier_free
 
     def multiple(self, pipeline: Pipeline) -> int:
         """The number of pixels that sides of images are multiples of."""

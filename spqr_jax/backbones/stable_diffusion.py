@@ -61,7 +61,7 @@ def states(encoders: list[Any], ids: Array) -> tuple[jax.Array, None]:
 
 def predict(model: Any, latents: Array, times: Array, condition: Condition) -> jax.Array:
     """One call of the UNet."""
-    return model(latents, times, *condition)
+    return model(latents, times, condition.context, condition.pooled, condition.time_ids)
 
 
 def factor(pipeline: Pipeline) -> int:

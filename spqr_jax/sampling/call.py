@@ -22,8 +22,8 @@ class Sampling(NamedTuple):
 
     Attributes:
         steps: number of denoising steps.
-        guidance: scale of classifier-free guidance, one number or one for each image. At 1 or below there is no
-            guidance, as in diffusers.
+        guidance: scale of guidance, one number or one for each image. It is that of classifier-free guidance, and at 1
+            or below there is none, as in diffusers; a guidance-distilled model (FLUX.1 dev) reads it.
         height, width: pixels; None: the size that the denoiser was trained at.
         negative: negative prompt.
         scheduler: one of `spqr_jax.schedulers.NAMES`; "flow_euler" for flow transformers.
@@ -82,24 +82,25 @@ def prepare(
     """
     backbone, count = backbones.of(pipeline), len(prompts)
     pipeline = backbone.with_length(pipeline, how.max_sequence_length)
+    read, scales = backbone.guidance(pipeline, scales)
     guided = bool((scales > 1).any())
     acting = [one for one in pipeline.attached if guided or not one.needs_guidance]
     texts = [*prompts, how.negative, *(text for one in acting for text in one.texts)]
     condition = _condition(backbone, pipeline, texts, size_of(pipeline, how), count, shapes)
+    said = condition.rows(slice(0, count)).guided(read)
     weights, prepared, first = backbone.weights(pipeline), [], count + 1
     for one in acting:
-        own = condition.rows(slice(first, first + len(one.texts)))
-        first += len(one.texts)
+        own, first = condition.rows(slice(first, first + len(one.texts))), first + len(one.texts)
         weights = one.changed(weights)
-        prepared.append(one.prepare(pipeline, prompts, condition.rows(slice(0, count)), own))
+        prepared.append(one.prepare(pipeline, prompts, said, own))
     acts = tuple(one for one in prepared if one.act is not None)
-    autoencoder, decoder = pipeline.params[backbone.autoencoder], pipeline.definitions[backbone.autoencoder]
     kinds = tuple(one.act for one in acts)
+    autoencoder, decoder = pipeline.params[backbone.autoencoder], pipeline.definitions[backbone.autoencoder]
     return Call(
         Program(backbones.denoiser(pipeline), decoder, backbone.scaling(pipeline), guided, split, kinds),
         tables,
         {"denoiser": weights, "autoencoder": autoencoder, "attached": tuple(one.weights for one in acts)},
-        condition.rows(slice(0, count)),
+        said,
         condition.rows(slice(count, count + 1)),
         scales,
         acts,
@@ -142,10 +143,9 @@ def size_of(pipeline: Pipeline, how: Sampling) -> tuple[int, int]:
 
 
 def guidance_scales(guidance: float | Sequence[float], count: int) -> np.ndarray:
-    """The guidance scale of every image, float32 [count], at least 1. Raises ValueError for another number."""
+    """The guidance scale of every image, float32 [count]. Raises ValueError for another number of scales."""
     scales = np.asarray(guidance, np.float32)
     scales = np.full(count, scales, np.float32) if scales.ndim == 0 else scales
     if scales.shape != (count,) or not np.isfinite(scales).all():
         raise ValueError(f"guidance must be one finite number or {count} of them, found shape {scales.shape}.")
-    # At scale 1 the guided prediction is the prompt's own. So a lower scale means no guidance in every batch.
-    return np.maximum(scales, 1)
+    return scales
