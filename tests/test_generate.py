@@ -202,9 +202,9 @@ def test_arguments_that_do_not_fit(pipeline, options, message):
 def test_few_texts_are_encoded_in_few_rows_and_come_out_the_same(pipeline, monkeypatch):
     rows, encode = [], text.encode_ids
 
-    def recorded(definition, params, ids, xl):
+    def recorded(definition, params, ids, *options):
         rows.append(len(ids))
-        return encode(definition, params, ids, xl)
+        return encode(definition, params, ids, *options)
 
     monkeypatch.setattr(text, "encode_ids", recorded)
     texts = ["cat", "dog", "bird", "cat", "tree", "sun"]
