@@ -28,30 +28,38 @@ def load_pipeline(directory: Path, *, dtype: str = "float32") -> Pipeline:
     Raises FileNotFoundError with the missing file, ConversionError with the faults of all components.
     """
     index = read_json(directory / "model_index.json")
-    params, definitions, configs, tokenizers = {}, {}, {}, {}
+    named = [name for name in COMPONENTS if index.get(name, [None])[0] is not None]
+    configs = {name: read_json(directory / name / "config.json") for name in named}
+    _check_components(directory, configs)
+    # All files are opened before any is read, so that a missing shard is found at once.
+    states = {name: open_tensors(find_weights(directory / name)) for name in named}
+    params, definitions, tokenizers = {}, {}, {}
     errors: list[str] = []
-    for component in COMPONENTS:
-        if index.get(component, [None])[0] is None:
-            continue
-        folder = directory / component
-        configs[component] = read_json(folder / "config.json")
-        definitions[component], skeleton = components.define(component, configs[component])
+    for name, state in states.items():
+        definitions[name], skeleton = components.define(name, configs[name])
         with rename.collect(errors):
-            state = open_tensors(find_weights(folder))
             read = text_encoder.t5 if "shared" in skeleton else rename.from_torch
-            params[component] = read(state, skeleton, component=component, source=str(folder), dtype=dtype)
+            params[name] = read(state, skeleton, component=name, source=str(directory / name), dtype=dtype)
     rename.raise_all(errors)
-    missing = set(families.NEEDED) - set(params)
-    if not set(families.DENOISERS) & set(params):
-        missing.add(families.DENOISERS[0])
-    if missing:
-        raise rename.ConversionError(f"{directory}/model_index.json names no {', '.join(sorted(missing))}.")
     configs["scheduler"] = read_json(directory / "scheduler" / "scheduler_config.json")
     configs["model_index"] = {name: index[name] for name in PIPELINE_OPTIONS if name in index}
     for name in (name for name in params if COMPONENTS[name].tokenizer):
         tokenizer, kind = COMPONENTS[name].tokenizer, families.tokenizer_class(name, configs[name])
         tokenizers[tokenizer] = load_tokenizer(directory / tokenizer, kind)
     return Pipeline(params, definitions, configs, tokenizers, name=str(directory))
+
+
+def _check_components(directory: Path, configs: dict[str, dict[str, Any]]) -> None:
+    """Raise ConversionError unless the components are those of a known architecture."""
+    missing = [name for name in families.NEEDED if name not in configs]
+    if not set(families.DENOISERS) & set(configs):
+        missing.append(families.DENOISERS[0])
+    if missing:
+        raise rename.ConversionError(f"{directory}/model_index.json names no {', '.join(missing)}.")
+    try:
+        backbones.of(Pipeline({name: {} for name in configs}, {}, configs, {}, name=f"{directory}/model_index.json"))
+    except ValueError as error:
+        raise rename.ConversionError(str(error)) from None
 
 
 def load_tokenizer(folder: Path, kind: str = "CLIPTokenizer"):
