@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import models
 from spqr_jax.backbones.base import Backbone, Condition, Denoiser, Regions, TextEncoding
+from spqr_jax.backbones.flux import FLUX
 from spqr_jax.backbones.noising import Drawn, Noising
 from spqr_jax.backbones.sd3 import SD3
 from spqr_jax.backbones.sdxl import SDXL
@@ -26,7 +27,7 @@ from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline, tokenize
 
 # A new architecture adds its row here.
-BACKBONES = (STABLE_DIFFUSION, SDXL, SD3)
+BACKBONES = (STABLE_DIFFUSION, SDXL, SD3, FLUX)
 
 # The model classes that a diffusers model_index.json may name.
 MODEL_CLASSES = {
@@ -38,6 +39,7 @@ MODEL_CLASSES = {
         models.CLIPTextModelWithProjection,
         models.T5EncoderModel,
         models.SD3Transformer2DModel,
+        models.FluxTransformer2DModel,
     )
 }
 # The class of a component whose config names none of these.

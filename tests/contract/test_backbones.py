@@ -47,7 +47,7 @@ def test_it_is_found_by_its_components(backbone):
 def test_a_condition_has_a_row_a_text(backbone):
     told = condition(backbone.key)
     assert {len(field) for field in jax.tree.leaves(told)} == {len(TEXTS)}
-    assert told.context.shape[1] == (small.LENGTH if backbone.lengths is None else 2 * small.LENGTH)
+    assert told.context.shape[1] == (2 * small.LENGTH if backbone.key == "sd3" else small.LENGTH)
     swapped = backbones.condition(pipeline(backbone.key), TEXTS[::-1], size=SIZE)
     for field, other in zip(jax.tree.leaves(told), jax.tree.leaves(swapped), strict=True):
         np.testing.assert_array_equal(field, other[::-1])

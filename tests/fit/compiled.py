@@ -3,7 +3,8 @@
     python -m tests.fit.compiled tpu-v5e-4 small-48 bfloat16 standard evaluation decoder
 
 "small-48" is a tiny one with latents of 48x48, so that self-attention, in its middle, has 2,304 queries; any other base
-is a published one by its name. Programs are those of `MADE`; "-fsdp" behind the name splits the weights over the devices.
+is a published one by its name. Programs are those of `MADE`; "-fsdp" behind the name splits the weights over the
+devices.
 """
 
 import os

@@ -165,7 +165,7 @@ def _timesteps(model: Any, a: _Arguments) -> Any:
 
 
 def _rms_norm(module: Any, a: _Arguments) -> Any:
-    """Of heads, which `_Arguments` takes for an image: SD3's [B, N, L, D], or FLUX's [B, L, N, D] by PyTorch's class."""
+    """Of heads [B, N, L, D] (SD3, diffusers' class) or [B, L, N, D] (FLUX, PyTorch's), which are taken for an image."""
     x = a.hidden_states if a.x is None else a.x
     return module(x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
 

@@ -10,7 +10,8 @@ from flax import nnx
 from convert import rename
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models import FluxTransformer2DModel
-from tests.parity import blocks, flux
+from tests import flux_reference as flux
+from tests.parity import blocks
 from tests.parity.test_models import check
 
 jax.config.update("jax_default_matmul_precision", "highest")

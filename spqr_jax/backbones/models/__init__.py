@@ -6,8 +6,8 @@ Images and feature maps are NHWC here; NCHW exists only in `convert/`.
 
 from spqr_jax.backbones.models.clip_text import CLIPTextModel, CLIPTextModelWithProjection
 from spqr_jax.backbones.models.clip_vision import CLIPVisionModelWithProjection
-from spqr_jax.backbones.models.sd3 import SD3Transformer2DModel
 from spqr_jax.backbones.models.flux import FluxTransformer2DModel
+from spqr_jax.backbones.models.sd3 import SD3Transformer2DModel
 from spqr_jax.backbones.models.t5 import T5EncoderModel
 from spqr_jax.backbones.models.unet import UNet2DConditionModel
 from spqr_jax.backbones.models.vae import AutoencoderKL
@@ -17,8 +17,8 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPVisionModelWithProjection",
-    "SD3Transformer2DModel",
     "FluxTransformer2DModel",
+    "SD3Transformer2DModel",
     "T5EncoderModel",
     "UNet2DConditionModel",
 ]

@@ -45,7 +45,7 @@ TEXT = {
 }
 # SD3 reads the states of two CLIPs side by side, T5's behind them, and both pooled states.
 T5 = {"vocab_size": 64, "d_model": 2 * WIDTH, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
-T5 |= {"feed_forward_proj": "gated-gelu"}
+T5 |= {"feed_forward_proj": "gated-gelu", "architectures": ["T5EncoderModel"]}
 SD3: dict[str, Any] = {
     "_class_name": "SD3Transformer2DModel",
     "sample_size": SIDE,
@@ -59,6 +59,20 @@ SD3: dict[str, Any] = {
     "caption_projection_dim": 8 * HEADS,
     "pooled_projection_dim": 2 * POOLED,
     "pos_embed_max_size": 8,
+}
+# FLUX reads the states of T5, and the pooled states of a CLIP; this one is dev, which reads guidance too.
+FLUX: dict[str, Any] = {
+    "_class_name": "FluxTransformer2DModel",
+    "sample_size": SIDE,
+    "in_channels": 4 * 4,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": HEADS,
+    "joint_attention_dim": 2 * WIDTH,
+    "pooled_projection_dim": WIDTH,
+    "axes_dims_rope": (2, 2, 4),
+    "guidance_embeds": True,
 }
 SD3_VAE = VAE | {"scaling_factor": 1.5, "shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
 PROJECTED = TEXT | {"architectures": ["CLIPTextModelWithProjection"]}
@@ -74,15 +88,18 @@ COMPONENTS: dict[str, dict[str, dict[str, Any]]] = {
         "text_encoder_2": PROJECTED,
         "text_encoder_3": T5,
     },
+    "flux": {"transformer": FLUX, "vae": SD3_VAE, "text_encoder": TEXT, "text_encoder_2": T5},
 }
-SCHEDULERS = {"sd3": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+SCHEDULERS = {"sd3": FLOW, "flux": FLOW | {"use_dynamic_shifting": True}}
 
 
 def configs(key: str) -> dict[str, dict[str, Any]]:
     """component -> config, for the backbone with this key. Raises KeyError for a backbone without a tiny model."""
     tokens = tokenizer()
     words = {"vocab_size": len(tokens), "eos_token_id": tokens.eos_token_id}
-    return {name: config | (words if config in (TEXT, PROJECTED) else {}) for name, config in COMPONENTS[key].items()}
+    clips = (TEXT, PROJECTED)
+    return {name: config | words if config in clips else config for name, config in COMPONENTS[key].items()}
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -103,10 +120,10 @@ def pipeline(key: str, **defined: Any) -> Pipeline:
     params = {name: jax.tree.map(lambda shape: _drawn(rng, shape), found[name][1]) for name in parts}
     definitions = {name: found[name][0] for name in parts}
     tokenizers = {name.replace("text_encoder", "tokenizer"): tokenizer() for name in parts if "text" in name}
-    if "text_encoder_3" in parts:
-        tokenizers["tokenizer_3"] = t5_tokens
+    long = [name for name, config in parts.items() if config is T5]
+    tokenizers |= dict.fromkeys((name.replace("text_encoder", "tokenizer") for name in long), t5_tokens)
     parts |= {"scheduler": SCHEDULERS.get(key, SCHEDULER)}
-    length = LENGTH if "text_encoder_3" in parts else None
+    length = LENGTH if long else None
     return Pipeline(params, definitions, parts, tokenizers, f"tiny {key}", text_length=length)
 
 

@@ -1,5 +1,8 @@
-"""FLUX against diffusers: a small random transformer of either kind, its inputs, and its blocks."""
+"""FLUX of diffusers, small and random: the transformers and pipelines of dev and schnell, and comparisons with ours."""
 
+import functools
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,20 +12,31 @@ from flax import nnx
 from convert import rename
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models import FluxTransformer2DModel
+from tests import flow_reference
+from tests.conftest import write_tokenizer
 from tests.parity import blocks
 from tests.parity.compared import Compared, nchw, relative_error
 
+CLIP: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 77,
+}
 TRANSFORMER: dict[str, Any] = {
-    "in_channels": 16,  # 4 channels in the latents
+    "in_channels": 64,
     "num_layers": 2,
     "num_single_layers": 2,
     "attention_head_dim": 16,
     "num_attention_heads": 2,
-    "joint_attention_dim": 24,
-    "pooled_projection_dim": 32,
+    "joint_attention_dim": flow_reference.T5["d_model"],
+    "pooled_projection_dim": CLIP["hidden_size"],
     "axes_dims_rope": (4, 6, 6),
 }
 KINDS = {"dev": {"guidance_embeds": True}, "schnell": {"guidance_embeds": False}}
+FACTOR = 2  # pixels a latent of the VAE
+SCHEDULERS = {"dev": {"shift": 3.0, "use_dynamic_shifting": True}, "schnell": {"shift": 1.0}}  # as published
 
 
 class Inputs(NamedTuple):
@@ -40,10 +54,30 @@ def transformer(kind: str, seed: int = 0) -> torch.nn.Module:
     import diffusers
 
     torch.manual_seed(seed)
-    model = diffusers.FluxTransformer2DModel(**TRANSFORMER, **KINDS[kind]).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model
+    return flow_reference.shaken(diffusers.FluxTransformer2DModel(**TRANSFORMER, **KINDS[kind]))
+
+
+def pipeline(kind: str) -> Any:
+    """diffusers' pipeline."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    model = transformer(kind)
+    clip, t5 = (Path(tempfile.mkdtemp()) for _ in range(2))
+    tokenizer, tokenizer_2 = write_tokenizer(clip), flow_reference.t5_tokenizer(t5)
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **ends, **CLIP))
+    made = diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULERS[kind]),
+        vae=flow_reference.vae(),
+        text_encoder=flow_reference.shaken(text_encoder),
+        tokenizer=tokenizer,
+        text_encoder_2=flow_reference.t5(len(tokenizer_2)),
+        tokenizer_2=tokenizer_2,
+        transformer=model,
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def ours(model: torch.nn.Module) -> Any:
@@ -98,3 +132,25 @@ def whole(kind: str, size: tuple[int, int] = (8, 6)) -> Compared:
     model, given = transformer(kind), inputs(kind, size)
     found = ours(model)(given.latents.transpose(0, 2, 3, 1), *given[1:])
     return Compared("FluxTransformer2DModel", f"FLUX {kind}", relative_error(nchw(found), run(model, given)))
+
+
+@functools.cache
+def saved(kind: str) -> tuple[Any, Path]:
+    """(diffusers' pipeline, its saved directory), made once in a process."""
+    made, directory = pipeline(kind), Path(tempfile.mkdtemp())
+    made.save_pretrained(directory)
+    return made, directory
+
+
+def noise(count: int, size: tuple[int, int] = (8, 12)) -> np.ndarray:
+    """Initial latents [N, h, w, C]."""
+    return np.random.default_rng(0).standard_normal((count, *size, 16)).astype(np.float32)
+
+
+def images(pipe: Any, prompts: list[str], latents: np.ndarray, steps: int, guidance: float, length: int) -> np.ndarray:
+    """diffusers' images of these latents, float32 [N, H, W, 3] in 0..1, before rounding."""
+    count, height, width, channels = latents.shape
+    packed = pipe._pack_latents(torch.tensor(latents.transpose(0, 3, 1, 2)), count, channels, height, width)
+    options = {"num_inference_steps": steps, "guidance_scale": guidance, "max_sequence_length": length}
+    size = {"height": height * FACTOR, "width": width * FACTOR}
+    return pipe(prompts, latents=packed, output_type="np", **options, **size).images
