@@ -25,8 +25,8 @@ def remembered(file: Path, key: str, choose: Callable[[], Any], form: Any) -> An
         np.array([known is not None, *jax.tree.leaves(form if known is None else known)], np.int32)
     ).tolist()
     if there:
-        leaves, structure = jax.tree.flatten(form)
-        return structure.unflatten(type(leaf)(value) for leaf, value in zip(leaves, values, strict=True))
+        given = iter(values)
+        return jax.tree.map(lambda leaf: type(leaf)(next(given)), form)
     chosen = choose()
     if processes.first():
         storage.write_text(file, json.dumps(_read(file, form) | {key: chosen}, indent=2, sort_keys=True) + "\n")
@@ -49,7 +49,8 @@ def _read(file: Path, form: Any) -> dict[str, Any]:
 
 def _alike(choice: Any, form: Any) -> bool:
     """Whether a value that was read is of the form's kind."""
-    if jax.tree.structure(choice) != jax.tree.structure(form):
+    found: Any = jax.tree.structure(choice)
+    if found != jax.tree.structure(form):
         return False
     pairs = zip(jax.tree.leaves(choice), jax.tree.leaves(form), strict=True)
     return all(type(a) is type(b) and (isinstance(a, bool) or a > 0) for a, b in pairs)

@@ -112,7 +112,7 @@ class CombinedTimestepGuidanceTextProjEmbeddings(CombinedTimestepTextProjEmbeddi
         super().__init__(dim, pooled, rngs=rngs)
         self.guidance_embedder = TimestepEmbedding(TIME_CHANNELS, dim, rngs=rngs)
 
-    def __call__(self, times: jax.Array, pooled: jax.Array, guidance: jax.Array) -> jax.Array:
+    def __call__(self, times: jax.Array, pooled: jax.Array, guidance: jax.Array) -> jax.Array:  # type: ignore[override]
         return super().__call__(times, pooled) + self.guidance_embedder(self.sinusoid(guidance).astype(pooled.dtype))
 
     def sinusoid(self, times: jax.Array) -> jax.Array:

@@ -21,6 +21,6 @@ def rematerialised() -> Iterator[None]:
         _remat.reset(token)
 
 
-def layer(module: Any, *args: jax.Array) -> Any:
+def layer(module: Any, *args: Any) -> Any:
     """module(*args), as one of the layers between which activations are kept."""
     return jax.checkpoint(lambda *a: module(*a))(*args) if _remat.get() else module(*args)

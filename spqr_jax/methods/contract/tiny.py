@@ -44,7 +44,7 @@ TEXT = {
     "projection_dim": POOLED,
 }
 # SD3 reads the states of two CLIPs side by side, T5's behind them, and both pooled states.
-T5 = {"vocab_size": 64, "d_model": 2 * WIDTH, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+T5: dict[str, Any] = {"vocab_size": 64, "d_model": 2 * WIDTH, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
 T5 |= {"feed_forward_proj": "gated-gelu", "architectures": ["T5EncoderModel"]}
 SD3: dict[str, Any] = {
     "_class_name": "SD3Transformer2DModel",
@@ -119,7 +119,9 @@ def pipeline(key: str, **defined: Any) -> Pipeline:
     found = {name: backbones.define(name, config) for name, config in parts.items() if name not in defined} | defined
     params = {name: jax.tree.map(lambda shape: _drawn(rng, shape), found[name][1]) for name in parts}
     definitions = {name: found[name][0] for name in parts}
-    tokenizers = {name.replace("text_encoder", "tokenizer"): tokenizer() for name in parts if "text" in name}
+    tokenizers: dict[str, Any] = {
+        name.replace("text_encoder", "tokenizer"): tokenizer() for name in parts if "text" in name
+    }
     long = [name for name, config in parts.items() if config is T5]
     tokenizers |= dict.fromkeys((name.replace("text_encoder", "tokenizer") for name in long), t5_tokens)
     parts |= {"scheduler": SCHEDULERS.get(key, SCHEDULER)}
