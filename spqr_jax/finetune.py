@@ -197,6 +197,9 @@ class _Training(NamedTuple):
     step: Callable[[Any, int], tuple[Any, Any]]
 
 
+_Leaves = tuple[Denoiser, Params, Params, Params]  # what `prepare` gives
+
+
 def way_to_fit(pipeline: Pipeline, dataset: Dataset, profile: str, **options: Any) -> Way:
     """The way to compute a step of this fine-tuning so that it fits, as `train` chooses it with the same arguments.
 
@@ -205,13 +208,20 @@ def way_to_fit(pipeline: Pipeline, dataset: Dataset, profile: str, **options: An
     """
     o = Options(**options)
     mesh = o.mesh or mesh_lib.make()
+    return _way(backbones.on(pipeline, mesh), dataset, profile, o, mesh)
+
+
+def _way(
+    pipeline: Pipeline, dataset: Dataset, profile: str, o: Options, mesh: Mesh, leaves: _Leaves | None = None
+) -> Way:
+    """As `way_to_fit`. leaves: what `prepare` gave, if it is there already."""
     check_batch(o.batch_size, o.memory.accumulate or 1, mesh.size)
     ways = memory_lib.open_ways(o.memory, o.fsdp, o.batch_size, mesh.size)
     limit = o.limit or memory_limit(mesh)
     if len(ways) == 1 or limit is None:
         return ways[0]
     size = latents.checked_size(pipeline, dataset)
-    step = step_of(backbones.on(pipeline, mesh), profile, size, o, mesh)
+    step = step_of(pipeline, profile, size, o, mesh, leaves)
     return memory_lib.choose(
         ways,
         lambda way: needed_bytes(lambda: step.trace(way).lower().compile()),
@@ -221,9 +231,19 @@ def way_to_fit(pipeline: Pipeline, dataset: Dataset, profile: str, **options: An
     )
 
 
-def step_of(pipeline: Pipeline, profile: str, size: tuple[int, int], o: Options, mesh: Mesh) -> Step:
-    """The step of a fine-tuning on images of `size` pixels, by shapes; the pipeline's weights may be shapes too."""
-    denoiser, (trainable, frozen, keys) = _shapes(pipeline, profile, o)
+def step_of(
+    pipeline: Pipeline,
+    profile: str,
+    size: tuple[int, int],
+    o: Options,
+    mesh: Mesh,
+    leaves: _Leaves | None = None,
+) -> Step:
+    """The step of a fine-tuning on images of `size` pixels, by shapes; the pipeline's weights may be shapes too.
+
+    leaves: what `prepare` gave, if it is there already.
+    """
+    denoiser, trainable, frozen, keys = leaves or _shapes(pipeline, profile, o)
     schedule = jax.eval_shape(lambda: backbones.schedule(pipeline))
     latent = jax.ShapeDtypeStruct((o.batch_size, *denoiser.backbone.latent_shape(pipeline, size)), np.float32)
     if denoiser.encoders:
@@ -238,20 +258,20 @@ def step_of(pipeline: Pipeline, profile: str, size: tuple[int, int], o: Options,
     return Step(denoiser, o.optimiser, o.objective, trainable, frozen, keys, schedule, batch, mesh)
 
 
-def _shapes(pipeline: Pipeline, profile: str, o: Options) -> tuple[Denoiser, Any]:
-    """`prepare` by shapes: the denoiser, and (trainable leaves, frozen leaves, dropout keys)."""
+def _shapes(pipeline: Pipeline, profile: str, o: Options) -> _Leaves:
+    """`prepare` by shapes."""
     found: list[Denoiser] = []  # what is no array cannot be returned through eval_shape
 
-    def leaves(params: Any) -> Any:
-        denoiser, *leaves = _prepared(pipeline._replace(params=params), profile, 0, o)
+    def trees(params: Any) -> Any:
+        denoiser, *rest = _leaves(pipeline._replace(params=params), profile, 0, o)
         found.append(denoiser)
-        return leaves
+        return rest
 
-    shapes = jax.eval_shape(leaves, pipeline.params)
-    return found[0], shapes
+    trainable, frozen, keys = jax.eval_shape(trees, pipeline.params)
+    return found[0], trainable, frozen, keys
 
 
-def _prepared(pipeline: Pipeline, profile: str, seed: int, o: Options) -> tuple[Denoiser, Params, Params, Params]:
+def _leaves(pipeline: Pipeline, profile: str, seed: int, o: Options) -> _Leaves:
     return prepare(
         pipeline,
         profile,
@@ -269,11 +289,13 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     """Check all arguments, then encode images and captions, and place the weights on the devices."""
     sizes = data_lib.curriculum_stages(len(dataset), o.curriculum)
     mesh = o.mesh or mesh_lib.make()
-    way = way_to_fit(pipeline, dataset, profile, **o._asdict())
-    denoiser, trainable, frozen, keys = _prepared(backbones.on(pipeline, mesh), profile, seed, o)
+    check_batch(o.batch_size, o.memory.accumulate or 1, mesh.size)
+    told = backbones.on(pipeline, mesh)
+    denoiser, trainable, frozen, keys = leaves = _leaves(told, profile, seed, o)
     steps = num_steps(profile, sizes, o.batch_size, o.steps, o.epochs, stages=o.stages)
     order = list(data_lib.curriculum_batches(sizes, o.batch_size, steps, seed, stages=o.stages, order=o.order))
     filled = [_filled(batch, o.batch_size) for batch in order]
+    way = _way(told, dataset, profile, o, mesh, leaves) if order else Way()
     encoded = latents.Encoded(pipeline, dataset, [shown for shown, _ in filled], cache=o.latents_cache)
     encode = backbones.token_condition if denoiser.encoders else backbones.condition
     condition = encode(pipeline, dataset.captions, size=encoded.size)
