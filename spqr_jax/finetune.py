@@ -146,8 +146,8 @@ def train(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 42,
     The autoencoder runs once over the data, or over each pass if crops differ. Each step draws new latents from the
     stored mean and log-variance. Captions are encoded once. The computation has the dtype of the pipeline (bfloat16:
     mixed precision). Trained leaves and the optimiser's state are float32. Raises ValueError for arguments or data that
-    do not fit, before anything is computed. Raises FloatingPointError that names step and samples if a loss or gradient
-    is not finite.
+    do not fit, before anything is computed, and MemoryError if no way to compute a step fits into the devices
+    (`way_to_fit`). Raises FloatingPointError that names step and samples if a loss or gradient is not finite.
     """
     o = Options(**options)
     training = _prepare(pipeline, dataset, profile, seed, o)

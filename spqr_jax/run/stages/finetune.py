@@ -109,7 +109,7 @@ def fitting(run: Run, subject: Pipeline, data: Dataset, cell: Cell, options: dic
         f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         f"{params_lib.nbytes(weights) / 1e6:.1f} MB of weights",
         *([f"rank {bft.rank}"] if cell.profile == "lite" else []),
-        *(["text encoder"] if options["text_encoder"] else []),
+        *(name.replace("_", " ") for name in ("text_encoder", "joint_text") if options[name]),
         *(["average"] if bft.ema else []),
         *(f"{name} {value}" for name, value in _given(run).items()),
     ]
