@@ -20,6 +20,7 @@ BITS = re.compile(r"[a-z]+(\d+)")  # of a type's name: bf16, s32, f8e4m3; pred h
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.$-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 TARGET = re.compile(r'custom_call_target="([^"]+)"')
+CHANNEL = re.compile(r"channel_id=(\d+)")
 DONATED = re.compile(r"\{[\d, ]*\}: \(\d+, \{[\d, ]*\}, (?:may|must)-alias\)")
 
 
@@ -189,15 +190,19 @@ def _flash(instruction: Instruction) -> str:
 
 
 def _collectives(instructions: list[Instruction]) -> dict[str, dict[str, int]]:
-    sizes: dict[str, list[int]] = {}
+    sizes: dict[str, dict[str, int]] = {kind: {} for kind in COLLECTIVES}
     known: dict[str, int] = {}
     for i in instructions:
         known[i.name] = i.bytes
         kind = i.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
+        if kind in sizes:
             operands = re.findall(r"%([\w.$-]+)", i.rest.partition(")")[0])
             given = sum(known.get(name, 0) for name in operands)
             # The start of an asynchronous one has its operands among its results, but for sums.
             made = i.bytes - given if i.opcode.endswith("-start") and kind != "all-reduce" else i.bytes
-            sizes.setdefault(kind, []).append(max(given, made))
-    return {kind: _tally(sizes[kind]) for kind in COLLECTIVES if kind in sizes}
+            # A TPU's compiler writes one that it does meanwhile several times, on a channel of its own. Combined ones
+            # are all on channel 1.
+            channel = CHANNEL.search(i.rest)
+            own = channel[1] if channel and channel[1] != "1" else i.name
+            sizes[kind][own] = max(given, made, sizes[kind].get(own, 0))
+    return {kind: _tally(found.values()) for kind, found in sizes.items() if found}

@@ -117,7 +117,8 @@ TPU = """
   %flash_mha_bwd_dq_block_q_512.1 = bf16[8,8,4096,40]{3,2,1,0:T(8,128)(2,1)} custom-call(%a), custom_call_target="tpu_custom_call"
   %custom-call.3 = bf16[8]{0} custom-call(%a), custom_call_target="ConcatBitcast"
   %p.1 = bf16[16,32]{1,0:T(8,128)(2,1)} parameter(0)
-  %all-gather-start.1 = (bf16[16,32]{1,0:T(8,128)(2,1)}, bf16[64,32]{1,0:T(8,128)(2,1)S(1)}) all-gather-start(%p.1), channel_id=1, dimensions={0}
+  %all-gather-start.1 = (bf16[16,32]{1,0:T(8,128)(2,1)}, bf16[64,32]{1,0:T(8,128)(2,1)S(1)}) all-gather-start(%p.1), channel_id=3, dimensions={0}
+  %all-gather-start.7 = (bf16[16,32]{1,0:T(8,128)(2,1)}, bf16[64,32]{1,0:T(8,128)(2,1)S(1)}) all-gather-start(%p.1), channel_id=3, dimensions={0}
   %all-gather-done.1 = bf16[64,32]{1,0:T(8,128)(2,1)S(1)} all-gather-done(%all-gather-start.1)
   %all-reduce.35 = (bf16[320]{0:T(512)(128)(2,1)S(1)}, /*index=5*/bf16[3,3,320,320]{3,2,1,0:T(8,128)(2,1)}) all-reduce(%x, %y), channel_id=2, to_apply=%sum
   %reduce-scatter.2 = f32[4,32]{1,0} reduce-scatter(%big), dimensions={0}
