@@ -122,7 +122,7 @@ def answer(config: Config, target: Target, asked: Asked) -> dict[str, Any]:
 
 def count(config: Config) -> int:
     """Programs that are asked about at least, for a progress bar."""
-    return 3 + len(config.bft.profiles)
+    return 3 + len(config.bft.profiles) + _safe(config)
 
 
 def _rows(question: Question) -> Iterator[dict[str, Any]]:
@@ -187,8 +187,13 @@ def _sampling(question: Question) -> Iterator[dict[str, Any]]:
         yield question.row(*question.measure(programs.decoder, row["batch"] // question.plan.mesh.size))
         return
     yield _sampler(question, programs.whole_sampler)
-    if any(subject.method == "sld" for subject in question.plan.config.subjects):
+    if _safe(question.plan.config):
         yield _sampler(question, programs.safe_sampler)
+
+
+def _safe(config: Config) -> bool:
+    """Whether a subject is sampled with Safe Latent Diffusion."""
+    return any(subject.method == "sld" for subject in config.subjects)
 
 
 def _sampler(question: Question, make: Callable[..., Program]) -> dict[str, Any]:

@@ -4,8 +4,10 @@ import json
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,12 +109,21 @@ def _answer(receiver: Connection, folder: Path, wait: Wait) -> Measured:
 
 def _work(job: Job, folder: str, sender: Connection) -> None:
     """In the process: send a Begun once the program is lowered, then a Measured."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # the process that started this one holds libtpu's lock
     jax.config.update("jax_enable_compilation_cache", False)  # a program from there would have no plan
     if job.target.platform == "cpu":
         mesh_lib.split_cpu(job.devices)
     program, plain = job.programs()
     sender.send(memory.measure(program, plain, job.target, Path(folder), sender.send))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that asked for it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _kept(begun: Begun, wait: Wait) -> Measured | None:

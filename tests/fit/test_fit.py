@@ -217,6 +217,35 @@ def test_the_decoder_of_mini_compiles_for_a_tpu():
     assert run.stdout.startswith("TPU v5 lite True "), run.stdout + run.stderr[-2000:]
 
 
+EVERY = """
+import os, tempfile
+from pathlib import Path
+from spqr_jax.fit.environment import ENVIRONMENT
+os.environ.update(ENVIRONMENT | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"})
+from configs import mini
+from spqr_jax.fit import fitting, memory, programs, targets
+config = fitting.protocol.resolve(mini.get_config())
+for target in targets.TARGETS.values():
+    if target.platform == PLATFORM:
+        question = fitting.Question.of(config, target, fitting.Asked())
+        program = programs.evaluation(question.plan, 1)
+        with tempfile.TemporaryDirectory() as folder:
+            found = memory.measure(program, program, target, Path(folder), lambda begun: None)
+        print(target.name, found.compiles, found.reason)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("platform", "plugin"), [("tpu", "libtpu"), ("cuda", "jax_cuda12_plugin")])
+def test_every_target_compiles_the_emoji_world(platform, plugin):
+    if importlib.util.find_spec(plugin) is None:
+        pytest.skip(f"{plugin} is not installed: {targets.INSTALL[platform]}")
+    script = EVERY.replace("PLATFORM", repr(platform))
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    names = [target.name for target in targets.TARGETS.values() if target.platform == platform]
+    assert run.stdout.splitlines() == [f"{name} True " for name in names], run.stderr[-2000:]
+
+
 HOLD = """
 import os, sys
 from spqr_jax.fit.environment import ENVIRONMENT

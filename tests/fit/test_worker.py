@@ -1,7 +1,11 @@
 """A compiler in a process of its own: what it says, what is kept, and that it can be stopped."""
 
 import functools
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +19,7 @@ from spqr_jax.fit.programs import Program
 from spqr_jax.fit.worker import Job, Wait
 from spqr_jax.run import protocol
 
+ROOT = Path(__file__).parents[2]
 WEIGHTS = 2 * 256 * 256
 
 
@@ -41,6 +46,12 @@ def small(plan):
 def endless(plan):
     """A program whose tracing does not end."""
     return Program("endless", {"batch": 1}, lambda: jax.jit(lambda: time.sleep(3600)).trace())
+
+
+def left_alone(plan, file):
+    """A program that says which process traces it, and whose tracing does not end."""
+    Path(file).write_text(str(os.getpid()))
+    return endless(plan)
 
 
 def dying(plan):
@@ -80,3 +91,26 @@ def test_a_compiler_that_takes_too_long_is_stopped():
 
 def test_a_compiler_that_ends_is_told_of():
     assert "ended with status 3" in worker.measure(job(dying), Wait()).reason
+
+
+ASK = """
+import sys
+from spqr_jax.fit.worker import Wait, measure
+from tests.fit.test_worker import job, left_alone
+measure(job(left_alone, sys.argv[1]), Wait())
+"""
+
+
+def test_a_compiler_does_not_outlive_the_one_who_asked(tmp_path):
+    file = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "-c", ASK, str(file)], cwd=ROOT) as asking:
+        wait_for(lambda: file.exists() and file.read_text())
+        asking.kill()
+    wait_for(lambda: not Path(f"/proc/{file.read_text()}").exists())
+
+
+def wait_for(what, seconds=120):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
