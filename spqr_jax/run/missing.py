@@ -161,7 +161,7 @@ def _fault(thing: Thing, error: Exception, sources: Mapping[str, str]) -> Fault:
     """The fault that an error tells. Messages have the form "PLACE: what is wrong; the remedy"."""
     wrong, _, remedy = str(error).partition("; ")
     _, found, rest = wrong.rpartition(thing.place or wrong)
-    reason = (rest.strip("/: ") if found else "") or wrong
+    reason = (rest.lstrip("/:' ").rstrip("/: ") if found else "") or wrong
     return Fault(thing.field, thing.place, reason.rstrip("."), source_of(thing.place, sources) or remedy.rstrip("."))
 
 

@@ -97,6 +97,12 @@ def refused_late(pipeline, concept, *, seed):
     raise KeyError("down_blocks")
 
 
+def into_configs(pipeline, concept, *, seed):
+    kept = {name: dict(config) for name, config in pipeline.configs.items()}
+    pipeline.configs["unet"]["sample_size"] = 8
+    return pipeline._replace(configs=kept)
+
+
 def taking_out(pipeline, concept, *, seed):
     kept = dict(pipeline.params)
     del pipeline.params["text_encoder"]["text_model"]
@@ -134,6 +140,7 @@ DRAWN = np.random.default_rng(0)
         (of_unet(lambda leaf, seed: leaf[None]), "shapes", "expected"),
         (lambda pipeline, concept, *, seed: None, "shapes", "returned NoneType"),
         (fewer_weights, "shapes", "expected"),
+        (into_configs, "as it is", "configs of the given pipeline has changed"),
         (taking_out, "as it is", "text_encoder.* of the given pipeline has changed"),
         (other_configs, "shapes", "other configs, which would be lost"),
         (own_attachment, "shapes", "attached a object, which would be lost"),

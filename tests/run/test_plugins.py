@@ -9,7 +9,7 @@ from PIL import Image
 from spqr_jax import data
 from spqr_jax.config import BFT, Config, Judges, Prompts, Subject
 from spqr_jax.files.layout import Workdir
-from spqr_jax.run import manifest
+from spqr_jax.run import manifest, missing, protocol
 from spqr_jax.run.opening import open_run
 from tests.data.test_plugins import PAIRS
 from tests.judges.test_plugged import DARK
@@ -65,3 +65,22 @@ def test_they_are_part_of_ids_and_manifest(opened):
     assert len(ids) == 3
     judged, _ = opened("a_judge.py")  # the same images, judged anew
     assert judged.cells[0].id == first.cells[0].id and judged.jury.identities() != first.jury.identities()
+
+
+def test_broken_ones_are_rows_of_the_table_of_missing_things(installed, tmp_path):
+    installed("our-lab", OFFERS, {"a_judge.py": "1 / 0", "a_reader.py": "1 / 0"})
+    config = Config(
+        subjects=(Subject("UCE", "uce"),),
+        bft=BFT(scenarios=("garden",), data={"garden": f"pairs:{tmp_path}"}),
+        judges=Judges(safety={"dark": "dark:0.4"}),
+    )
+    with pytest.raises(missing.MissingFiles) as error:
+        missing.open_all(protocol.resolve(config))
+    rows = {fault.field: fault for fault in error.value.faults}
+    for field, point in (
+        ("bft.data.garden", "pairs = a_reader:open_pairs"),
+        ("judges.safety.dark", "dark = a_judge:Dark"),
+    ):
+        expected = f"the entry point {point} of our-lab 1.0 cannot be loaded (ZeroDivisionError: division by zero)"
+        assert rows[field].reason == expected
+        assert rows[field].source == "correct that distribution, or uninstall it"

@@ -1,6 +1,7 @@
 """The checks: what every method keeps to, one `Finding` each."""
 
 import ast
+import copy
 import inspect
 import re
 import time
@@ -163,7 +164,7 @@ def _tried(method: Method, base: Pipeline, chosen: Mapping[str, Any]) -> Tried:
 
 
 def _copy(pipeline: Pipeline) -> Pipeline:
-    return pipeline._replace(params=jax.tree.map(np.array, pipeline.params))
+    return pipeline._replace(params=jax.tree.map(np.array, pipeline.params), configs=copy.deepcopy(pipeline.configs))
 
 
 def _refusal(method: Method, base: Pipeline, chosen: Mapping[str, Any]) -> Finding:
@@ -222,6 +223,7 @@ def _finite(method: Method, tried: Tried) -> tuple[str, str]:
 
 def _untouched(method: Method, tried: Tried) -> tuple[str, str]:
     changed = _differing(tried.base.params, tried.given.params)
+    changed += ["configs"] if tried.given.configs != tried.base.configs else []
     return _some([f"{path} of the given pipeline has changed" for path in changed]), ""
 
 
