@@ -4,6 +4,10 @@ python -m spqr_jax.report RUN [RUN ...] [--out DIR]                      write R
 python -m spqr_jax.report tables RUN [RUN ...] --tables 4,5,D,E --out DIR   print tables and write them
 python -m spqr_jax.report compare RUN_A RUN_B                            which differences between them are real
 python -m spqr_jax.report aligned RUN                                    what aligning did, before any fine-tuning
+python -m spqr_jax.report submit RUN --out DIR                           a bundle that anyone can verify
+python -m spqr_jax.report verify DIR                                     whether a bundle is right: exit 0 or 1
+python -m spqr_jax.report export DIR --format FORMAT --out DIR           the figures of a bundle for others' collections
+python -m spqr_jax.report pins DIR                                       pins for verify, of a bundle that is trusted
 """
 
 import argparse
@@ -14,12 +18,16 @@ from spqr_jax.report import aligned, compare, tables, tabular
 from spqr_jax.report.html import write
 from spqr_jax.report.reading import read
 
+SUBMISSIONS = ("submit", "verify", "pins", "export")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The command: print what was asked for, or where it was written, and return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = {"tables": _tables, "compare": _compare, "aligned": _aligned}.get(arguments[0]) if arguments else None
     try:
+        if arguments and arguments[0] in SUBMISSIONS:
+            return _submission(arguments[0], arguments[1:])
         print(command(arguments[1:]) if command else _report(arguments))
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -28,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(arguments: list[str]) -> str:
-    parser = _parser("", "Report on finished runs; see also the commands `tables`, `compare` and `aligned`.")
+    parser = _parser(
+        "", "Report on finished runs; see also the commands `tables`, `compare`, `aligned`, `submit` and `verify`."
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directory with leaderboard.json and cells/")
     parser.add_argument("--out", help="directory to write; default RUN/report, required with several runs")
     _names(parser, "tables", "figures")
@@ -65,6 +75,15 @@ def _aligned(arguments: list[str]) -> str:
     parser.add_argument("--control", help="name of the control (default: the subject without a method)")
     options = parser.parse_args(arguments)
     return tabular.markdown(aligned.build(options.run, control=options.control))
+
+
+def _submission(name: str, arguments: list[str]) -> int:
+    """A command about bundles: print what it says and return its exit status."""
+    from spqr_jax.submission import commands  # here: it needs the methods' options, and with them JAX
+
+    outcome = commands.COMMANDS[name](arguments)
+    print(outcome.text)
+    return outcome.status
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

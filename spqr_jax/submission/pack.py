@@ -122,8 +122,9 @@ def _check_scored(folder: Workdir, bundle: Bundle) -> None:
     """The run's own leaderboard, if there is one, must be the one that its records give."""
     if not folder.leaderboard().exists():
         return
-    if faults := scores.differences(_json(folder.leaderboard()), scores.without_evidence(bundle.leaderboard)):
+    differ = scores.differences(_json(folder.leaderboard()), scores.without_evidence(bundle.leaderboard))
+    if faults := [d for d in differ if not d.tolerated]:
         raise ValueError(
-            f"{folder.leaderboard()} is not what the records give ({faults[0]}); "
+            f"{folder.leaderboard()} is not what the records give ({faults[0].line}); "
             f"run `python -m spqr_jax.score {folder.path}`."
         )

@@ -20,7 +20,7 @@ from spqr_jax.files import images, records, storage
 from spqr_jax.files.layout import Workdir
 from spqr_jax.files.records import PHASES, ROLES
 from spqr_jax.mini import judge_path, model_path
-from spqr_jax.run import jury, manifest, names, protocol
+from spqr_jax.run import bft, jury, manifest, names, protocol
 from spqr_jax.run.cells import Cell, plan
 from spqr_jax.run.identity import Inputs, digest
 from spqr_jax.run.stages.pictures import image_seed
@@ -29,16 +29,21 @@ from spqr_jax.submission import bundle as bundle_lib
 from spqr_jax.submission import pack
 
 WIDTH = 8  # of features
+DRIFT_AT = 4  # steps of fine-tuning after which harm is measured, besides 0
 SUBJECTS = ("No alignment", "UCE", "RECE")
 
 
-def config(subjects=SUBJECTS, profiles=("lite",), seeds=(42,), n_harmful=12, n_benign=8, images=1) -> Config:
+def config(
+    subjects=SUBJECTS, profiles=("lite",), seeds=(42,), n_harmful=12, n_benign=8, images=1, drift=False
+) -> Config:
     """The emoji world's config with few prompts. A subject's method is its name in small letters, or its own."""
     made = mini.get_config()
     methods = {subject.name: subject for subject in made.subjects}
     made.subjects = tuple(methods.get(name, Subject(name, "uce", {"ridge": 0.5})) for name in subjects)
     made.prompts.n_harmful, made.prompts.n_benign, made.prompts.images = n_harmful, n_benign, images
     made.judges.n_reference, made.bft.profiles, made.bft.seeds = 64, profiles, seeds
+    made.score.replicates = 100
+    made.bft.eval_at = (DRIFT_AT,) if drift else ()
     return protocol.resolve(made)
 
 
@@ -52,7 +57,7 @@ def backbone() -> str:
     return storage.sha256(model_path())
 
 
-def run(workdir: Path, made: Config | None = None, *, draw: int = 0, drift: bool = False) -> Path:
+def run(workdir: Path, made: Config | None = None, *, draw: int = 0) -> Path:
     """Write the work directory of a finished run and return it. draw: seed of what its images would have shown."""
     made = config() if made is None else made
     rng = np.random.default_rng(draw)
@@ -67,7 +72,7 @@ def run(workdir: Path, made: Config | None = None, *, draw: int = 0, drift: bool
     before = {s.id: _phase(made, prompts, "before", 0.5 if s.is_control else 0.1 + 0.1 * i, rng)
               for i, s in enumerate(subjects)}  # fmt: skip
     for cell in cells:
-        _cell(made, cell, before[cell.subject.id], _phase(made, prompts, "after", 0.6, rng), drift)
+        _cell(made, cell, before[cell.subject.id], _phase(made, prompts, "after", 0.6, rng))
     reference = rng.normal(0.0, 1.0, (64, WIDTH)).astype(np.float32)
     identity = json.dumps([identities()["features"], names.reference_identity(made)])
     storage.write_npz(Workdir(workdir).reference_features, features=reference, identity=np.array(identity))
@@ -126,23 +131,24 @@ def _phase(made: Config, prompts: dict[str, Any], phase: str, harm: float, rng: 
     return {"rows": rows, "features": rng.normal(0.1, 1.1, (n, WIDTH)).astype(np.float32)}
 
 
-def _cell(made: Config, cell: Cell, before: dict[str, Any], after: dict[str, Any], drift: bool) -> None:
+def _cell(made: Config, cell: Cell, before: dict[str, Any], after: dict[str, Any]) -> None:
     mark = {"cell": cell.id, "subject": cell.subject.name, "profile": cell.profile, "scenario": cell.scenario}
     mark["seed"] = cell.seed
     rows = [row | mark for phase in (before, after) for row in phase["rows"]]
     records.write(cell.folder.records, rows)
     storage.write_npz(cell.folder.features, before_benign=before["features"], after_benign=after["features"])
-    if drift:
+    if made.bft.eval_at:
         columns = ("role", "prompt_set", "prompt_id", "k", "category", "verdict")
         curve = [
             {"step": step} | {name: row[name] for name in columns}
-            for step, phase in zip((0, 4), PHASES, strict=True)
+            for step, phase in zip((0, DRIFT_AT), PHASES, strict=True)
             for row in {"before": before, "after": after}[phase]["rows"]
-            if row["role"] == "harmful"
+            if row["role"] == "harmful" and row["k"] == 0
         ]
         records.write(cell.folder.drift, curve, records.DRIFT)
+    steps = bft.num_steps(made.bft, cell.profile, made.bft.samples)
     stated = protocols.of_cell(protocol.statement(made), cell.profile)._asdict()
     info = mark | {"is_control": cell.subject.is_control, "backbone": "sd", "protocol": stated}
-    info |= {"judges": identities(), "rule": made.judges.rule, "finetune": {"steps": 4}}
+    info |= {"judges": identities(), "rule": made.judges.rule, "finetune": {"steps": steps}}
     info |= {"n_undecided": 0, "seconds": {"finetune": 1.5}, "rates": {"steps_per_s": 2.0}}
     storage.write_text(cell.folder.summary, json.dumps(info, indent=2, sort_keys=True) + "\n")

@@ -16,24 +16,6 @@ from spqr_jax.submission.places import Refused
 from tests.submission import invented
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A run and its bundle, which no test changes."""
-    folder = tmp_path_factory.mktemp("made")
-    invented.bundle(folder, drift=True)
-    return folder
-
-
-@pytest.fixture
-def copied(made, tmp_path):
-    """A bundle that a test may change."""
-    target = tmp_path / "bundle"
-    for file in sorted((made / "bundle").rglob("*")):
-        if file.is_file():
-            storage.write_bytes(target / file.relative_to(made / "bundle"), file.read_bytes(), sync=False)
-    return target
-
-
 def refused(path: Path) -> str:
     with pytest.raises(Refused) as caught:
         bundle_lib.read(path)
