@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spqr_jax import params as params_lib
-from spqr_jax.backbones import models
+from spqr_jax.backbones import many, models
 from spqr_jax.backbones.base import Backbone, Condition, Denoiser, Regions, TextEncoding
 from spqr_jax.backbones.flux import FLUX
 from spqr_jax.backbones.noising import Drawn, Noising
@@ -156,10 +156,15 @@ def condition(
     size: tuple[int, int] | None = None,
     unconditional: Sequence[int] = (),
 ) -> Condition:
-    """`Backbone.condition` for images of `size` pixels, default the size that the denoiser was trained at."""
+    """`Backbone.condition` for images of `size` pixels, default the size that the denoiser was trained at.
+
+    On the host. The states of many texts of T5 are encoded in blocks, and memory-mapped if they are large.
+    """
     backbone = of(pipeline)
-    side = backbone.side(pipeline)
-    return jax.tree.map(np.asarray, backbone.condition(pipeline, texts, size or (side, side), unconditional))
+    size = size or (backbone.side(pipeline),) * 2
+    if backbone.lengths is None or not texts:
+        return jax.tree.map(np.asarray, backbone.condition(pipeline, texts, size, unconditional))
+    return many.in_blocks(lambda block, rows: backbone.condition(pipeline, block, size, rows), texts, unconditional)
 
 
 def token_condition(pipeline: Pipeline, texts: Sequence[str], *, size: tuple[int, int]) -> Condition:

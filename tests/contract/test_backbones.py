@@ -55,6 +55,18 @@ def test_a_condition_has_a_row_a_text(backbone):
         np.testing.assert_array_equal(row, np.asarray(field)[[2, 0]])
 
 
+def test_a_condition_of_many_texts_is_the_same_in_blocks_and_in_files(monkeypatch):
+    whole = condition("sd3")
+    monkeypatch.setattr(backbones.many, "ROWS", 2)
+    monkeypatch.setattr(backbones.many, "LARGE", 1)
+    found = backbones.condition(pipeline("sd3"), TEXTS, size=SIZE, unconditional=(-2,))
+    assert isinstance(found.context, np.memmap)
+    for field, expected in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(field, expected, rtol=0, atol=1e-5)
+    rows = found.rows(np.array([2, 0]))
+    np.testing.assert_array_equal(rows.context, np.asarray(found.context)[[2, 0]])
+
+
 @EVERY
 def test_a_condition_for_another_size_is_that_of_its_texts_there(backbone):
     other = (SIZE[0] * 2, SIZE[1])
