@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from spqr_jax import methods
+from spqr_jax import backbones, methods
 from spqr_jax.config import Config
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
@@ -18,6 +18,8 @@ from spqr_jax.run.check import check
 from spqr_jax.run.identity import Inputs, digest
 from spqr_jax.run.missing import open_all
 from spqr_jax.run.stages import Run
+from spqr_jax.sampling import call as call_lib
+from spqr_jax.sampling.call import Sampling
 
 
 def open_run(config: Config, workdir: Path) -> Run:
@@ -32,6 +34,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     enable_compilation_cache(workdir)
     opened = open_all(config)
     check_backbone(config, opened.backbone)
+    check_sampling(config, opened.backbone)
     inputs = Inputs(
         backbone=storage.sha256(names_lib.weights_path(config.base)),
         prompts={role: digest(rows) for role, rows in opened.prompts.items()},
@@ -52,6 +55,17 @@ def check_backbone(config: Config, backbone: Pipeline) -> None:
                 methods.find(subject.method).check_backbone(backbone)
             except ValueError as error:
                 raise ValueError(f"config.subjects[{subject.name}]: {error}") from error
+
+
+def check_sampling(config: Config, backbone: Pipeline) -> None:
+    """Raise ValueError for a scheduler, a size or a length of texts that the backbone does not take."""
+    g = config.generation
+    how = Sampling(steps=g.steps, scheduler=g.scheduler, height=g.height or None, width=g.width or None)
+    try:
+        call_lib.tables_of(backbone, how)
+        backbones.of(backbone).with_length(backbone, g.max_sequence_length or None)
+    except ValueError as error:
+        raise ValueError(f"config.generation: {error}") from error
 
 
 def only(run: Run, names: Sequence[str] | None) -> Run:

@@ -2,7 +2,9 @@
 
 import pytest
 
-from spqr_jax.config import Config, Subject
+import convert
+from spqr_jax import mini
+from spqr_jax.config import Config, Generation, Subject
 from spqr_jax.methods import METHODS
 from spqr_jax.run import check, opening, protocol
 from tests.contract import small
@@ -103,3 +105,17 @@ def test_a_backbone_that_the_method_is_not_defined_for():
     with pytest.raises(ValueError, match=says):
         opening.check_backbone(config_of("fmn"), pipeline)
     opening.check_backbone(Config(subjects=(Subject("Mine", "fmn", checkpoint="somewhere"),)), pipeline)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"scheduler": "flow_euler"}, "config.generation: scheduler flow_euler: .* is not of flow matching"),
+        ({"max_sequence_length": 77}, "config.generation: max_sequence_length .* does not have"),
+        ({"height": 13}, "config.generation: height and width must be positive multiples of"),
+    ],
+)
+def test_sampling_that_the_backbone_does_not_take(changes, says):
+    config = protocol.resolve(Config(generation=Generation(**changes)))
+    with pytest.raises(ValueError, match=says):
+        opening.check_sampling(config, convert.load(mini.model_path()))
