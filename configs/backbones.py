@@ -22,15 +22,25 @@ much with sd21, about 7.4 times with sdxl, whose whole UNet with its optimiser s
 fine-tuning are computed as they fit, on several devices also split (docs/scale.md).
 """
 
+import dataclasses
+
 from configs import paper
-from spqr_jax.config import Config
+from spqr_jax.config import Config, Subject
 
 METHODS = ("none", "advunlearn", "esd", "spm", "uce")
 FLOW_METHODS = ("none", "esd", "uce")
+UCE_OPTIONS = {"variant": "v2"}  # the one that its authors have for flow transformers
 FLOW = ("sd3", "sd35")
 
 
 def get_config(which: str = "") -> Config:
     backbone, chosen = paper.variant(which, ("sd21", "sdxl", "sd15", *FLOW))
     methods = FLOW_METHODS if backbone in FLOW else METHODS
-    return paper.experiment(paper.subjects(chosen, methods), backbone=backbone, scenarios=tuple(paper.DATA))
+    subjects = paper.subjects(chosen, methods)
+    if backbone in FLOW:
+        subjects = tuple(_of_flow(subject) for subject in subjects)
+    return paper.experiment(subjects, backbone=backbone, scenarios=tuple(paper.DATA))
+
+
+def _of_flow(subject: Subject) -> Subject:
+    return dataclasses.replace(subject, options=UCE_OPTIONS) if subject.method == "uce" else subject

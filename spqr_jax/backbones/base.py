@@ -51,8 +51,11 @@ class Regions(NamedTuple):
     A part that an architecture does not have is None. `Backbone.require` refuses a method that needs it.
 
     Attributes:
-        key_value: kernels that turn text states into keys and values.
-        cross_attention: every parameter of the layers that read the text.
+        key_value: kernels that turn text states into keys and values; in joint attention, the kernel that all of them
+            read the states through.
+        pooled: kernels that read the pooled text state, edited beside `key_value` by closed-form methods; None where
+            these leave it alone.
+        cross_attention: every parameter of the layers that read the text; in joint attention, its linear layers.
         cross_attention_projections: the parameters of those layers that the profile "moderate" trains (the paper's
             section 4.1).
         lora: kernels that receive an adapter under the profile "lite" (Table C).
@@ -64,6 +67,7 @@ class Regions(NamedTuple):
     """
 
     key_value: re.Pattern | None = None
+    pooled: re.Pattern | None = None
     cross_attention: re.Pattern | None = None
     cross_attention_projections: re.Pattern | None = None
     lora: re.Pattern | None = None
@@ -102,6 +106,11 @@ def classifier_free(pipeline: Pipeline, scales: np.ndarray) -> tuple[None, np.nd
     return None, np.maximum(scales, 1)
 
 
+def last_words(pipeline: Pipeline, text: str) -> tuple[int, ...]:
+    """The position of a text's last word token under CLIP; 0 (start of text) when it has none."""
+    return (max(len(pipeline.tokenizers["tokenizer"](text).input_ids) - 2, 0),)
+
+
 class Backbone(NamedTuple):
     """One architecture; hashable, static under `jax.jit`. `spqr_jax.backbones.of` finds the backbone of a pipeline.
 
@@ -135,6 +144,8 @@ class Backbone(NamedTuple):
         patch: pipeline -> latents along one side that the denoiser reads as one token. Sides of images are multiples of
             `factor` times this.
         spacing: (pipeline, size) -> what the pipeline adds to its scheduler's config for images of `size` pixels.
+        sampler: the deterministic scheduler that methods sample with.
+        last_words: (pipeline, text) -> positions in the text states of the text's last word, one for each encoder.
         lengths: the lengths of text that may be chosen (`Pipeline.text_length`), or None where the length is fixed.
         guidance: (pipeline, scales float32 [N]) -> the scales [N] that the denoiser reads (`Condition.guidance`) or
             None, and those [N] of classifier-free guidance, at least 1. Raises ValueError for a scale that it has not.
@@ -164,6 +175,8 @@ class Backbone(NamedTuple):
     denoiser_class: str | None = None
     patch: Callable[[Pipeline], int] = lambda _: 1
     spacing: Callable[[Pipeline, tuple[int, int]], Spacing] = lambda *_: SPACED
+    sampler: str = "ddim"
+    last_words: Callable[[Pipeline, str], tuple[int, ...]] = last_words
     lengths: Lengths | None = None
     guidance: Callable[[Pipeline, np.ndarray], tuple[np.ndarray | None, np.ndarray]] = classifier_free
 

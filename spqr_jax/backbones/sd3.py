@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spqr_jax.backbones import text
+from spqr_jax.backbones import base, text
 from spqr_jax.backbones.base import Array, Condition, Lengths, Regions
 from spqr_jax.backbones.noising import SD3_FLOW
 from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
@@ -25,8 +25,12 @@ LENGTHS = Lengths(usual=256, most=512)  # tokens for T5, as in diffusers' pipeli
 # are the keys and values that text tokens offer to image tokens (add_k_proj, add_v_proj), and the output that carries
 # them on to the next block (to_add_out): the counterparts of attn2's to_k, to_v and to_out, which "moderate" trains in
 # a UNet. add_q_proj decides what text tokens read, so it is no part, as to_q is none there.
+# Every key and value of the text reads the text states through context_embedder, and UCE's authors edit that kernel and
+# the first of the pooled state in FLUX (uce_flux_edit.py). ESD's authors train the linear layers of attention there.
 REGIONS = Regions(
-    cross_attention=re.compile(r"^transformer_blocks\.\d+\.attn\.(add_[qkv]_proj|to_add_out|norm_added_[qk])\."),
+    key_value=re.compile(r"^context_embedder\.kernel$"),
+    pooled=re.compile(r"^time_text_embed\.text_embedder\.linear_1\.kernel$"),
+    cross_attention=re.compile(r"^transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)\."),
     cross_attention_projections=re.compile(
         r"^transformer_blocks\.\d+\.attn\.(add_k_proj|add_v_proj|to_add_out)\.(kernel|bias)$"
     ),
@@ -64,6 +68,15 @@ def t5_states(pipeline: Pipeline, texts: Sequence[str]) -> jax.Array:
     if T5 in pipeline.params:
         return text.encode(pipeline, texts, encoder=T5, length=length).hidden
     return jnp.zeros((len(texts), length, pipeline.configs["transformer"]["joint_attention_dim"]))
+
+
+def last_words(pipeline: Pipeline, text: str) -> tuple[int, ...]:
+    """The text's last word under CLIP, and under T5 if there is T5; the first position where it has none."""
+    found = base.last_words(pipeline, text)
+    if T5 not in pipeline.params:
+        return found
+    ids = pipeline.tokenizers["tokenizer_3"](text).input_ids  # words, then the end of text
+    return *found, pipeline.configs["text_encoder"]["max_position_embeddings"] + max(len(ids) - 2, 0)
 
 
 def predict(model: Any, latents: Array, times: Array, condition: Condition) -> jax.Array:
@@ -131,5 +144,7 @@ SD3 = STABLE_DIFFUSION._replace(
     scaled=scaled,
     decode=decode,
     text=None,
+    sampler="flow_euler",
+    last_words=last_words,
     lengths=LENGTHS,
 )

@@ -62,4 +62,4 @@ def reviving_embeddings(
     return concepts @ np.linalg.solve(gram, cross).T
 
 
-METHOD = Method("rece", "RECE", align)
+METHOD = Method("rece", "RECE", align, backbones=("sd", "sdxl"))

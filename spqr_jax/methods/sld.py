@@ -63,4 +63,4 @@ def _checked_text(pipeline: Pipeline, concept: Concept, text: str | None) -> str
     return text
 
 
-METHOD = Method("sld", "SLD", align, backbones=("sd",))
+METHOD = Method("sld", "SLD", align, backbones=("sd", "sd3"))

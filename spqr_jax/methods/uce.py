@@ -2,9 +2,18 @@
 
 import numpy as np
 
+from spqr_jax import backbones
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.base import Method
-from spqr_jax.methods.tools.closed_form import Edit, key_value_matrices, last_token, solve, text_states, with_kernels
+from spqr_jax.methods.tools.closed_form import (
+    Edit,
+    key_value_matrices,
+    last_token,
+    pooled_matrices,
+    solve,
+    text_states,
+    with_kernels,
+)
 from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.pipeline import Pipeline
 
@@ -30,15 +39,41 @@ def align(
         erase_scale: weight of each erased text's terms.
         preserve_scale: weight of the preserved texts; default max(0.1, 1 / number of them) (v1), 1 (v2).
 
+    SD3: "v2" alone, as the authors have it for FLUX (uce_flux_edit.py): the kernel that text states go through takes a
+    term for the text's last word under CLIP and one under T5, and the first kernel of the pooled state takes one for
+    that. Their code adds the layer's bias to the target of a product that has none; ours does not.
+
     Deterministic and quick: `seed` and `progress` are accepted as by every method, and not used. Solved in float64, the
     original in float32. SDXL's pooled text path is not edited, as in the original.
     """
     del seed, progress
     concept = checked(concept, pipeline)
+    kernels, pooled = key_value_matrices(pipeline, "UCE"), pooled_matrices(pipeline)
+    if pooled and variant == "v1":
+        raise ValueError(
+            f'UCE for {backbones.of(pipeline).name} is variant "v2" alone, as its authors have it for flow '
+            'transformers; set the option variant to "v2".'
+        )
     edits = _edits(pipeline, concept, variant, erase_scale, preserve_scale)
-    kernels = key_value_matrices(pipeline, "UCE")
-    edited = {p: solve(k, edits, [edit.sources @ k for edit in edits], ridge) for p, k in kernels.items()}
+    edited = {path: _solved(kernel, edits, ridge) for path, kernel in kernels.items()}
+    if pooled:
+        of_pooled = _pooled_edits(pipeline, concept, erase_scale, 1.0 if preserve_scale is None else preserve_scale)
+        edited |= {path: _solved(kernel, of_pooled, ridge) for path, kernel in pooled.items()}
     return with_kernels(pipeline, edited)
+
+
+def _solved(kernel: np.ndarray, edits: list[Edit], ridge: float) -> np.ndarray:
+    return solve(kernel, edits, [edit.sources @ kernel for edit in edits], ridge)
+
+
+def _pooled_edits(pipeline: Pipeline, concept: Concept, erase_scale: float, preserve_scale: float) -> list[Edit]:
+    """One term for the pooled state of each text, as variant "v2"."""
+    preserve = list(dict.fromkeys(concept.preserve))
+    texts = [*concept.erase, concept.target.strip(), *preserve]
+    states = np.asarray(backbones.condition(pipeline, texts).pooled, np.float64)[:, None]
+    erased, guide, kept = np.split(states, [len(concept.erase), len(concept.erase) + 1])
+    changed = [Edit(state, guide[0], np.full(1, erase_scale)) for state in erased]
+    return changed + [Edit(state, state, np.full(1, preserve_scale)) for state in kept]
 
 
 def _edits(
@@ -58,16 +93,20 @@ def _edits(
     for text, state in zip(concept.erase, states, strict=False):
         i = last_token(pipeline, text)
         if variant == "v2":
-            inputs, sources = state[i : i + 1], guide[j : j + 1]
+            inputs, sources = (of[_last_words(pipeline, name)] for of, name in ((state, text), (guide, target)))
         else:
             # Rows from the last word to the end, paired in order; the longer start decides how many there are.
             rows = len(state) - max(i, j)
             inputs, sources = state[i : i + rows], guide[j : j + rows]
         edits.append(Edit(inputs, sources, np.full(len(inputs), erase_scale)))
     for text, state in zip(preserve, kept, strict=True):
-        rows = state if variant == "v1" else state[last_token(pipeline, text)][None]
+        rows = state if variant == "v1" else state[_last_words(pipeline, text)]
         edits.append(Edit(rows, rows, np.full(len(rows), preserve_scale)))
     return edits
+
+
+def _last_words(pipeline: Pipeline, text: str) -> list[int]:
+    return list(backbones.of(pipeline).last_words(pipeline, text))
 
 
 METHOD = Method("uce", "UCE", align)

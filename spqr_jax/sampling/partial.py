@@ -15,7 +15,10 @@ from spqr_jax.sampling.guidance import Guided, guided_prediction
 
 
 class Sampler(NamedTuple):
-    """Guided, deterministic DDIM of `steps` steps. Its timesteps are `span` apart, and its latents are [B, *shape]."""
+    """Guided, deterministic sampling of `steps` steps, with DDIM or, for flow transformers, Euler's method.
+
+    DDIM's timesteps are `span` apart; those of flow are fractions, and `span` is 0. Latents are [B, *shape].
+    """
 
     denoiser: Denoiser
     tables: Any
@@ -24,13 +27,21 @@ class Sampler(NamedTuple):
     span: int
     guidance: float
 
+    def times(self, k: int, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Times [size] of latents at step k, counted from the clean end: any within it (DDIM), or its own (flow)."""
+        if not self.span:
+            return np.full(size, self.tables.timesteps[self.steps - 1 - k], np.float32)
+        return rng.integers(k * self.span, (k + 1) * self.span, size=size).astype(np.int32)
+
 
 def sampler(pipeline: Pipeline, steps: int, guidance: float) -> Sampler:
-    """DDIM over the pipeline's schedule, at the size that the denoiser was trained at."""
+    """`Backbone.sampler` over the pipeline's schedule, at the size that the denoiser was trained at."""
     backbone, config = backbones.of(pipeline), pipeline.configs["scheduler"]
-    tables = schedulers.create("ddim", {**config, "clip_sample": False}, steps)
-    side = backbone.side(pipeline)
-    shape, span = backbone.latent_shape(pipeline, (side, side)), int(config.get("num_train_timesteps", 1000)) // steps
+    size = (backbone.side(pipeline),) * 2
+    spacing = backbone.spacing(pipeline, size)
+    tables = schedulers.create(backbone.sampler, {**config, "clip_sample": False}, steps, spacing)
+    span = int(config.get("num_train_timesteps", 1000)) // steps if backbone.sampler == "ddim" else 0
+    shape = backbone.latent_shape(pipeline, size)
     return Sampler(backbones.denoiser(pipeline), tables, shape, steps, span, guidance)
 
 

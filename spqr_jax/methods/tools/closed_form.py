@@ -57,6 +57,13 @@ def last_token(pipeline: Pipeline, text: str) -> int:
     return max(len(ids) - 2, 0)
 
 
+def pooled_matrices(pipeline: Pipeline) -> dict[str, np.ndarray]:
+    """path -> kernel float64 [P, out] of everything that reads the pooled text state and is edited; {} for none."""
+    backbone = backbones.of(pipeline)
+    region, weights = backbone.regions.pooled, params_lib.flatten(backbone.weights(pipeline))
+    return {path: np.asarray(kernel, np.float64) for path, kernel in weights.items() if region and region.search(path)}
+
+
 def with_kernels(pipeline: Pipeline, kernels: dict[str, np.ndarray]) -> Pipeline:
     """The pipeline with these kernels of its denoiser, in the dtype they had."""
     backbone = backbones.of(pipeline)

@@ -58,8 +58,7 @@ def fit(
         k = int(rng.integers(sampler.steps))
         # After `steps - 1 - k` steps the latents stand at the timestep of step k counted from the clean end.
         latents = partial.walk(sampler, build(frozen, params), positive, empty, sampler.steps - 1 - k, rng)
-        t = rng.integers(k * sampler.span, (k + 1) * sampler.span, size=size).astype(np.int32)
-        return frozen, latents, t, positive, empty, np.float32(course.eta)
+        return frozen, latents, sampler.times(k, size, rng), positive, empty, np.float32(course.eta)
 
     static = Static(sampler.denoiser, build)
     return loop.fit(

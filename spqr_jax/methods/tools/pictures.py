@@ -59,7 +59,6 @@ def make(
     name: str = "pictures",
     steps: int = 50,
     guidance: float = 7.5,
-    scheduler: str = "ddim",
 ) -> Pictures:
     """`count` images of `prompts`, each prompt as often as any other, one more at most; encoded once.
 
@@ -76,6 +75,7 @@ def make(
         return _encoded(pipeline, dataset, order, captions) if texts else _as_captioned(pipeline, dataset)
     order = prompt_numbers(len(prompts), count, seed, len(texts))
     shown = [prompts[i] for i in order]
+    scheduler = backbones.of(pipeline).sampler
     images = generate_lib.generate(pipeline, shown, seed, steps=steps, guidance=guidance, scheduler=scheduler)
     return _encoded(pipeline, data.from_arrays(images, shown, name), order, captions)
 

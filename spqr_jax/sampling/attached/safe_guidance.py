@@ -62,8 +62,8 @@ class SLD:
 
     def prepare(self, pipeline: Pipeline, prompts: Sequence[str], said: Condition, own: Condition) -> Prepared:
         """As `Attachment.prepare`. Raises ValueError for SDXL, for which the authors define no guidance."""
-        if own.pooled is not None:
-            raise ValueError("Safe Latent Diffusion is defined for SD1.x and SD2.x; detach it to sample SDXL.")
+        if own.time_ids is not None:
+            raise ValueError("Safe Latent Diffusion is not defined for SDXL; detach it to sample SDXL.")
         return Prepared(SafeGuidance(), numbers=jax.tree.map(np.float32, self.strength), rows=own)
 
     def check(self, evaluations: int) -> None:
