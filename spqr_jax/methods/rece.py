@@ -35,6 +35,7 @@ def align(
     """
     del progress
     concept = checked(concept, pipeline)
+    METHOD.check_backbone(pipeline)
     original = key_value_matrices(pipeline, "RECE")
     started = uce.align(pipeline, concept, seed=seed, variant=start, **(start_options or {}))
     kernels = key_value_matrices(started, "RECE")

@@ -113,6 +113,7 @@ def align(
     if transport and attached.find(pipeline, Membranes):
         raise ValueError("SPM: membranes are attached to this pipeline already; give one `align` all texts.")
     concept = checked(concept, pipeline)
+    METHOD.check_backbone(pipeline)
     training: dict[str, Any] = {
         "neutral": neutral,
         "rank": rank,
@@ -294,4 +295,4 @@ def transported(pipeline: Pipeline, membranes: Sequence[Membrane], prompt: str, 
     return _with_delta(pipeline, low_rank.together(*changes))
 
 
-METHOD = Method("spm", "SPM", align)
+METHOD = Method("spm", "SPM", align, backbones=("sd", "sdxl"))

@@ -1,8 +1,8 @@
 """A small pipeline of every backbone, random weights drawn with NumPy.
 
 `pipeline` has the real models (`spqr_jax.methods.contract.tiny`). `quick` has the real text encoders, and beside them
-models that compile in a moment: a UNet of one transformer, which has a weight in every region, and a codec without
-weights.
+models that compile in a moment: a UNet of one transformer, which has a weight in every region (SD3, FLUX: their
+transformers), and a codec without weights.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ __all__ = ["FACTOR", "LENGTH", "SIDE", "configs", "pipeline", "quick"]
 def quick(key: str) -> Pipeline:
     """As `pipeline`, with a UNet and a VAE that compile in a moment. Transformers do as they are."""
     if "unet" not in configs(key):
-        return pipeline(key)
+        return pipeline(key, vae=(stand_in.Codec(), {}))
     unet = params_lib.skeleton(lambda: QuickUNet(configs(key)["unet"], rngs=nnx.Rngs(0)))
     return pipeline(key, unet=unet, vae=(stand_in.Codec(), {}))
 

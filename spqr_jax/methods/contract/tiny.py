@@ -107,8 +107,10 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(str(mini.model_path() / "tokenizer"), model_max_length=LENGTH)
 
 
-def t5_tokens(texts: list[str], *, max_length: int, **_: Any) -> SimpleNamespace:
-    """In the place of T5's tokenizer: a number for each letter."""
+def t5_tokens(texts: str | list[str], *, max_length: int = 0, **_: Any) -> SimpleNamespace:
+    """In the place of T5's tokenizer: a number for each letter, and for one text an end."""
+    if isinstance(texts, str):
+        return SimpleNamespace(input_ids=[*(ord(letter) % T5["vocab_size"] for letter in texts), 1])
     ids = [[ord(letter) % T5["vocab_size"] for letter in text.ljust(max_length)[:max_length]] for text in texts]
     return SimpleNamespace(input_ids=np.array(ids))
 
