@@ -1,4 +1,4 @@
-"""Text encoders in every published form: CLIPTextModel, CLIPModel, AdvUnlearn's wrapper, OpenCLIP."""
+"""Text encoders in every published form: CLIPTextModel, CLIPModel, AdvUnlearn's wrapper, OpenCLIP, T5."""
 
 import re
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import numpy as np
 from convert import components, rename
 from convert.rename import ConversionError
 from convert.tensors import View, subset
+from spqr_jax.backbones import class_name
 from spqr_jax.backbones.models import clip_text
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
@@ -180,6 +181,8 @@ def load(
     config: the config.json beside the weights, or None; in a CLIPModel's the text part is nested. folder: name of the
     directory that holds the file. Raises ConversionError if the encoder does not fit the pipeline.
     """
+    if any(".SelfAttention." in key for key in state):
+        return _load_t5(pipeline, state, config, source=source, dtype=dtype)
     component = place(pipeline, state, folder)
     if config and "text_config" in config:
         config = config["text_config"] | {"projection_dim": config.get("projection_dim", 512)}
@@ -194,4 +197,26 @@ def load(
             f"{source} does not fit the {component} of {pipeline.name}: {lengths[0]} states of {widths[0]} numbers, "
             f"expected {lengths[1]} of {widths[1]}."
         )
+    return components.replace(pipeline, component, params, definition, config)
+
+
+def _load_t5(
+    pipeline: Pipeline, state: Mapping[str, Any], config: dict[str, Any] | None, *, source: str, dtype: str
+) -> Pipeline:
+    """As `load`, for T5."""
+    found = (name for name in pipeline.params if class_name(name, pipeline.configs[name]) == "T5EncoderModel")
+    component = next(found, None)
+    if component is None:
+        raise ConversionError(
+            f"{source} is a T5 encoder, which {pipeline.name} does not have (it has {', '.join(pipeline.params)}); "
+            "pass a pipeline with T5 with base=...."
+        )
+    config = config or pipeline.configs[component]
+    wide, expected = (c["d_model"] for c in (config, pipeline.configs[component]))
+    if wide != expected:
+        raise ConversionError(
+            f"{source} does not fit the {component} of {pipeline.name}: states of {wide} numbers, expected {expected}."
+        )
+    definition, skeleton = components.define(component, config)
+    params = t5(state, skeleton, component=component, source=source, dtype=dtype)
     return components.replace(pipeline, component, params, definition, config)

@@ -259,3 +259,18 @@ def test_text_encoders_of_sd3_have_the_published_parameters():
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         assert torch_shapes(backbones.define(name, config)[1]) == shapes
         assert sum(np.prod(shape) for shape in shapes.values()) == count
+
+
+def test_a_t5_encoder_alone(saved, reference, tmp_path):
+    """A directory of transformers, whose table of tokens has two names; and what it does not fit."""
+    pipe, _, base = saved
+    blank = base.with_params(text_encoder_3=params_lib.map_with_path(lambda _, x: x * 0, base.params["text_encoder_3"]))
+    pipe.text_encoder_3.save_pretrained(tmp_path / "t5")
+    ours = convert.load(tmp_path / "t5", base=blank)
+    same(rename.into_torch(ours.params["text_encoder_3"]), rename.into_torch(base.params["text_encoder_3"]))
+    with pytest.raises(convert.ConversionError, match=r"is a T5 encoder, which .* does not have"):
+        convert.load(tmp_path / "t5", base=convert.load(reference("sd1")[1]))
+    config = json.loads((tmp_path / "t5" / "config.json").read_text())
+    (tmp_path / "t5" / "config.json").write_text(json.dumps(config | {"d_model": 64}))
+    with pytest.raises(convert.ConversionError, match=r"text_encoder_3 .* states of 64 numbers, expected 32"):
+        convert.load(tmp_path / "t5", base=base)
