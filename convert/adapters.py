@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert import kinds, ldm, mmdit, rename
+from convert import bfl, kinds, ldm, marks, mmdit, rename
 from convert.families import COMPONENTS
 from convert.rename import ConversionError
 from convert.tensors import View, metadata
 from spqr_jax import params as params_lib
 from spqr_jax.pipeline import Pipeline
 
-_KOHYA_PARTS = {part: name for name, component in COMPONENTS.items() for part in component.kohya}
-_ADAPTED = tuple(dict.fromkeys(_KOHYA_PARTS.values()))  # the components that adapters sit on
-# kohya and SPM write a layer's path with underscores for dots.
+_ADAPTED = tuple(name for name, component in COMPONENTS.items() if component.kohya)  # adapters sit on these
+_KOHYA_PARTS = dict.fromkeys(part for name in _ADAPTED for part in COMPONENTS[name].kohya)
+# kohya and SPM write a layer's path with underscores for dots. The number is that of a part of a stack (`separated`).
 _KOHYA = re.compile(
     rf"^lora_(?P<part>{'|'.join(_KOHYA_PARTS)})_(?P<layer>[^.]+)\."
-    r"(?P<role>lora_down\.weight|lora_up\.weight|alpha)$"
+    r"(?P<role>lora_down\.weight|lora_up\.weight|alpha)(\[(?P<number>\d)\])?$"
 )
 # PEFT (lora_A, lora_B, or with the adapter's name after them), diffusers (lora.down, lora_linear_layer.down), and its
 # legacy attention processors (processor.to_q_lora.down).
@@ -44,16 +44,18 @@ class Key(NamedTuple):
     """A parsed key.
 
     Attributes:
-        part: the component; "" if the key names none.
+        part: the component, or one of kohya's names for it; "" if the key names none.
         layer: the layer, as the key writes it.
         form: "kohya", "peft" or "diffusers".
         role: "up", "down" or "alpha".
+        number: which layer of a stack (`separated`).
     """
 
     part: str
     layer: str
     form: str
     role: str
+    number: int = 0
 
 
 def parse(key: str) -> Key | None:
@@ -61,7 +63,7 @@ def parse(key: str) -> Key | None:
     match = _KOHYA.match(key)
     if match:
         role = match["role"].removeprefix("lora_").removesuffix(".weight")
-        return Key(_KOHYA_PARTS[match["part"]], match["layer"], "kohya", role)
+        return Key(match["part"], match["layer"], "kohya", role, int(match["number"] or 0))
     match = _DOTTED.match(key)
     if match is None:
         return None
@@ -70,6 +72,27 @@ def parse(key: str) -> Key | None:
     for pattern, name in _OLD_LAYERS:
         layer = pattern.sub(name, layer)
     return Key(match["part"] or "", layer, "peft" if match["peft"] else "diffusers", role)
+
+
+def separated(state: Mapping[str, Any]) -> View:
+    """The tensors of a file, those of kohya's adapters on FLUX's stacked layers once for each layer of the stack.
+
+    Such an adapter has one `down` for the stack, and the rows of its `up` belong to the layers.
+    """
+    entries: dict[str, tuple[str, Any]] = {}
+    for key in state:
+        match = _KOHYA.match(key)
+        layer = bfl.kohya_layer(match["layer"]) if match else ""
+        for i in range(len(bfl.layers(layer))):
+            part = (lambda x, i=i, layer=layer: bfl.rows(layer, np.asarray(x))[i]) if "lora_up" in key else _same
+            entries[f"{key}[{i}]"] = (key, part)
+        if not bfl.layers(layer):
+            entries[key] = (key, _same)
+    return View(state, entries)
+
+
+def _same(tensor: Any) -> Any:
+    return tensor
 
 
 def describe(state: Mapping[str, Any]) -> str:
@@ -96,8 +119,8 @@ class Layers:
         """(component, layer) of a key; None if there is no such layer, or if two components have it."""
         found = [
             (component, layer)
-            for component in ([key.part] if key.part else self.kernels)
-            if component in self.kernels and (layer := self._layer(component, key))
+            for component in self.kernels
+            if key.part in ("", component, *COMPONENTS[component].kohya) and (layer := self._layer(component, key))
         ]
         return found[0] if len(found) == 1 else None
 
@@ -106,8 +129,11 @@ class Layers:
         if key.form != "kohya":
             names = [key.layer, f"text_model.{key.layer}"] if is_text else [key.layer]
             return next((name for name in names if name in self.kernels[component]), None)
-        if key.layer in flat or is_text or COMPONENTS[component].kind == kinds.TRANSFORMER:
+        if key.layer in flat or is_text:
             return flat.get(key.layer)
+        if COMPONENTS[component].kind == kinds.TRANSFORMER:
+            names = list(bfl.layers(bfl.kohya_layer(key.layer))[key.number :])
+            return names[0] if names and names[0] in self.kernels[component] else None
         # Adapters of SDXL are trained on the names of the original code.
         return flat.get(ldm.kohya_name(key.layer, self._configs[component]["layers_per_block"]))
 
@@ -190,13 +216,13 @@ def merge(
     that fits no layer, lacks its partner, has the wrong shape or is damaged. A PEFT file without `config` is refused
     too, since only the config states alpha.
     """
-    layers = Layers(pipeline)
-    header, state = metadata(state), unstacked(state, layers)
+    marks.check(pipeline, state, source)
+    layers, scales = Layers(pipeline), Scales(config, metadata(state), source)
+    state = separated(unstacked(state, layers))
     problems: dict[str, list[str]] = {}
     found, forms = _pair(layers, state, problems)
     if "peft" in forms and config is None:
         raise ConversionError(f"{source}: adapter_config.json, which states alpha, is missing beside PEFT's weights.")
-    scales = Scales(config, header, source)
     changed: dict[str, dict[str, np.ndarray]] = {}
     for (component, layer), roles in found.items():
         kernel = layers.kernels[component][layer]

@@ -5,16 +5,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from convert import kinds, ldm, rename
-from convert.families import COMPONENTS
+from convert import bfl, ldm, marks, rename
+from convert.families import COMPONENTS, DENOISERS
 from convert.rename import ConversionError
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 
-# A UNet file that lacks some leaves and has more than this share of them is damaged. Partial checkpoints of methods
-# lack more: cross-attention, everything else, or the norms.
+# A denoiser's file that lacks some leaves and has more than this share of them is damaged. Partial checkpoints of
+# methods lack more: cross-attention, everything else, or the norms.
 NEARLY_ALL = 0.9
 
 
@@ -53,6 +53,10 @@ def load(
     config: the config.json beside the weights, or None. With a config the weights must be complete; without one a
     denoiser may also be replaced in part. Raises ConversionError if keys or config do not fit the pipeline.
     """
+    is_denoiser = component in DENOISERS
+    if is_denoiser:
+        marks.check(pipeline, state, source)
+        state = bfl.separated(state) if any(bfl.is_key(key) for key in state) else state
     ours = pipeline.configs[component]
     used = config or ours
     for field in COMPONENTS[component].interface:
@@ -63,8 +67,7 @@ def load(
             )
     definition, skeleton = define(component, used)
     whole = len(params_lib.flatten(skeleton))
-    denoises = COMPONENTS[component].kind in (kinds.UNET, kinds.TRANSFORMER)
-    partial = denoises and config is None and len(state) <= NEARLY_ALL * whole
+    partial = is_denoiser and config is None and len(state) <= NEARLY_ALL * whole
     name = ldm.namer(component, used) if any(ldm.is_vae_key(key) for key in state) else _name(component)
     params = rename.from_torch(
         state, skeleton, component=component, source=source, partial=partial, dtype=dtype, name=name
@@ -77,6 +80,6 @@ def load(
 def _name(component: str):
     def name(key: str) -> str:
         bare = key.removeprefix("module.").removeprefix(f"{component}.")
-        return rename.modern_name(bare, component)
+        return bfl.name(bare) if bfl.is_key(bare) else rename.modern_name(bare, component)
 
     return name

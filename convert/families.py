@@ -50,7 +50,7 @@ COMPONENTS = {
         "diffusers",
         "diffusion_pytorch_model",
         prefixes=(),
-        kohya=("transformer",),
+        kohya=("transformer", "unet"),
         interface=("in_channels", "joint_attention_dim", "pooled_projection_dim"),
     ),
     "vae": Component(

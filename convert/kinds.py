@@ -18,9 +18,9 @@ _PATTERNS = {
     LORA: r"lora_(A|B|up|down|mid|unet|te\d?)\b|^lora_(unet|te\d?)_|[._]lora(_linear_layer)?\.(up|down)\."
     r"|\.(hada_w|lokr_w|dora_scale|lora_magnitude)",
     COMPVIS: r"^(model\.diffusion_model|model_ema|first_stage_model)\.|^(input_blocks|middle_block|output_blocks)\."
-    r"|^(joint_blocks|x_embedder|t_embedder|y_embedder|text_encoders)\.",
-    TRANSFORMER: r"^(module\.)?(transformer\.)?(transformer_blocks|time_text_embed|pos_embed\.proj|context_embedder"
-    r"|norm_out\.linear|proj_out)\.",
+    r"|^(joint_blocks|x_embedder\.proj|t_embedder|y_embedder|text_encoders)\.",
+    TRANSFORMER: r"^(module\.)?(transformer\.)?((single_)?transformer_blocks|double_blocks|single_blocks)\.\d"
+    r"|^(module\.)?(transformer\.)?(time_text_embed|pos_embed\.proj|context_embedder|norm_out\.linear|proj_out)\.",
     UNET: r"^(module\.)?(unet\.)?(down_blocks|up_blocks|mid_block|(conv_in|conv_out|conv_norm_out|time_embedding"
     r"|add_embedding)(?=\.))",
     VAE: r"^(vae\.)?(encoder|decoder)\.(down|up|mid|conv_)",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from convert import kinds, mmdit
+from convert import bfl, kinds, mmdit
 from convert.families import COMPONENTS
 
 # Prefix in the file -> component.
@@ -46,6 +46,8 @@ _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "
 
 def component_of(key: str) -> tuple[str, str]:
     """(component, key without its prefix); ("", key) for an unknown prefix. A denoiser's names need no prefix."""
+    if bfl.is_key(key):
+        return "transformer", key.removeprefix(bfl.PREFIX)
     for prefix, component in PREFIXES.items():
         if key.startswith(prefix):
             rest = key[len(prefix) :]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from convert import components, families, kinds, ldm, mmdit, rename, text_encoder
+from convert import bfl, components, families, kinds, ldm, marks, mmdit, rename, text_encoder
 from convert.families import COMPONENTS
 from convert.rename import ConversionError
 from convert.tensors import subset
@@ -24,6 +24,8 @@ def parts(state: Mapping[str, Any]) -> dict[str, list[str]]:
             found.setdefault("buffers", []).append(key)
         else:
             found.setdefault(ldm.component_of(key)[0], []).append(key)
+    if OPTIONAL in found and any(bfl.BLOCK.search(key) for key in found.get("transformer", ())):
+        found["text_encoder_2"] = found.pop(OPTIONAL)  # FLUX's T5
     return found
 
 
@@ -46,6 +48,7 @@ def load(state: Mapping[str, Any], base: Pipeline | None, *, source: str, dtype:
     """
     found = parts(state)
     pipeline = base if base is not None else _blank(state, found, source)
+    marks.check(pipeline, state, source)
     _check_prediction(state, pipeline, source)
     errors, loaded = [], {}
     if "" in found:
@@ -76,6 +79,9 @@ def _component(state: Mapping[str, Any], component: str, config: dict[str, Any],
 
 
 def _transformer(state: Mapping[str, Any], skeleton: Params, component: str, source: str, dtype: str) -> Params:
+    if "single_transformer_blocks" in skeleton:  # FLUX's
+        seen = bfl.separated(state)
+        return rename.from_torch(seen, skeleton, component=component, source=source, dtype=dtype, name=bfl.name)
     names = [rename.torch_name(path) for path in params_lib.flatten(skeleton)]
     key = next(iter(state))
     prefix = key.removesuffix(ldm.component_of(key)[1])
@@ -86,7 +92,8 @@ def _transformer(state: Mapping[str, Any], skeleton: Params, component: str, sou
 def _blank(state: Mapping[str, Any], found: dict[str, list[str]], source: str) -> Pipeline:
     """A pipeline without weights, whose family is found from the file's shapes."""
     family = families.infer(state)
-    needed = [name for name in COMPONENTS if name in (family.configs if family else ("unet", *families.NEEDED))]
+    denoiser = "transformer" if "transformer" in found else "unet"
+    needed = [name for name in COMPONENTS if name in (family.configs if family else (denoiser, *families.NEEDED))]
     absent = [name for name in needed if name not in found and name != OPTIONAL]
     needed = [name for name in needed if name in found]
     if absent:
