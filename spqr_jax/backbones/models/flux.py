@@ -112,7 +112,8 @@ class CombinedTimestepGuidanceTextProjEmbeddings(CombinedTimestepTextProjEmbeddi
         super().__init__(dim, pooled, rngs=rngs)
         self.guidance_embedder = TimestepEmbedding(TIME_CHANNELS, dim, rngs=rngs)
 
-    def __call__(self, times: jax.Array, pooled: jax.Array, guidance: jax.Array) -> jax.Array:  # type: ignore[override]
+    def __call__(self, times: jax.Array, pooled: jax.Array, guidance: jax.Array | None = None) -> jax.Array:
+        assert guidance is not None  # a model that is distilled with guidance is always told its scale
         return super().__call__(times, pooled) + self.guidance_embedder(self.sinusoid(guidance).astype(pooled.dtype))
 
     def sinusoid(self, times: jax.Array) -> jax.Array:
