@@ -291,6 +291,43 @@ FAMILIES |= {
     ),
     "SD3.5 large": Family("SD3.5 large", _sd3(38, 38, pos_embed_max_size=192, qk_norm="rms_norm")),
 }
+
+
+def _flux(guidance: bool, **scheduler: Any) -> dict[str, dict[str, Any]]:
+    """The configs of FLUX.1. guidance: whether it is distilled with guidance."""
+    return {
+        "transformer": {
+            "_class_name": "FluxTransformer2DModel",
+            "in_channels": 64,
+            "num_layers": 19,
+            "num_single_layers": 38,
+            "attention_head_dim": 128,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 4096,
+            "pooled_projection_dim": 768,
+            "guidance_embeds": guidance,
+            "axes_dims_rope": [16, 56, 56],
+        },
+        "vae": {**_VAE_16, "scaling_factor": 0.3611, "shift_factor": 0.1159},
+        "text_encoder": _CLIP_L,
+        "text_encoder_2": T5_XXL,
+        "scheduler": {
+            "_class_name": "FlowMatchEulerDiscreteScheduler",
+            "num_train_timesteps": 1000,
+            "base_image_seq_len": 256,
+            "max_image_seq_len": 4096,
+            "base_shift": 0.5,
+            "max_shift": 1.15,
+            **scheduler,
+        },
+        "model_index": {},
+    }
+
+
+FAMILIES |= {
+    "FLUX.1 dev": Family("FLUX.1 dev", _flux(True, shift=3.0, use_dynamic_shifting=True)),
+    "FLUX.1 schnell": Family("FLUX.1 schnell", _flux(False, shift=1.0, use_dynamic_shifting=False)),
+}
 # Components that a pipeline of every family has, beside one of the denoisers.
 DENOISERS = tuple(name for name in COMPONENTS if COMPONENTS[name].kind in (kinds.UNET, kinds.TRANSFORMER))
 NEEDED = ("vae", "text_encoder")

@@ -24,6 +24,8 @@ PUBLISHED = {
     "stable-diffusion-3-medium-diffusers": ("SD3", 128),
     "stable-diffusion-3.5-medium": ("SD3.5 medium", 128),
     "stable-diffusion-3.5-large": ("SD3.5 large", 128),
+    "FLUX.1-dev": ("FLUX.1 dev", 128),
+    "FLUX.1-schnell": ("FLUX.1 schnell", 128),
 }
 
 

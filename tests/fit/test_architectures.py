@@ -30,6 +30,12 @@ COUNTS = {
         "text_encoder_3": 4_762_310_656,
         "vae": 83_819_683,
     },
+    "hub:black-forest-labs/FLUX.1-dev": {
+        "transformer": 11_901_408_320,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 4_762_310_656,
+        "vae": 83_819_683,
+    },
 }
 SIDES = {
     "stable-diffusion-v1-4": 512,

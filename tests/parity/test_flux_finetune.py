@@ -62,7 +62,7 @@ def torch_trainable(pipeline, model, profile: str, **options) -> list:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(bool(MODERATE.search(name)))
     if profile == "lite":
-        targets = LITE + (TEXT_STREAM if options.get("lora_text") else [])
+        targets = LITE + (TEXT_STREAM if options.get("joint_text") else [])
         model.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets))
         _, ours, _, _ = finetune.prepare(pipeline, "lite", rank=RANK, alpha=ALPHA, dropout=0.0, seed=SEED, **options)
         named = {re.sub(r"\.lora\.(lora_.)\.kernel", r".\1.default.weight", p): x for p, x in flat(ours).items()}
