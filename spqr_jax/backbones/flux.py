@@ -27,8 +27,12 @@ TRAINED_GUIDANCE = 1.0  # what dev reads in training, as in diffusers' scripts
 
 # Joint attention has no layers that read the text alone, as a UNet's attn2 does. In double blocks the text has weights
 # of its own, as in SD3, so "moderate" trains the same of them. In a single block one projection serves the tokens of
-# text and image, so that nothing carries the text alone: these blocks leave "moderate" nothing to train.
+# text and image, so that nothing carries the text alone: these blocks leave "moderate" nothing to train. ESD's authors
+# train the linear layers of attention in both kinds of block.
 REGIONS = SD3_REGIONS._replace(
+    cross_attention=re.compile(
+        r"^(single_)?transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)\."
+    ),
     lora=re.compile(r"^(single_)?transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0)\.kernel$"),
     frame=re.compile(r"^(time_text_embed|context_embedder|x_embedder|norm_out|proj_out)\."),
     buffers=None,
@@ -57,6 +61,12 @@ def condition(
     pooled = text.encode(pipeline, texts, pooled=True).embeds
     scales = np.full(len(texts), TRAINED_GUIDANCE, np.float32) if distilled(pipeline) else None
     return Condition(states, pooled, guidance=scales)
+
+
+def last_words(pipeline: Pipeline, text: str) -> tuple[int, ...]:
+    """The text's last word under T5; the first position where it has none."""
+    ids = pipeline.tokenizers["tokenizer_2"](text).input_ids  # words, then the end of text
+    return (max(len(ids) - 2, 0),)
 
 
 def guidance(pipeline: Pipeline, scales: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
@@ -107,6 +117,7 @@ FLUX = SD3._replace(
     patch=lambda _: PATCH,
     spacing=spacing,
     latent_shape=latent_shape,
+    last_words=last_words,
     lengths=LENGTHS,
     guidance=guidance,
 )

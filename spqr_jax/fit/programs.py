@@ -240,11 +240,12 @@ def _sampler_inputs(plan: Plan, each: int) -> tuple[sampler.Program, dict[str, A
     scales: Any = jax.ShapeDtypeStruct((count,), np.float32)
     noise = jax.ShapeDtypeStruct((count, *sampled_shape(plan)), np.float32)
     noise, batch = mesh_lib.batch_shapes((noise, sampler.Batch(Guided(rows, rows, scales))), plan.mesh)
+    _, free = backbone.guidance(pipeline, np.array([plan.config.generation.guidance], np.float32))
     program = sampler.Program(
         backbones.denoiser(pipeline),
         pipeline.definitions[backbone.autoencoder],
         backbone.scaling(pipeline),
-        plan.config.generation.guidance > 1,
+        bool(free[0] > 1),
         plan.mesh if plan.config.mesh.fsdp else None,
         (),
     )

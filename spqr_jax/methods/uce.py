@@ -39,9 +39,9 @@ def align(
         erase_scale: weight of each erased text's terms.
         preserve_scale: weight of the preserved texts; default max(0.1, 1 / number of them) (v1), 1 (v2).
 
-    SD3: "v2" alone, as the authors have it for FLUX (uce_flux_edit.py): the kernel that text states go through takes a
-    term for the text's last word under CLIP and one under T5, and the first kernel of the pooled state takes one for
-    that. Their code adds the layer's bias to the target of a product that has none; ours does not.
+    FLUX and SD3: "v2" alone, as the authors have it for FLUX (uce_flux_edit.py): the kernel that text states go through
+    takes a term for the text's last word under T5 (SD3: and one under CLIP), and the first kernel of the pooled state
+    takes one for that. Their code adds the layer's bias to the target of a product that has none; ours does not.
 
     Deterministic and quick: `seed` and `progress` are accepted as by every method, and not used. Solved in float64, the
     original in float32. SDXL's pooled text path is not edited, as in the original.

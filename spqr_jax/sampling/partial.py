@@ -17,7 +17,8 @@ from spqr_jax.sampling.guidance import Guided, guided_prediction
 class Sampler(NamedTuple):
     """Guided, deterministic sampling of `steps` steps, with DDIM or, for flow transformers, Euler's method.
 
-    DDIM's timesteps are `span` apart; those of flow are fractions, and `span` is 0. Latents are [B, *shape].
+    DDIM's timesteps are `span` apart; those of flow are fractions, and `span` is 0. Latents are [B, *shape]. guidance:
+    the scale of classifier-free guidance. told: the scale that a guidance-distilled denoiser reads, or None.
     """
 
     denoiser: Denoiser
@@ -26,6 +27,7 @@ class Sampler(NamedTuple):
     steps: int
     span: int
     guidance: float
+    told: float | None = None
 
     def times(self, k: int, size: int, rng: np.random.Generator) -> np.ndarray:
         """Times [size] of latents at step k, counted from the clean end: any within it (DDIM), or its own (flow)."""
@@ -35,27 +37,41 @@ class Sampler(NamedTuple):
 
 
 def sampler(pipeline: Pipeline, steps: int, guidance: float) -> Sampler:
-    """`Backbone.sampler` over the pipeline's schedule, at the size that the denoiser was trained at."""
+    """`Backbone.sampler` over the pipeline's schedule, at the size that the denoiser was trained at.
+
+    Raises ValueError for a scale of guidance that the backbone does not have.
+    """
     backbone, config = backbones.of(pipeline), pipeline.configs["scheduler"]
     size = (backbone.side(pipeline),) * 2
     spacing = backbone.spacing(pipeline, size)
     tables = schedulers.create(backbone.sampler, {**config, "clip_sample": False}, steps, spacing)
     span = int(config.get("num_train_timesteps", 1000)) // steps if backbone.sampler == "ddim" else 0
     shape = backbone.latent_shape(pipeline, size)
-    return Sampler(backbones.denoiser(pipeline), tables, shape, steps, span, guidance)
+    told, free = backbone.guidance(pipeline, np.array([guidance], np.float32))
+    scales = float(free[0]), None if told is None else float(told[0])
+    return Sampler(backbones.denoiser(pipeline), tables, shape, steps, span, *scales)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 6))
 def partial_sample(
-    denoiser: Denoiser, params: Params, tables: Any, noise: jax.Array, given: Guided, stop: jax.Array
+    denoiser: Denoiser,
+    params: Params,
+    tables: Any,
+    noise: jax.Array,
+    given: Guided,
+    stop: jax.Array,
+    guided: bool = True,
 ) -> jax.Array:
-    """Latents [B, h, w, C] after `stop` guided steps from `noise`. `stop` is traced, so one program serves all."""
+    """Latents [B, h, w, C] after `stop` steps from `noise`. `stop` is traced, so one program serves all.
+
+    guided: whether there is classifier-free guidance.
+    """
     predict = denoiser.bind(params)
 
     def body(i, carry):
         latents, state = carry
         t = jnp.asarray(tables.timesteps)[i]
-        output = guided_prediction(predict, given, True, tables.scale_input(latents, i), t)
+        output = guided_prediction(predict, given, guided, tables.scale_input(latents, i), t)
         return tables.step(state, output, i, latents)
 
     start = noise.astype(jnp.float32) * tables.init_noise_sigma
@@ -72,5 +88,6 @@ def walk(
     batch = len(text.context)
     noise = rng.standard_normal((batch, *sampler.shape), np.float32)
     negative = empty if len(empty.context) == batch else empty.rows(np.zeros(batch, int))
-    given = Guided(text, negative, np.full(batch, sampler.guidance, np.float32))
-    return partial_sample(sampler.denoiser, params, sampler.tables, noise, given, done)
+    told = None if sampler.told is None else np.full(batch, sampler.told, np.float32)
+    given = Guided(text.guided(told), negative, np.full(batch, sampler.guidance, np.float32))
+    return partial_sample(sampler.denoiser, params, sampler.tables, noise, given, done, sampler.guidance > 1)
