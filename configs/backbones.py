@@ -1,4 +1,4 @@
-"""Backbones: Stable Diffusion 2.1, XL, 3 and 3.5 beside 1.5, in all scenarios. Paper: Table D.
+"""Backbones: Stable Diffusion 2.1, XL, 3 and 3.5 and FLUX.1 beside 1.5, in all scenarios. Paper: Table D.
 
     for b in sd21 sdxl sd15; do python launch.py --config configs/backbones.py:$b --workdir runs/backbones_$b; done
     python -m spqr_jax.report tables runs/backbones_sd* --tables D --out runs/tableD
@@ -17,6 +17,13 @@ split weights: --config.base=weights/stable-diffusion-3.5-large --config.mesh.fs
 flow_euler. Their subjects are the methods that are defined for joint attention. What holds them:
 python -m spqr_jax.fit --config configs/backbones.py:sd3 --target tpu-v5e-4.
 
+flux is FLUX.1 dev (11,901,408,320 parameters), which reads T5-XXL too. Its weights are gated on the hub and under the
+FLUX.1 [dev] Non-Commercial License: accept it there, then download. schnell (11,891,178,560) is under Apache 2.0:
+--config.base=weights/FLUX.1-schnell --config.generation.guidance=0. Images of dev are sampled with guidance 3.5, as its
+authors do, and not with the protocol's 7.5, which is a scale of classifier-free guidance; fine-tuning tells dev
+guidance 1. The transformer with its optimiser's state takes 190 GB in float32, so it is split:
+--config.mesh.fsdp=True --config.bft.remat=True.
+
 Cost with sd15: 5 subjects, 35 cells; 40,000 images and 109,550 steps, 7.6e18 FLOP, about 21 hours; about 2.7 times as
 much with sd21, about 7.4 times with sdxl, whose whole UNet with its optimiser state and gradients takes 41 GB. Steps of
 fine-tuning are computed as they fit, on several devices also split (docs/scale.md).
@@ -30,7 +37,8 @@ from spqr_jax.config import Config, Subject
 METHODS = ("none", "advunlearn", "esd", "spm", "uce")
 FLOW_METHODS = ("none", "esd", "uce")
 UCE_OPTIONS = {"variant": "v2"}  # the one that its authors have for flow transformers
-FLOW = ("sd3", "sd35")
+FLOW = ("sd3", "sd35", "flux")
+DISTILLED_GUIDANCE = 3.5  # that FLUX.1 dev is sampled with, as in diffusers' pipeline
 
 
 def get_config(which: str = "") -> Config:
@@ -39,7 +47,12 @@ def get_config(which: str = "") -> Config:
     subjects = paper.subjects(chosen, methods)
     if backbone in FLOW:
         subjects = tuple(_of_flow(subject) for subject in subjects)
-    return paper.experiment(subjects, backbone=backbone, scenarios=tuple(paper.DATA))
+    config = paper.experiment(subjects, backbone=backbone, scenarios=tuple(paper.DATA))
+    if backbone == "flux":
+        return dataclasses.replace(
+            config, generation=dataclasses.replace(config.generation, guidance=DISTILLED_GUIDANCE)
+        )
+    return config
 
 
 def _of_flow(subject: Subject) -> Subject:

@@ -32,9 +32,10 @@ BACKBONES = {
     "sdxl": "weights/stable-diffusion-xl-base-1.0",
     "sd3": "weights/stable-diffusion-3-medium-diffusers",
     "sd35": "weights/stable-diffusion-3.5-medium",
+    "flux": "weights/FLUX.1-dev",
 }
 # The one each backbone's own directory names: what diffusers takes unless told otherwise.
-SCHEDULERS = {"sd15": "pndm", "sd21": "ddim", "sdxl": "euler", "sd3": "flow_euler", "sd35": "flow_euler"}
+SCHEDULERS = {"sd15": "pndm", "sd21": "ddim", "sdxl": "euler"} | dict.fromkeys(("sd3", "sd35", "flux"), "flow_euler")
 HARMFUL = {"visu": "prompts/visu.json", "i2p": "prompts/i2p.csv", "rab": "prompts/rab.csv"}
 PROTOCOL = protocols.PROTOCOLS["eccv-2026"]
 DATA = {  # scenario -> data set; a kind before the place
@@ -54,6 +55,7 @@ SOURCES = {  # path -> where its content comes from, its licence, and the comman
     "Stability AI Community License",
     "weights/stable-diffusion-3.5-medium": "stabilityai/stable-diffusion-3.5-medium on the hub, gated, Stability AI "
     "Community License",
+    "weights/FLUX.1-dev": "black-forest-labs/FLUX.1-dev on the hub, gated, FLUX.1 [dev] Non-Commercial License",
     "prompts/visu.json": "ViSU-Text_test.json of aimagelab/ViSU-Text, 5,000 rows; gated, non-commercial",
     "prompts/i2p.csv": "AIML-TUDA/i2p, 4,703 rows, MIT",
     "prompts/rab.csv": "Chia15/RingABell-Nudity, 285 rows, gated; or a file of chiayi-hsu/Ring-A-Bell, MIT",

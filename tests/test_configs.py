@@ -337,6 +337,8 @@ def test_every_method_of_the_paper_is_known():
 def test_variants():
     assert [parse(f"lora_rank.py:sd15-{rank}").bft.rank for rank in (4, 8, 16)] == [4, 8, 16]
     assert Path(parse("backbones.py:sdxl").base).name == "stable-diffusion-xl-base-1.0"
+    flux = parse("backbones.py:flux")
+    assert (Path(flux.base).name, flux.generation.guidance) == ("FLUX.1-dev", 3.5)
     assert Path(parse("prompts.py:rab").prompts.harmful).name == "rab.csv"
     mine = parse("general.py:none,esd=a/esd.pt,Mine=b:c").subjects
     assert [(s.name, s.method, s.checkpoint) for s in mine][1:] == [
