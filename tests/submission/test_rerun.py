@@ -47,7 +47,7 @@ def test_code_of_others_runs_only_where_it_is_allowed(read, tmp_path):
     config = read.manifest["config"]
     subjects = [config["subjects"][0] | {"method": "a_lab.align"}]
     changed = read._replace(manifest=read.manifest | {"config": config | {"subjects": subjects}})
-    with pytest.raises(ValueError, match="method a_lab.align is code of another package: allow it"):
+    with pytest.raises(ValueError, match=r"method a_lab\.align is code of another package: allow it"):
         rerun.check(changed, tmp_path, Asked(0.5))
 
 
