@@ -193,7 +193,7 @@ def test_things_may_be_listed_by_name(installed, capsys):
     ("arguments", "says"),
     [
         (["no_method"], "error: method 'no_method' is unknown"),
-        (["uce", "--backbone", "sd3"], "error: --backbone: 'sd3' is unknown; expected some of sd, sdxl."),
+        (["uce", "--backbone", "sd9"], "error: --backbone: 'sd9' is unknown; expected some of sd, sdxl, sd3"),
         (
             ["uce", "--options", "rigde=1"],
             "error: --options: 'rigde' is unknown; expected some of seed, variant, ridge",
