@@ -1,4 +1,4 @@
-"""The emoji world in a minute or two, with the method of this package beside no alignment and UCE."""
+"""The emoji world in small, with the method of this package beside no alignment and UCE."""
 
 from spqr_jax.config import BFT, Config, Generation, Judges, Prompts, Subject
 
