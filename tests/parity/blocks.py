@@ -84,6 +84,11 @@ def of_sd3(model: torch.nn.Module, pipeline: Pipeline, config: str) -> list[Comp
     return [row._replace(limit=1000 * 2**-24) if row.block == "Timesteps" else row for row in rows]
 
 
+def of_t5(model: torch.nn.Module, pipeline: Pipeline, component: str, config: str) -> list[Compared]:
+    ids = torch.tensor(np.random.default_rng(1).integers(0, model.config.vocab_size, (2, 30)))
+    return blocks(model, bound(pipeline, component), config, lambda: model(ids))
+
+
 def of_vae(pipe: Any, pipeline: Pipeline, config: str) -> list[Compared]:
     side = pipe.vae.config.sample_size
     images = torch.tensor(np.random.default_rng(0).uniform(-1, 1, (2, 3, side, side)).astype(np.float32))

@@ -137,6 +137,17 @@ def sd3(model: torch.nn.Module, pipeline: Pipeline, config: str, side: tuple[int
     return [Compared(f"SD3Transformer2DModel{size}", config, error)]
 
 
+def t5(model: torch.nn.Module, pipeline: Pipeline, component: str, config: str) -> list[Compared]:
+    """Last and penultimate states of T5."""
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 77))
+    with torch.no_grad():
+        theirs = model(torch.tensor(ids), output_hidden_states=True)
+    ours = bound(pipeline, component)(ids)
+    pairs = {"last": (ours.last_hidden_state, theirs.last_hidden_state)}
+    pairs["penultimate"] = ours.hidden_states[-2], theirs.hidden_states[-2]
+    return [Compared(f"T5EncoderModel, {what} states", config, relative_error(*pair)) for what, pair in pairs.items()]
+
+
 def text_encoders(pipe: Any, pipeline: Pipeline, config: str, prompts: list[str]) -> list[Compared]:
     """Last and penultimate states, and the pooled or projected one, of every text encoder."""
     rows = []

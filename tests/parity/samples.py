@@ -64,6 +64,34 @@ def apart(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     return max(beyond, 0.0), float((ours != np.round(theirs * 255)).mean())
 
 
+def flow_noise(count: int, height: int = 8, width: int = 8) -> np.ndarray:
+    """Latents of 16 channels."""
+    return np.random.default_rng(0).standard_normal((count, height, width, 16)).astype(np.float32)
+
+
+def diffusers_flow_images(pipe: Any, latents: np.ndarray, **options) -> np.ndarray:
+    """float32 [N, H, W, 3] in [0, 1], before rounding, of SD3's pipeline. Latents are half the size of images."""
+    size = {"height": 2 * latents.shape[1], "width": 2 * latents.shape[2]}
+    options = {"guidance_scale": 5.0, "output_type": "np", **size} | options
+    return pipe(PROMPTS, latents=torch.tensor(latents.transpose(0, 3, 1, 2)), **options).images
+
+
+def flow_sample(pipe: Any, pipeline: Pipeline, kind: str, steps: int) -> list[Compared]:
+    """Two images of SD3 in `steps` steps with guidance, at the usual length of texts."""
+    theirs = diffusers_flow_images(pipe, flow_noise(2), num_inference_steps=steps)
+    assert theirs.std() > 0.02, "the reference is a flat image and proves nothing"
+    options = {"scheduler": "flow_euler", "guidance": 5.0, "latents": flow_noise(2)}
+    ours = generate(pipeline, PROMPTS, [0, 0], steps=steps, **options)
+    beyond, regraded = apart(ours, theirs)
+    name = "sample, FlowMatchEulerDiscreteScheduler"
+    return [
+        Compared(f"{name}: largest, {steps} steps", kind, beyond, PIXELS, theirs.size),
+        Compared(
+            f"{name}: mean, {steps} steps", kind, regraded / 255, REGRADED / 255, theirs.size, 1 / theirs.size / 255
+        ),
+    ]
+
+
 def sample(pipe: Any, directory: Path, kind: str, scheduler: str) -> list[Compared]:
     """Two images in STEPS steps with guidance."""
     theirs = diffusers_images(pipe, scheduler, noise(2))

@@ -21,12 +21,14 @@ import torch
 
 import convert
 from spqr_jax import mini
+from tests import flow_reference
 from tests.parity import blocks, compared, samples
 from tests.parity.compared import Compared
 
 KINDS = {"sd1": "tiny SD1", "sd2": "tiny SD2", "sdxl": "tiny SDXL"}
+FLOWS = {"sd3": "tiny SD3", "sd35m": "tiny SD3.5 medium", "sd35": "tiny SD3.5 large"}
 PROMPTS = ["a cat", "nude", ""]
-PARTS = ("UNet", "VAE", "text encoder", "whole model", "whole sample")
+PARTS = ("UNet", "transformer", "VAE", "text encoder", "whole model", "whole sample")
 MARKER = "<!-- Written by python -m tests.parity.table; edit above. -->\n"
 PACKAGES = ("jax", "flax", "torch", "diffusers", "transformers")
 
@@ -44,6 +46,11 @@ def comparisons(full: bool) -> Iterator[tuple[str, list[Compared]]]:
                 yield "whole model", compared.unet(*pair, name, side=(9, 7))
             for scheduler in samples.SCHEDULERS:
                 yield "whole sample", samples.sample(pipe, Path(folder), name, scheduler)
+    for kind, name in FLOWS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            pipe = flow_reference.sd3(kind)
+            pipe.save_pretrained(folder)
+            yield from flow_parts(pipe, convert.load(folder), name)
     path = mini.model_path()  # trained weights, read by both from the same directory
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(path, local_files_only=True, torch_dtype=torch.float32)
     yield from parts(pipe, convert.load(path), "emoji world", [p.prompt for p in mini.prompts("benign", 4, 0)])
@@ -61,9 +68,22 @@ def parts(pipe, pipeline, name: str, prompts: list[str]) -> Iterator[tuple[str, 
     yield "whole model", compared.text_encoders(pipe, pipeline, name, prompts)
 
 
+def flow_parts(pipe, pipeline, name: str) -> Iterator[tuple[str, list[Compared]]]:
+    """Blocks, whole models and whole samples of one pipeline of SD3. VAE and T5 are the same in all of them."""
+    yield "transformer", blocks.of_sd3(pipe.transformer, pipeline, name)
+    yield "whole model", compared.sd3(pipe.transformer, pipeline, name)
+    if name == "tiny SD3":
+        yield "VAE", blocks.of_vae(pipe, pipeline, name)
+        yield "text encoder", blocks.of_t5(pipe.text_encoder_3, pipeline, "text_encoder_3", name)
+        yield "whole model", compared.vae(pipe, pipeline, name)
+        yield "whole model", compared.t5(pipe.text_encoder_3, pipeline, "text_encoder_3", name)
+    for steps in (8, 28):
+        yield "whole sample", samples.flow_sample(pipe, pipeline, name, steps)
+
+
 def markdown(found: list[tuple[str, Compared]]) -> str:
     """Blocks by config, then what has a config of its own. An entry: the largest error, and of how many outputs."""
-    columns = [*KINDS.values(), "emoji world"]
+    columns = [*KINDS.values(), *FLOWS.values(), "emoji world"]
     entries: dict[tuple[str, str, float], dict[str, list[Compared]]] = {}
     alone = []
     for part, row in found:

@@ -33,15 +33,11 @@ def pipelines(tmp_path_factory):
     return get
 
 
-def noise(count: int, height: int = 8, width: int = 8) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((count, height, width, 16)).astype(np.float32)
+noise = samples.flow_noise
 
 
 def theirs_of(pipe, latents: np.ndarray, **options) -> np.ndarray:
-    """float32 [N, H, W, 3] in [0, 1], before rounding."""
-    size = {"height": 2 * latents.shape[1], "width": 2 * latents.shape[2]}
-    options = {"guidance_scale": 5.0, "max_sequence_length": LENGTH, "output_type": "np", **size} | options
-    return pipe(samples.PROMPTS, latents=torch.tensor(latents.transpose(0, 3, 1, 2)), **options).images
+    return samples.diffusers_flow_images(pipe, latents, max_sequence_length=LENGTH, **options)
 
 
 def check(ours: np.ndarray, theirs: np.ndarray) -> None:
