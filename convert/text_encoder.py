@@ -156,7 +156,7 @@ def place(pipeline: Pipeline, state: Mapping[str, Any], folder: str) -> str:
     if "text_encoder_2" not in pipeline.params or folder == "text_encoder":
         return "text_encoder"
     width = _width(state, names)
-    fitting = [c for c in ("text_encoder", "text_encoder_2") if pipeline.configs[c]["hidden_size"] == width]
+    fitting = [c for c in ("text_encoder", "text_encoder_2") if pipeline.configs[c].get("hidden_size") == width]
     if len(fitting) == 1:
         return fitting[0]
     return "text_encoder_2" if {"text_projection.weight", "text_projection"} & set(names) else "text_encoder"

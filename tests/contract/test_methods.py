@@ -18,7 +18,7 @@ from tests.contract import small
 KEYS = [backbone.key for backbone in backbones.BACKBONES]
 CASES = [(name, key) for name in METHODS for key in KEYS]
 # Where a backbone takes another variant than the default.
-GIVEN = {("uce", "sd3"): {"variant": "v2"}}
+GIVEN = {("uce", key): {"variant": "v2"} for key in ("sd3", "flux")}
 
 
 def faults(findings):

@@ -188,6 +188,16 @@ def test_a_t5_that_is_not_there(tmp_path):
     )
 
 
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2"])
+def test_a_text_encoder_alone(bases, component, tmp_path):
+    """Of any file name: CLIP is told by its width, T5 by its layers."""
+    state = load_file(flux.saved("dev")[1] / component / "model.safetensors")
+    save_file({key: value + 1 for key, value in state.items()}, tmp_path / "x.safetensors")
+    changed = convert.load(tmp_path / "x.safetensors", base=bases["dev"])
+    before, after = (params_lib.flatten(p.params[component]) for p in (bases["dev"], changed))
+    assert all(np.array_equal(after[path], before[path] + 1) for path in before)
+
+
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 LAYERS = {
