@@ -22,6 +22,7 @@ from spqr_jax.submission import documents, places
 from spqr_jax.submission.bundle import Bundle, BundledCell
 from spqr_jax.submission.places import shown
 
+ENTRIES = ("protocol", "config", "command", "versions", "devices", "sha256", "judges")  # of every manifest
 MOST_REPLICATES = 10_000
 QUALITY = ("clip_score", "features")  # the judges beside the safety judges
 
@@ -76,9 +77,31 @@ def manifest_faults(manifest: Mapping[str, Any]) -> list[str]:
     stated = _plain(statement._asdict()) | {"label": statement.label}
     if stated != manifest["protocol"]:
         faults.append(f"{places.MANIFEST}: protocol is not the statement of its config, which is {statement.label!r}")
+    more = {name: value for name, value in manifest.items() if name not in ENTRIES}
+    if is_this_version(manifest) and more != _plain(names.measured(config)):
+        faults.append(f"{places.MANIFEST}: entries {sorted(more)} are not those that this config has")
+    faults += _inputs_faults(manifest, config)
     if set(manifest["judges"]) != {*config.judges.safety, *QUALITY}:
         faults.append(f"{places.MANIFEST}: judges are not those of its config, {sorted(config.judges.safety)}")
     return faults
+
+
+def _inputs_faults(manifest: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Whether the manifest has the hashes of the inputs that its config names, and of no others."""
+    checkpoints = {s.checkpoint for s in config.subjects if s.checkpoint}
+    used = {s.method for s in config.subjects if not s.checkpoint}
+    expected = {"data": {*config.bft.scenarios}, "checkpoints": checkpoints}
+    if is_this_version(manifest):
+        expected["methods"] = used - methods.METHODS.keys()
+    for name, keys in expected.items():
+        if manifest["sha256"][name].keys() != keys:
+            found = shown(str(sorted(manifest["sha256"][name])))
+            yield f"{places.MANIFEST}: sha256.{name} has {found}, the config names {shown(str(sorted(keys)))}"
+
+
+def is_this_version(manifest: Mapping[str, Any]) -> bool:
+    """Whether the run was made by the version that reads it."""
+    return manifest["versions"].get("spqr-jax") == spqr_jax.__version__
 
 
 def _plain(value: Any) -> Any:
@@ -172,13 +195,13 @@ def _ids_faults(bundle: Bundle, config: Config) -> Iterator[str]:
 
 def _is_ours(bundle: Bundle, method: str) -> bool:
     """Whether the ids of a method's cells can be computed: code that a bundle names is never imported."""
-    return method in methods.METHODS and bundle.manifest["versions"].get("spqr-jax") == spqr_jax.__version__
+    return method in methods.METHODS and is_this_version(bundle.manifest)
 
 
 def remarks(bundle: Bundle) -> list[str]:
     """What cannot be checked in this bundle, with the reason."""
-    version = bundle.manifest["versions"].get("spqr-jax")
-    if version != spqr_jax.__version__:
+    if not is_this_version(bundle.manifest):
+        version = bundle.manifest["versions"].get("spqr-jax")
         return [f"the ids of cells, which spqr-jax {shown(str(version))} made; this is {spqr_jax.__version__}"]
     used = sorted({s.method for s in config_of(bundle.manifest).subjects})
     return [f"the ids of cells of {shown(m)}, a method of another package" for m in used if m not in methods.METHODS]

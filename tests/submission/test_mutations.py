@@ -16,7 +16,6 @@ BELIEVED = (
     ("manifest.json", "command"),
     ("manifest.json", "devices*"),
     ("manifest.json", "versions.*"),
-    ("manifest.json", "mini.*"),
     ("manifest.json", "config.report.*"),
     ("manifest.json", "config.mesh.*"),
     ("manifest.json", "config.judges.*"),

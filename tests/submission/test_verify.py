@@ -194,6 +194,9 @@ def test_code_that_a_bundle_names_is_not_imported(read, tmp_path, monkeypatch):
     config = json.loads(json.dumps(read.manifest["config"]))
     config["subjects"][1]["method"] = "trap_of_a_bundle.align"
     changed = read._replace(manifest=read.manifest | {"config": config})
+    assert "sha256.methods has [], the config names ['trap_of_a_bundle.align']" in faults(changed, tmp_path)
+    inputs = read.manifest["sha256"] | {"methods": {"trap_of_a_bundle.align": "0" * 64}}
+    changed = read._replace(manifest=read.manifest | {"config": config, "sha256": inputs})
     found = verify.check(sealed(stating_its_evidence(changed), tmp_path / "changed"))
     assert found.verified
     assert "the ids of cells of trap_of_a_bundle.align, a method of another package" in found.remarks
