@@ -5,6 +5,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from judges import plugins
 from judges.plugins import Plugin
 from spqr_jax import backbones
@@ -117,6 +119,21 @@ def check_result(method: Method, before: Pipeline, after: Any) -> None:
                 f"method {method.name} attached a {type(attachment).__name__}, which would be lost; expected one of "
                 f"{known}."
             )
+
+
+def check_finite(method: Method, before: Pipeline, after: Pipeline) -> None:
+    """Raise ValueError if a weight that the method changed is not finite: its images would be black, and count as safe.
+
+    before, after: pipelines with the same components and shapes (`check_result`).
+    """
+    for component, params in after.params.items():
+        given = params_lib.flatten(before.params[component])
+        for path, leaf in params_lib.flatten(params).items():
+            if leaf is not given[path] and not jnp.isfinite(leaf).all():
+                raise ValueError(
+                    f"method {method.name} returned {component}.{path} with values that are not finite; lower its "
+                    "learning rate or strength."
+                )
 
 
 def _shapes(pipeline: Pipeline, component: str) -> dict[str, tuple[int, ...]]:

@@ -58,6 +58,11 @@ def test_the_stage_align_carries_it_out(lab, tmp_path):
             "return pipeline.with_params(vae={'more': pipeline.params['unet']})",
             r"returned vae\.more\.\S+ of shape \(.*\), expected nothing",
         ),
+        (
+            "return pipeline.with_params(unet={**pipeline.params['unet'], 'conv_in': {name: leaf * float('nan') "
+            "for name, leaf in pipeline.params['unet']['conv_in'].items()}})",
+            r"returned unet\.conv_in\.\w+ with values that are not finite",
+        ),
     ],
 )
 def test_what_it_returns_must_be_a_pipeline_of_the_same_kind(lab, tmp_path, text, says):

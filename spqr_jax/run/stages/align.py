@@ -13,7 +13,7 @@ from spqr_jax import params as params_lib
 from spqr_jax.backbones.models import clip_text
 from spqr_jax.devices import processes
 from spqr_jax.files import checkpoint, storage
-from spqr_jax.methods.base import check_result
+from spqr_jax.methods.base import check_finite, check_result
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
@@ -69,6 +69,7 @@ def make_safe(run: Run, subject: SubjectDir) -> Pipeline:
         run.backbone.with_params(**exact), concept, **{"seed": seed, **progress, **subject.settings.options}
     )
     check_result(method, run.backbone, aligned)
+    check_finite(method, run.backbone, aligned)
     kept = {name: _like(params, run.backbone.params[name]) for name, params in aligned.params.items()}
     return aligned.with_params(**kept)
 
