@@ -38,6 +38,9 @@ def align(
     here (their eta counts one more); its "esd-u" (lr 1e-5) leaves out norms and layers outside the blocks, ours does
     not. Here x_t is DDIM's in SDXL too, not the scaled Euler sample.
 
+    SD3: "esd-x" trains the linear layers of joint attention, as the authors' code does in FLUX (lr 1e-4, and their eta
+    counts one more). x_t is the flow sampler's, and t its own time there.
+
     FLUX: a fork of the authors' code has esd_flux.py, "esd-x" at lr 1e-4 for 1400 steps, samples of 28 steps with
     guidance 3.5 at 512 x 512, and the target of SDXL. As there, dev is told guidance 1 in the loss.
     """

@@ -110,12 +110,10 @@ def prepare(
 def _condition(
     backbone: Backbone, pipeline: Pipeline, texts: list[str], size: tuple[int, int], negative: int, shapes: bool
 ) -> Condition:
-    def encode() -> Condition:
-        return backbone.condition(pipeline, texts, size, (negative,))
-
-    if shapes:
-        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(encode))
-    return jax.tree.map(np.asarray, encode())
+    if not shapes:
+        return backbones.condition(pipeline, texts, size=size, unconditional=(negative,))
+    told = jax.eval_shape(lambda: backbone.condition(pipeline, texts, size, (negative,)))
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), told)
 
 
 def start_noise(pipeline: Pipeline, count: int, how: Sampling, seeds: Any, latents: Any, noise: str, mesh: Mesh):
