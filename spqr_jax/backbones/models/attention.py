@@ -113,8 +113,9 @@ def blockwise(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     BLOCK_MAX_SCORES scores.
     """
     batch, queries, heads, depth = q.shape
-    size = min(BLOCK_MAX_QUERIES, max(128, BLOCK_MAX_SCORES // (batch * heads * k.shape[1])), queries)
-    blocks = -(-queries // size)
+    most = min(BLOCK_MAX_QUERIES, max(128, BLOCK_MAX_SCORES // (batch * heads * k.shape[1])))
+    blocks = -(-queries // most)
+    size = -(-queries // blocks)
     q = jnp.pad(q, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
     # The gradients of keys and values are sums over blocks: in float32, as those of one product are.
     keys, values = k.astype(jnp.float32), v.astype(jnp.float32)
