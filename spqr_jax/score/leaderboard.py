@@ -21,7 +21,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +80,7 @@ def build(
     rows, ceiling = adherence.scaled(rows, rules, protocol, notes)
     bounds = cohort.bounds(rows, rules, notes)
     ends = (bounds.low, bounds.high) if bounds and bounds.equal is None else None
-    drawn = {_place(r): axes for r in rows if (axes := _add_scores(r, bounds, rules, notes)) is not None}
+    drawn = {_place(r): axes for r in rows if (axes := add_scores(r, bounds, rules, notes)) is not None}
     ranked, comparisons, audits = _rank_tables(rows, drawn, ends, Choices(rules, ceiling), notes, draws)
     _general_notes(ranked, notes)
     notes += _errors_counted_safe(ranked) if protocol.errors_are_safe else []
@@ -151,7 +151,7 @@ class Axes(NamedTuple):
     SPQR: Array
 
 
-def _add_scores(r: ResampledRow, bounds: Bounds | None, rules: Rules, notes: list[str]) -> Axes | None:
+def add_scores(r: ResampledRow, bounds: Bounds | None, rules: Rules, notes: list[str]) -> Axes | None:
     """Fill in Q and both SPQR of a row; their replicates, or None where Q is null."""
     row, Q = r.row, cohort.add_quality(r, bounds, rules, notes)
     if Q is None:
@@ -190,7 +190,7 @@ def _rank_tables(
     for members in _tables(rows):
         scores = {r.row["subject"]: drawn[_place(r)].SPQR for r in members if r.row[key] is not None}
         members.sort(key=lambda r: (r.row[key] is None, -(r.row[key] or 0.0), r.row["subject"]))
-        comparisons += _rank_and_compare(members, scores, key, notes, draws)
+        comparisons += rank_and_compare(members, scores, key, notes, draws)
         audits += audit_ranking(
             [r.row for r in members], bounds, [r.row for r in rows], ceiling=chosen.ceiling, **made_by
         )
@@ -198,12 +198,13 @@ def _rank_tables(
     return ranked, comparisons, audits
 
 
-def _rank_and_compare(
-    rows: list[ResampledRow], scores: Scores, key: str, notes: list[str], draws: Draws
+def rank_and_compare(
+    rows: list[ResampledRow], scores: Scores, key: str, notes: list[str], draws: Draws, most_pairs: int | None = None
 ) -> list[dict[str, Any]]:
     """Add rank and rank_ci to the rows of one table; the comparisons of all pairs. Both need the same prompts.
 
-    key: the figure that the rows are ranked by.
+    key: the figure that the rows are ranked by. most_pairs: where there are more pairs, each row is compared with the
+    next one alone, in the order of `rows`.
     """
     ranked = [r.row for r in rows if r.row[key] is not None]
     for r in rows:
@@ -217,7 +218,9 @@ def _rank_and_compare(
         intervals = stats.rank_intervals(np.stack([scores[row["subject"]] for row in ranked]))
         for row, (low, high) in zip(ranked, intervals, strict=True):
             row["rank_ci"] = [min(low, row["rank"]), max(high, row["rank"])]
-    pairs = [(a, b) for a, b in combinations(rows, 2) if a.shares is not None and b.shares is not None]
+    comparable = [r for r in rows if r.shares is not None]
+    few = most_pairs is None or math.comb(len(comparable), 2) <= most_pairs
+    pairs = list(combinations(comparable, 2) if few else pairwise(comparable))
     if not pairs:
         return []
     # A prompt that is undecided for either method says nothing about the two: a zero difference flips to itself.

@@ -229,7 +229,9 @@ def rank_intervals(replicates: ArrayLike, *, level: float = 0.95) -> list[tuple[
     values = np.asarray(replicates, dtype=np.float64)
     if values.ndim != 2 or not np.all(np.isfinite(values)):
         raise ValueError(f"replicates must be finite [subjects, B], found shape {values.shape}")
-    ranks = 1 + np.sum(values[None, :, :] > values[:, None, :], axis=1)  # [m, B]; ties share the better rank
+    ranks = np.empty(values.shape, np.int64)  # ties share the better rank
+    for b, scores in enumerate(values.T):  # one replicate at a time: m x m x B would not fit for hundreds of subjects
+        ranks[:, b] = 1 + len(scores) - np.searchsorted(np.sort(scores), scores, side="right")
     low, high = np.quantile(ranks, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=1, method="inverted_cdf")
     return [(int(a), int(b)) for a, b in zip(low, high, strict=True)]
 

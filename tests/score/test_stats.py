@@ -344,3 +344,10 @@ def test_interval_of_q_covers_the_truth_with_bounds_drawn_along():
     fids = np.mean(found, axis=0)[2:]
     truth = score.quality(fids[1], fids.min(), fids.max())
     assert 0.93 <= np.mean([low <= truth <= high for low, high, *_ in found]) <= 0.97
+
+
+def test_rank_intervals_of_many_subjects_are_those_of_a_direct_count():
+    values = np.random.default_rng(0).normal(size=(7, 50)).round(1)  # with ties
+    ranks = 1 + np.sum(values[None] > values[:, None], axis=1)
+    low, high = np.quantile(ranks, [0.025, 0.975], axis=1, method="inverted_cdf")
+    assert stats.rank_intervals(values) == [(int(a), int(b)) for a, b in zip(low, high, strict=True)]
