@@ -26,6 +26,7 @@ LAYERS = (
     ("methods",),
     ("run",),
     ("fit", "submission"),
+    ("board",),
     ("launch", "benchmarks", "recipe"),
 )
 LAYER = {room: number for number, layer in enumerate(LAYERS, 1) for room in layer}

@@ -8,6 +8,7 @@ python -m spqr_jax.report submit RUN --out DIR                           a bundl
 python -m spqr_jax.report verify DIR                                     whether a bundle is right: exit 0 or 1
 python -m spqr_jax.report export DIR --format FORMAT --out DIR           the figures of a bundle for others' collections
 python -m spqr_jax.report pins DIR                                       pins for verify, of a bundle that is trusted
+python -m spqr_jax.report board DIR [DIR ...] --out SITE                 a static site of many bundles
 """
 
 import argparse
@@ -18,7 +19,7 @@ from spqr_jax.report import aligned, compare, tables, tabular
 from spqr_jax.report.html import write
 from spqr_jax.report.reading import read
 
-SUBMISSIONS = ("submit", "verify", "pins", "export")
+SUBMISSIONS = ("submit", "verify", "pins", "export", "board")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(arguments: list[str]) -> str:
     parser = _parser(
-        "", "Report on finished runs; see also the commands `tables`, `compare`, `aligned`, `submit` and `verify`."
+        "",
+        "Report on finished runs. Other commands: tables, compare, aligned, submit, verify, pins, board.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directory with leaderboard.json and cells/")
     parser.add_argument("--out", help="directory to write; default RUN/report, required with several runs")
@@ -79,9 +81,10 @@ def _aligned(arguments: list[str]) -> str:
 
 def _submission(name: str, arguments: list[str]) -> int:
     """A command about bundles: print what it says and return its exit status."""
-    from spqr_jax.submission import commands  # here: it needs the methods' options, and with them JAX
+    from spqr_jax.board import command  # here: these need the methods' options, and with them JAX
+    from spqr_jax.submission import commands
 
-    outcome = commands.COMMANDS[name](arguments)
+    outcome = (commands.COMMANDS | {"board": command.board})[name](arguments)
     print(outcome.text)
     return outcome.status
 
