@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+import judges
 import spqr_jax
-from judges import combine
 from spqr_jax.board.conditions import Conditions
 from spqr_jax.board.submissions import Entry, Submission, read, refused
 from spqr_jax.files import storage
@@ -27,8 +27,7 @@ from spqr_jax.submission.places import Refused
 from spqr_jax.submission.verify import Verification
 
 Arrays = dict[str, np.ndarray]
-SOURCES = (*(Path(spqr_jax.__file__).parent / room for room in ("board", "files", "score", "submission", "run")),
-           Path(combine.__file__).parent)  # fmt: skip
+SOURCES = tuple(Path(package.__file__ or "").parent for package in (spqr_jax, judges))
 
 
 def submission(directory: Path, cache: Path | None, pins: division.Pins | None = None) -> Submission:
@@ -68,8 +67,9 @@ def _key(directory: Path, pins: division.Pins | None) -> str | None:
 
 @functools.cache
 def _code() -> str:
-    """Hash of the code that verifies and scores."""
-    files = sorted(file for folder in SOURCES for pattern in ("*.py", "*.json") for file in folder.rglob(pattern))
+    """Hash of the code that verifies and scores, which is most of the package, and of the pins and schemas with it."""
+    files = sorted(file for folder in SOURCES for file in folder.rglob("*.py"))
+    files += sorted((Path(spqr_jax.__file__).parent / "submission").rglob("*.json"))
     texts = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files]
     return hashlib.sha256(json.dumps([spqr_jax.__version__, texts]).encode()).hexdigest()
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spqr_jax.board.submissions import DRAWS
 from spqr_jax.config import Config
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
@@ -27,5 +28,6 @@ def run(workdir: Path, made: Config, *, draw: int, reference: int = 0, error: fl
 def bundle(folder: Path, name: str, subjects: tuple[str, ...], *, draw: int, config=None, **options) -> Path:
     """The bundle `folder`/bundles/`name` of a run in `folder`/runs/`name`. config: further arguments of its config."""
     made = invented.config(subjects=subjects, **(config or {}))
+    made.score.replicates = DRAWS.replicates
     workdir = run(folder / "runs" / name, made, draw=draw, **options)
     return bundle_lib.write(pack.of_run(workdir), folder / "bundles" / name)
