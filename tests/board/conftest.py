@@ -22,7 +22,11 @@ def made(tmp_path_factory) -> Path:
     bundles.bundle(folder, "b", ("RECE", "Mine"), draw=2, error=1e-6)
     bundles.bundle(folder, "apart", ("RECE",), draw=3, reference=9)
     made = bundles.bundle(folder, "nasty", (NASTY, "Two"), draw=4, config={"profiles": ("lite", "standard")})
-    manifest = bundle_lib.read(made).manifest | {"command": f"python {SCRIPT} \u202egnp.exe", "extra": {"x": SCRIPT}}
+    manifest = bundle_lib.read(made).manifest | {
+        "command": f"python {SCRIPT} \u202egnp.exe",
+        "extra": {"x": SCRIPT},
+        "versions": {},
+    }
     shutil.rmtree(made)
     packed = pack.of_run(folder / "runs" / "nasty")._replace(manifest=manifest)
     packed.leaderboard["evidence"] = packed.evidence
