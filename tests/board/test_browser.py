@@ -170,6 +170,12 @@ def test_a_phone_does_not_scroll_sideways_and_the_system_chooses_the_colours(pag
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+def seconds(page) -> float:
+    """Processor time of the page's main thread so far, which does not depend on what else a machine does."""
+    metrics = page.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return next(m["value"] for m in metrics if m["name"] == "TaskDuration")
+
+
 @pytest.mark.slow
 def test_hundreds_of_submissions(browser, tmp_path):
     """500 bundles: verified once, built again from the cache in seconds, loaded and sorted in less than two."""
@@ -181,11 +187,15 @@ def test_hundreds_of_submissions(browser, tmp_path):
     board = site.write([tmp_path / "bundles"], tmp_path / "site", cache=tmp_path / "cache")
     assert time.process_time() - start < 60
     assert len(board.submissions) == MANY and [len(t.lines) for t in board.tables] == [2 * MANY]
+    browser.get("about:blank")
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     browser.get((tmp_path / "site" / "index.html").as_uri())
-    load = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
-    assert browser.execute_script(load) < 2000
-    sort = """const start = performance.now(); document.querySelectorAll(".board thead button")[3].click();
-      document.body.offsetHeight; return performance.now() - start"""
-    assert browser.execute_script(sort) < 1000
+    loaded = seconds(browser)
+    assert visible(browser) == 2 * MANY and loaded < 2
+    before = seconds(browser)
+    sort = """document.querySelectorAll(".board thead button")[3].click(); document.body.offsetHeight"""
+    browser.execute_script(sort)
+    assert seconds(browser) - before < 2
     enter(browser, "search", "method 77")
     assert visible(browser) == 1 and browser.get_log("browser") == []
+    browser.execute_cdp_cmd("Performance.disable", {})
