@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(arguments: list[str]) -> str:
     parser = _parser(
         "",
-        "Report on finished runs. Other commands: tables, compare, aligned, submit, verify, pins, board.",
+        "Report on finished runs. Other commands: tables, compare, aligned, submit, verify, export, pins, board.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directory with leaderboard.json and cells/")
     parser.add_argument("--out", help="directory to write; default RUN/report, required with several runs")
