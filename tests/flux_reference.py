@@ -12,9 +12,10 @@ from flax import nnx
 from convert import rename
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models import FluxTransformer2DModel
+from spqr_jax.generate import generate
 from tests import flow_reference
 from tests.conftest import write_tokenizer
-from tests.parity import blocks
+from tests.parity import blocks, samples
 from tests.parity.compared import Compared, nchw, relative_error
 
 CLIP: dict[str, Any] = {
@@ -35,6 +36,8 @@ TRANSFORMER: dict[str, Any] = {
     "axes_dims_rope": (4, 6, 6),
 }
 KINDS = {"dev": {"guidance_embeds": True}, "schnell": {"guidance_embeds": False}}
+NAMES = {"dev": "tiny FLUX.1 dev", "schnell": "tiny FLUX.1 schnell"}  # in the parity table
+USUAL = {"dev": (3.5, 512), "schnell": (0.0, 256)}  # guidance, tokens of a text
 FACTOR = 2  # pixels a latent of the VAE
 SCHEDULERS = {"dev": {"shift": 3.0, "use_dynamic_shifting": True}, "schnell": {"shift": 1.0}}  # as published
 
@@ -121,9 +124,9 @@ def run(model: torch.nn.Module, given: Inputs) -> np.ndarray:
 def of_blocks(kind: str) -> list[Compared]:
     """The largest error of every type of block."""
     model, given = transformer(kind), inputs(kind)
-    rows = blocks.blocks(model, ours(model), f"FLUX {kind}", lambda: run(model, given))
-    # One last digit of a frequency, which PyTorch's exp gets wrong in 2 of 128, turns the largest angle by so much.
-    digit = float(1000 * max(given.guidance)) * 2**-23 if given.guidance is not None else 0
+    rows = blocks.blocks(model, ours(model), NAMES[kind], lambda: run(model, given))
+    # One last digit of a frequency, in which PyTorch's exp and ours differ, turns the largest angle by so much.
+    digit = 1000 * 2**-23 * float(max(given.guidance) if given.guidance is not None else 1)
     return [row._replace(limit=max(row.limit, digit)) if row.block == "Timesteps" else row for row in rows]
 
 
@@ -131,7 +134,7 @@ def whole(kind: str, size: tuple[int, int] = (8, 6)) -> Compared:
     """The whole model, on latents that are not square."""
     model, given = transformer(kind), inputs(kind, size)
     found = ours(model)(given.latents.transpose(0, 2, 3, 1), *given[1:])
-    return Compared("FluxTransformer2DModel", f"FLUX {kind}", relative_error(nchw(found), run(model, given)))
+    return Compared("FluxTransformer2DModel", NAMES[kind], relative_error(nchw(found), run(model, given)))
 
 
 @functools.cache
@@ -154,3 +157,14 @@ def images(pipe: Any, prompts: list[str], latents: np.ndarray, steps: int, guida
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "max_sequence_length": length}
     size = {"height": height * FACTOR, "width": width * FACTOR}
     return pipe(prompts, latents=packed, output_type="np", **options, **size).images
+
+
+def sample(kind: str, ours: Any, steps: int) -> list[Compared]:
+    """Two images in `steps` steps with the usual guidance and length of texts."""
+    guidance, length = USUAL[kind]
+    theirs = images(saved(kind)[0], samples.PROMPTS, noise(2), steps, guidance, length)
+    assert theirs.std() > 0.02, "the reference is a flat image and proves nothing"
+    size = {"height": theirs.shape[1], "width": theirs.shape[2]}
+    options = {"scheduler": "flow_euler", "guidance": guidance, "latents": noise(2), **size}
+    found = generate(ours, samples.PROMPTS, [0, 0], steps=steps, **options)
+    return samples.rows("FlowMatchEulerDiscreteScheduler", NAMES[kind], steps, found, theirs)

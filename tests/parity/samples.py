@@ -82,13 +82,16 @@ def flow_sample(pipe: Any, pipeline: Pipeline, kind: str, steps: int) -> list[Co
     assert theirs.std() > 0.02, "the reference is a flat image and proves nothing"
     options = {"scheduler": "flow_euler", "guidance": 5.0, "latents": flow_noise(2)}
     ours = generate(pipeline, PROMPTS, [0, 0], steps=steps, **options)
+    return rows("FlowMatchEulerDiscreteScheduler", kind, steps, ours, theirs)
+
+
+def rows(scheduler: str, kind: str, steps: int, ours: np.ndarray, theirs: np.ndarray) -> list[Compared]:
+    """The entries of a sample in the table. ours: images_u8. theirs: float32 in [0, 1], before rounding."""
     beyond, regraded = apart(ours, theirs)
-    name = "sample, FlowMatchEulerDiscreteScheduler"
+    name, size = f"sample, {scheduler}", theirs.size
     return [
-        Compared(f"{name}: largest, {steps} steps", kind, beyond, PIXELS, theirs.size),
-        Compared(
-            f"{name}: mean, {steps} steps", kind, regraded / 255, REGRADED / 255, theirs.size, 1 / theirs.size / 255
-        ),
+        Compared(f"{name}: largest, {steps} steps", kind, beyond, PIXELS, size),
+        Compared(f"{name}: mean, {steps} steps", kind, regraded / 255, REGRADED / 255, size, 1 / size / 255),
     ]
 
 

@@ -21,7 +21,7 @@ import torch
 
 import convert
 from spqr_jax import mini
-from tests import flow_reference
+from tests import flow_reference, flux_reference
 from tests.parity import blocks, compared, samples
 from tests.parity.compared import Compared
 
@@ -51,6 +51,8 @@ def comparisons(full: bool) -> Iterator[tuple[str, list[Compared]]]:
             pipe = flow_reference.sd3(kind)
             pipe.save_pretrained(folder)
             yield from flow_parts(pipe, convert.load(folder), name)
+    for kind in flux_reference.KINDS:
+        yield from flux_parts(kind)
     path = mini.model_path()  # trained weights, read by both from the same directory
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(path, local_files_only=True, torch_dtype=torch.float32)
     yield from parts(pipe, convert.load(path), "emoji world", [p.prompt for p in mini.prompts("benign", 4, 0)])
@@ -81,9 +83,18 @@ def flow_parts(pipe, pipeline, name: str) -> Iterator[tuple[str, list[Compared]]
         yield "whole sample", samples.flow_sample(pipe, pipeline, name, steps)
 
 
+def flux_parts(kind: str) -> Iterator[tuple[str, list[Compared]]]:
+    """Blocks, the whole transformer and whole samples of FLUX. Its VAE and T5 are those of SD3."""
+    yield "transformer", flux_reference.of_blocks(kind)
+    yield "whole model", [flux_reference.whole(kind)]
+    pipeline = convert.load(flux_reference.saved(kind)[1])
+    for steps in (8, 28):
+        yield "whole sample", flux_reference.sample(kind, pipeline, steps)
+
+
 def markdown(found: list[tuple[str, Compared]]) -> str:
     """Blocks by config, then what has a config of its own. An entry: the largest error, and of how many outputs."""
-    columns = [*KINDS.values(), *FLOWS.values(), "emoji world"]
+    columns = [*KINDS.values(), *FLOWS.values(), *flux_reference.NAMES.values(), "emoji world"]
     entries: dict[tuple[str, str, float], dict[str, list[Compared]]] = {}
     alone = []
     for part, row in found:
