@@ -95,16 +95,12 @@ def of_plan(plan: planned.Planned, begun: Begun, seconds: float) -> Measured:
     """The result for a program whose compiler was stopped when it had planned the memory."""
     consists, parts = begun.hlo | hlo.of_compiled(plan.program), plan.parts
     how: dict[str, Any] = {"note": PLANNED, "until": "plan", "hlo": consists}
-    return Measured(True, _total(parts), parts, begun.flops, None, round(seconds, 1), "", **how)
+    return Measured(True, planned.total(parts), parts, begun.flops, None, round(seconds, 1), "", **how)
 
 
 def unknown(reason: str, seconds: float = 0.0) -> Measured:
     """The result for a program of which the compiler said nothing."""
     return Measured(False, None, {}, 0.0, None, round(seconds, 1), reason)
-
-
-def _total(parts: dict[str, int]) -> int:
-    return parts["arguments"] + parts["outputs"] + parts["temporaries"] - parts["aliased"]
 
 
 def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Any, str]:
@@ -128,7 +124,9 @@ def _compiled(lowered: Any, count: float, options: dict[str, Any]) -> Measured:
     sizes = {field: int(getattr(memory, f"{field}_size_in_bytes")) for field in FIELDS}
     parts = dict(zip(("arguments", "outputs", "temporaries", "aliased"), sizes.values(), strict=True))
     consists = hlo.counts(lowered, compiled)
-    return Measured(True, _total(parts), parts, count, cost.get("flops"), round(seconds, 1), "", note, hlo=consists)
+    return Measured(
+        True, planned.total(parts), parts, count, cost.get("flops"), round(seconds, 1), "", note, hlo=consists
+    )
 
 
 def _refused(error: Exception, count: float, seconds: float) -> Measured:

@@ -11,8 +11,10 @@ from typing import NamedTuple
 DUMP = "xla_dump_to"  # the compiler's option that names the folder
 # A line of the plan: "allocation 7: size 512, page 0, output shape is |f32[8]|, maybe-live-out, parameter 2, ..."
 ALLOCATION = re.compile(r"^allocation \d+: size (\d+), (.*)$", re.MULTILINE)
-# XLA writes this file, the optimised program, after the plan.
-PLAN, AFTER = "*after_optimizations-buffer-assignment.txt", "*after_optimizations.txt"
+# XLA's own sum of the same, in its report.
+TOTAL = re.compile(r"\(color=0\)\nTotal bytes: (\d+) ")
+PLAN, REPORT = "*after_optimizations-buffer-assignment.txt", "*after_optimizations-memory-usage-report.txt"
+PROGRAM = "*after_optimizations.txt"
 
 
 class Planned(NamedTuple):
@@ -26,16 +28,27 @@ class Planned(NamedTuple):
 
 
 def read(folder: Path) -> Planned | None:
-    """The plan in a folder, None as long as there is none. Of several programs the largest counts: compilers make small
-    ones on their way."""
-    plans, programs = list(folder.glob(PLAN)), list(folder.glob(AFTER))
-    if not (plans and programs):
-        return None
-    return Planned(parts(_largest(plans)), _largest(programs))
+    """The plan in a folder, None as long as it is not whole: the compiler may be writing it at this moment.
+
+    Of several programs the largest counts: compilers make small ones on their way. A plan is whole if its sum is that
+    of XLA's report, and a program if its last computation, the entry, is closed.
+    """
+    plan, report, program = (_largest(folder, pattern) for pattern in (PLAN, REPORT, PROGRAM))
+    found, said = parts(plan), TOTAL.search(report)
+    whole = said is not None and total(found) == int(said[1])
+    closed = "\nENTRY " in program and program.rstrip().endswith("\n}")
+    return Planned(found, program) if whole and closed else None
 
 
-def _largest(files: list[Path]) -> str:
-    return max(files, key=lambda file: file.stat().st_size).read_text(encoding="utf-8")
+def total(parts: dict[str, int]) -> int:
+    """Bytes of everything, aliased ones once."""
+    return parts["arguments"] + parts["outputs"] + parts["temporaries"] - parts["aliased"]
+
+
+def _largest(folder: Path, pattern: str) -> str:
+    """The text of the largest file of this kind, "" if there is none."""
+    files = sorted(folder.glob(pattern), key=lambda file: file.stat().st_size)
+    return files[-1].read_text(encoding="utf-8") if files else ""
 
 
 def parts(plan: str) -> dict[str, int]:

@@ -77,6 +77,15 @@ def test_the_plan_that_a_compiler_writes_down_is_what_it_says_in_the_end(tmp_pat
     said = {name: getattr(memory, f"{field}_size_in_bytes") for name, field in FIELDS.items()}
     assert parts["aliased"] == WEIGHTS * 2
     assert parts == pytest.approx(said, abs=64)  # a constant or two
+    for pattern in (planned.PLAN, planned.REPORT, planned.PROGRAM):  # one that is being written is no plan yet
+        (file,) = tmp_path.glob(pattern)
+        text = file.read_text()
+        for part in ("", text[:12], text[: len(text) // 2], text[: text.rfind("\nallocation") + 1] or text[:-3]):
+            file.write_text(part)
+            whole = pattern == planned.REPORT and part.startswith(text[:99])  # the sum stands in its second line
+            assert (planned.read(tmp_path) is not None) == whole
+        file.write_text(text)
+    assert planned.read(tmp_path) == planned.Planned(parts, next(tmp_path.glob(planned.PROGRAM)).read_text())
 
 
 FIELDS = {"arguments": "argument", "outputs": "output", "temporaries": "temp", "aliased": "alias"}
