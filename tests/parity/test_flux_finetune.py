@@ -159,6 +159,11 @@ def test_ten_steps(dataset, kind, profile):
     check(kind, dataset, profile)
 
 
+@pytest.mark.slow
+def test_lite_with_the_text_stream(dataset):
+    check("dev", dataset, "lite", joint_text=True)
+
+
 def test_encoded_images_are_those_of_the_script(dataset):
     from spqr_jax.training import latents
 
