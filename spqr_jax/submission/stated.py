@@ -39,7 +39,14 @@ def _built(kind: type, values: Any, place: str) -> Any:
     fields = {f.name for f in dataclasses.fields(kind)} - {"sources"}
     if wrong := sorted(fields ^ values.keys()):
         raise ValueError(f"{place}.{wrong[0]} is {'missing' if wrong[0] in fields else 'no field of this version'}")
-    return kind(**{name: _value(hints[name], values[name], f"{place}.{name}") for name in fields})
+    by_default = {f.name: f.default for f in dataclasses.fields(kind)}
+
+    def read(name: str) -> Any:
+        if values[name] is None and by_default[name] is None:
+            return None  # left open: what fits on a device decides, or `manifest_faults` asks for it
+        return _value(hints[name], values[name], f"{place}.{name}")
+
+    return kind(**{name: read(name) for name in fields})
 
 
 def _value(hint: Any, value: Any, place: str) -> Any:
