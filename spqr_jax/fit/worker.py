@@ -81,7 +81,9 @@ def measure(job: Job, wait: Wait) -> Measured:
             return _answer(receiver, Path(folder), wait)
         except EOFError:
             process.join()
-            return memory.unknown(f"its compiler ended with status {process.exitcode}; is this machine out of memory?")
+            killed = (process.exitcode or 0) < 0
+            why = "is this machine out of memory?" if killed else "what it said stands above"
+            return memory.unknown(f"its compiler ended with status {process.exitcode}; {why}")
         finally:
             process.kill()
             process.join()

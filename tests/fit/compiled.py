@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import json
 import sys
 import tempfile
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +67,24 @@ def question(target: str, base: str, dtype: str, fsdp: bool = False) -> Question
     config = Config(base=base, dtype=dtype)
     config.mesh.fsdp = fsdp
     config.generation.steps = 2
-    with tempfile.TemporaryDirectory() as folder:
-        if base.startswith("small-"):
-            config.base = folder
-            config.bft.batch_size = targets.mesh(found).size
-            write(Path(folder), int(base.removeprefix("small-")))
-        return Question.of(fitting.protocol.resolve(config), found, fitting.Asked())
+    if base.startswith("small-"):
+        config.base = kept().name
+        config.bft.batch_size = targets.mesh(found).size
+        write(Path(config.base), int(base.removeprefix("small-")))
+    return Question.of(fitting.protocol.resolve(config), found, fitting.Asked())
+
+
+@cache
+def kept() -> tempfile.TemporaryDirectory:
+    """A folder that lasts as long as this process: the one that compiles reads it too."""
+    return tempfile.TemporaryDirectory()
 
 
 def write(folder: Path, side: int) -> None:
     """The config files of the small one; weights are not needed."""
     SMALL["unet"]["sample_size"] = side
     for name, config in SMALL.items():
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
         (folder / name / file).write_text(json.dumps(config))
 
