@@ -158,9 +158,11 @@ def _encode(tally: Tally):
 
 
 def _partial_sample(tally: Tally):
-    def count(denoiser: Any, params: Any, tables: Any, noise: np.ndarray, given: Any, stop: int) -> np.ndarray:
+    def count(
+        denoiser: Any, params: Any, tables: Any, noise: np.ndarray, given: Any, stop: int, guided: bool
+    ) -> np.ndarray:
         area = noise.shape[1] * noise.shape[2] / SIDE**2
-        tally.add(sampling=2 * area * len(noise) * stop)
+        tally.add(sampling=(1 + guided) * area * len(noise) * stop)
         return noise
 
     return count

@@ -175,7 +175,8 @@ def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = Fals
         texts = backbone.resized(with_anchors(told, rng), (height * factor, width * factor))
         positive, negative = (texts.rows(np.full(o.batch_size, row)) for row in (0, 2))
         given = Guided(positive, negative, np.full(o.batch_size, o.sampling_guidance, np.float32))
-        latents = partial_sample(sampler.denoiser, build(weights, params), sampler.tables, noise, given, done)
+        student, guided = build(weights, params), sampler.guidance > 1
+        latents = partial_sample(sampler.denoiser, student, sampler.tables, noise, given, done, guided)
         t = np.full(o.batch_size, total - 1 - done * total // o.sampling_steps, np.int32)
         return weights, latents, t, texts, np.float32(o.eta), np.float32(o.anchoring)
 

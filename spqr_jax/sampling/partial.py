@@ -60,7 +60,7 @@ def partial_sample(
     noise: jax.Array,
     given: Guided,
     stop: jax.Array,
-    guided: bool = True,
+    guided: bool,
 ) -> jax.Array:
     """Latents [B, h, w, C] after `stop` steps from `noise`. `stop` is traced, so one program serves all.
 

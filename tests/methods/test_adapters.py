@@ -178,7 +178,7 @@ def test_spm_trains_at_the_authors_timestep(pipeline, monkeypatch):
     pipeline = pipeline._replace(configs=pipeline.configs | {"unet": pipeline.configs["unet"] | {"sample_size": 256}})
     drawn = []
 
-    def partial_sample(denoiser, unet, tables, noise, given, done):
+    def partial_sample(denoiser, unet, tables, noise, given, done, guided):
         drawn.append((unet, noise.shape, done))
 
     def fit(name, gradient, static, adam, params, inputs, steps, **_):
