@@ -92,8 +92,12 @@ def text_encoding(plan: Plan) -> Program:
     def encode(params: Any) -> Condition:
         return plan.backbone.condition(plan.pipeline._replace(params=params), texts, _trained_size(plan))
 
-    assert plan.backbone.text is not None
-    weights = {name: plan.pipeline.params[name] for name in plan.backbone.text.encoders}
+    backbone = plan.backbone
+    weights = {
+        name: leaves
+        for name, leaves in plan.pipeline.params.items()
+        if name not in (backbone.denoiser, backbone.autoencoder)
+    }
     shapes = mesh_lib.shapes(weights, plan.mesh)
     return Program("text encoding", plan.about(len(texts)), lambda: encode.trace(shapes))
 
