@@ -20,7 +20,7 @@ from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import target as target_lib
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import bft
-from spqr_jax.run.stages.generate import sampling_options
+from spqr_jax.run.generation import sampling_options
 from spqr_jax.sampling import call as call_lib
 from spqr_jax.sampling import sampler
 from spqr_jax.sampling.attached.safe_guidance import SLD

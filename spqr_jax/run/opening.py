@@ -15,6 +15,7 @@ from spqr_jax.run import identity, protocol
 from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import plan
 from spqr_jax.run.check import check
+from spqr_jax.run.generation import sampling_options
 from spqr_jax.run.identity import Inputs, digest
 from spqr_jax.run.missing import open_all
 from spqr_jax.run.stages import Run
@@ -59,11 +60,10 @@ def check_backbone(config: Config, backbone: Pipeline) -> None:
 
 def check_sampling(config: Config, backbone: Pipeline) -> None:
     """Raise ValueError for a scheduler, a size or a length of texts that the backbone does not take."""
-    g = config.generation
-    how = Sampling(steps=g.steps, scheduler=g.scheduler, height=g.height or None, width=g.width or None)
+    how = Sampling(**sampling_options(config))
     try:
         call_lib.tables_of(backbone, how)
-        backbones.of(backbone).with_length(backbone, g.max_sequence_length or None)
+        backbones.of(backbone).with_length(backbone, how.max_sequence_length)
     except ValueError as error:
         raise ValueError(f"config.generation: {error}") from error
 

@@ -18,6 +18,7 @@ from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
 from spqr_jax.run.cells import SubjectDir
+from spqr_jax.run.generation import sampling_options
 from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
 from spqr_jax.sampling import attached
@@ -111,9 +112,7 @@ def _kind(pipeline: Pipeline) -> dict[str, Any]:
 
 def _evaluations(run: Run) -> int:
     """How often a sample evaluates the UNet: PNDM does it once more than it has steps."""
-    g = run.config.generation
-    how = Sampling(steps=g.steps, scheduler=g.scheduler, height=g.height or None, width=g.width or None)
-    return len(call_lib.tables_of(run.backbone, how).timesteps)
+    return len(call_lib.tables_of(run.backbone, Sampling(**sampling_options(run.config))).timesteps)
 
 
 def _equal(a: Any, b: Any) -> bool:

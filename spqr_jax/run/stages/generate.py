@@ -15,12 +15,12 @@ from tqdm import tqdm
 from spqr_jax import backbones
 from spqr_jax import generate as generate_lib
 from spqr_jax import params as params_lib
-from spqr_jax.config import Config
 from spqr_jax.devices import preemption, processes
 from spqr_jax.files import images, storage
 from spqr_jax.files.layout import ImagesFolder, Workdir
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run.cells import SubjectDir
+from spqr_jax.run.generation import sampling_options
 from spqr_jax.run.stages.align import load_subject
 from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.pictures import Job, image_seed, phase_jobs, picture_path
@@ -108,19 +108,6 @@ def _guidance(run: Run, jobs: list[Job]) -> list[float]:
 def _options(run: Run) -> dict[str, Any]:
     """The options of generation that come from the config, but for guidance, which prompts may bring with them."""
     return {**sampling_options(run.config), "fsdp": bool(run.config.mesh.fsdp)}
-
-
-def sampling_options(config: Config) -> dict[str, Any]:
-    """The fields of `Sampling` that a config gives for all prompts."""
-    g = config.generation
-    return {
-        "steps": g.steps,
-        "height": g.height or None,
-        "width": g.width or None,
-        "negative": g.negative,
-        "scheduler": g.scheduler,
-        "max_sequence_length": g.max_sequence_length or None,
-    }
 
 
 def stream(run: Run, pipeline: Pipeline, jobs: list[Job], size: int):
