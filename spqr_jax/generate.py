@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spqr_jax import backbones
+from spqr_jax.devices import memory
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling import batch_size as batch_size_lib
@@ -140,6 +141,6 @@ def largest_batch(
         compiled,
         min(batch_size_lib.worthwhile(shape[0] * shape[1], mesh), -(-count // mesh.size)),
         weights=mesh_lib.bytes_each(weights),
-        limit=batch_size_lib.memory_limit(mesh, beside=beside),
+        limit=memory.memory_limit(mesh, beside=beside),
         what=f"{pipeline.name or 'pipeline'} at {size[0]}x{size[1]}",
     )

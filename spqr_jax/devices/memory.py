@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from spqr_jax.devices import processes
@@ -47,14 +48,58 @@ def program_bytes(compiled: Any) -> int:
     return used - memory.alias_size_in_bytes
 
 
-def needed_bytes(compiled: Callable[[], Any]) -> int | None:
-    """Bytes of the program that `compiled` compiles; None if the compiler itself finds that they cannot fit (TPU)."""
+def needed_bytes(compiled: Callable[..., Any], *arguments: Any) -> int | None:
+    """Bytes of the program that compiled(*arguments) gives; None if the compiler itself finds no room for it (TPU)."""
     try:
-        return program_bytes(compiled())
+        return program_bytes(compiled(*arguments))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None
+
+
+def largest(
+    compiled: Callable[[int], Any],
+    most: int,
+    *,
+    weights: int,
+    limit: int | None,
+    what: str,
+    smallest: str,
+    remedies: str,
+) -> int:
+    """The first number among most, most / 2, ..., 1 of images on each device whose program fits.
+
+    compiled: number of images on each device -> compiled program. The memory of a program is at least that of its
+    weights, plus a share that grows with the batch. So the size of a program that does not fit gives a bound for
+    smaller batches, and batches that cannot fit are not compiled. If `most` fits, no other program is compiled.
+    weights: bytes of the weights on each device. limit: bytes that are there; if it is None, `most` is taken untested.
+    what: the work in the log. Raises MemoryError if one image on each device does not fit: `smallest` takes so many
+    bytes, and the `remedies`.
+    """
+    if limit is None:
+        return most
+    size = most
+    while (needed := needed_bytes(compiled, size)) is None or needed > limit:
+        if size == 1:
+            raise MemoryError(
+                f"{smallest} takes {gigabytes(needed)} (weights {gigabytes(weights)}), a device has "
+                f"{gigabytes(limit)} for it; {remedies}."
+            )
+        logging.info("%s: %d images on each device take %s of %s.", what, size, gigabytes(needed), gigabytes(limit))
+        size = _smaller(size, needed, weights, limit)
+    return size
+
+
+def _smaller(size: int, needed: int | None, weights: int, limit: int) -> int:
+    """The next size to try: the first of size / 2, size / 4, ... that can fit.
+
+    It is assumed that all memory except that of the weights shrinks with the batch.
+    """
+    smaller = size // 2
+    while needed is not None and smaller > 1 and weights + (needed - weights) * smaller / size > limit:
+        smaller //= 2
+    return smaller
 
 
 def gigabytes(value: int | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spqr_jax.config import Config
+from spqr_jax.devices import memory
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.fit import architectures, programs, storage, targets, work, worker
 from spqr_jax.fit.memory import Measured
@@ -255,7 +256,7 @@ def _most(question: Question) -> int:
 
 def _run_limit(target: Target) -> int:
     """Bytes that a run leaves to one program (`devices.memory.memory_limit`)."""
-    return target.limit if target.platform == "cpu" else int(batch_size.SHARE * target.limit)
+    return target.limit if target.platform == "cpu" else int(memory.SHARE * target.limit)
 
 
 # --- the whole config

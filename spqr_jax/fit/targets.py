@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from spqr_jax.devices import memory
 from spqr_jax.devices import mesh as mesh_lib
-from spqr_jax.sampling import batch_size
 
 GIB = 2**30
 # XLA's own default: the share of a GPU's memory that JAX takes.
@@ -58,7 +58,7 @@ class Target(NamedTuple):
         """Bytes that programs may take on one device. Of a GPU JAX takes the share that the environment says."""
         if self.platform == "cuda":
             return int(float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_SHARE)) * self.memory)
-        return self.memory or batch_size.memory_limit(mesh_lib.make()) or 0
+        return self.memory or memory.memory_limit(mesh_lib.make()) or 0
 
 
 class Card(NamedTuple):

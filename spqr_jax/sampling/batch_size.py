@@ -4,14 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import logging
 from jax.sharding import Mesh
 
 from spqr_jax.devices import memory
-from spqr_jax.devices.memory import SHARE as SHARE
-from spqr_jax.devices.memory import gigabytes
-from spqr_jax.devices.memory import memory_limit as memory_limit
-from spqr_jax.devices.memory import program_bytes as program_bytes
 from spqr_jax.files import choices
 
 # Latent pixels that fill a device in one batch: those of 16 images of 512x512. With guidance, the widest matrix
@@ -34,46 +29,16 @@ def worthwhile(latent_pixels: int, mesh: Mesh) -> int:
 def largest(
     compiled: Callable[[int], Any], most: int, *, weights: int, limit: int | None, what: str = "generation"
 ) -> int:
-    """The first number among most, most / 2, ..., 1 of images on each device whose program fits.
-
-    compiled: number of images on each device -> compiled program. The memory of a program is at least that of its
-    weights, plus a share that grows with the batch. So the size of a program that does not fit gives a bound for
-    smaller batches, and batches that cannot fit are not compiled. If `most` fits, no other program is compiled.
-    weights: bytes of the weights on each device. limit: bytes that are there; if it is None, `most` is taken untested.
-    Raises MemoryError that names `what`, the bytes and the remedies if one image on each device does not fit.
-    """
-    if limit is None:
-        return most
-    size = most
-    while (needed := needed_bytes(compiled, size)) is None or needed > limit:
-        if size == 1:
-            raise MemoryError(_too_big(what, needed, weights, limit))
-        logging.info("%s: %d images on each device take %s of %s.", what, size, gigabytes(needed), gigabytes(limit))
-        size = _smaller(size, needed, weights, limit)
-    return size
-
-
-def needed_bytes(compiled: Callable[[int], Any], size: int) -> int | None:
-    """Bytes of the program for `size` images; None if the compiler itself finds that they cannot fit (TPU)."""
-    return memory.needed_bytes(lambda: compiled(size))
-
-
-def _smaller(size: int, needed: int | None, weights: int, limit: int) -> int:
-    """The next size to try: the first of size / 2, size / 4, ... that can fit.
-
-    It is assumed that all memory except that of the weights shrinks with the batch.
-    """
-    smaller = size // 2
-    while needed is not None and smaller > 1 and weights + (needed - weights) * smaller / size > limit:
-        smaller //= 2
-    return smaller
-
-
-def _too_big(what: str, needed: int | None, weights: int, limit: int) -> str:
-    return (
-        f"{what}: one image on each device takes {gigabytes(needed)} (weights {gigabytes(weights)}), a device has "
-        f"{gigabytes(limit)} for it; split the weights over several devices (mesh.fsdp), use bfloat16 (dtype), or "
-        "make smaller images (generation.height, generation.width)."
+    """`spqr_jax.devices.memory.largest` for sampling, with the remedies that a config has."""
+    return memory.largest(
+        compiled,
+        most,
+        weights=weights,
+        limit=limit,
+        what=what,
+        smallest=f"{what}: one image on each device",
+        remedies="split the weights over several devices (mesh.fsdp), use bfloat16 (dtype), or make smaller images "
+        "(generation.height, generation.width)",
     )
 
 

@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Backbone
 from spqr_jax.data import Batch, Dataset
+from spqr_jax.devices import memory, processes
 from spqr_jax.devices import mesh as mesh_lib
-from spqr_jax.devices import processes
-from spqr_jax.devices.memory import gigabytes, limit_here, needed_bytes
 from spqr_jax.files import storage
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
@@ -115,7 +113,7 @@ def _encode_rows(
     backbone, means, logvars = backbones.of(pipeline), [], []
     definition = pipeline.definitions[backbone.autoencoder]
     params = jax.device_put(pipeline.params[backbone.autoencoder])  # once, and not with every batch
-    if limit := limit or limit_here(jax.local_devices()):
+    if limit := limit or memory.limit_here(jax.local_devices()):
         batch = _at_once(backbone, definition, params, (batch, *size, 3), limit)
     for start in rows[::batch]:
         chosen = np.arange(start, min(start + batch, rows.stop))
@@ -149,21 +147,20 @@ _lower = encode_batch.lower
 def _at_once(backbone: Backbone, definition: Definition, params: Params, most: tuple[int, ...], limit: int) -> int:
     """Images encoded at once: B of `most` [B, H, W, 3], or half as many, and so on, until the program fits."""
     batch, shape = most[0], most[1:]
+    what = f"{backbone.autoencoder}: encoding images of {shape[0]}x{shape[1]}"
 
-    def needed(batch: int) -> int | None:
-        images = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
-        return needed_bytes(lambda: _lower(backbone, definition, params, images).compile())
+    def compiled(batch: int) -> jax.stages.Compiled:
+        return _lower(backbone, definition, params, jax.ShapeDtypeStruct((batch, *shape), np.uint8)).compile()
 
-    while (size := needed(batch)) is None or size > limit:
-        what = f"{backbone.autoencoder}: encoding images of {shape[0]}x{shape[1]}, {batch} at once,"
-        if batch == 1:
-            raise MemoryError(
-                f"{what} takes {gigabytes(size)}, and the device has {gigabytes(limit)} for it; train on smaller "
-                "images (bft.resolution), or use bfloat16 (dtype)."
-            )
-        logging.info("%s takes %s of %s.", what, gigabytes(size), gigabytes(limit))
-        batch //= 2
-    return batch
+    return memory.largest(
+        compiled,
+        batch,
+        weights=params_lib.nbytes(params),
+        limit=limit,
+        what=what,
+        smallest=f"{what}, 1 at once,",
+        remedies="train on smaller images (bft.resolution), or use bfloat16 (dtype)",
+    )
 
 
 def checked_size(pipeline: Pipeline, dataset: Dataset) -> tuple[int, int]:

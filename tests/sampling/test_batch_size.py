@@ -13,6 +13,7 @@ from jax import monitoring
 import convert
 from spqr_jax import config, mini
 from spqr_jax import generate as generate_lib
+from spqr_jax.devices import memory
 from spqr_jax.files import images
 from spqr_jax.files.layout import CellFolder
 from spqr_jax.prompts import Prompt
@@ -106,11 +107,11 @@ def test_without_a_limit_nothing_is_compiled():
 
 def test_bytes_are_the_compiled_programs_own():
     x = np.zeros(1000, np.float32)
-    assert batch_size.program_bytes(jax.jit(lambda x: 2 * x).lower(x).compile()) == 8000
+    assert memory.program_bytes(jax.jit(lambda x: 2 * x).lower(x).compile()) == 8000
     donated = jax.jit(lambda x: 2 * x, donate_argnums=0).lower(x).compile()
-    assert batch_size.program_bytes(donated) == 4000  # the result lies where the argument was
+    assert memory.program_bytes(donated) == 4000  # the result lies where the argument was
     product = jax.jit(lambda x: (x[:, None] @ x[None]) @ x).lower(x).compile()
-    assert batch_size.program_bytes(product) > 4_000_000  # what lies between counts
+    assert memory.program_bytes(product) > 4_000_000  # what lies between counts
 
 
 def mesh(stats=None, platform="gpu", count=1):
@@ -121,11 +122,11 @@ def mesh(stats=None, platform="gpu", count=1):
 
 def test_limits_of_devices():
     stats = {"bytes_limit": 80 * 2**30, "bytes_in_use": 50 * 2**30}
-    assert batch_size.memory_limit(mesh(stats)) == 72 * 2**30
-    assert batch_size.memory_limit(mesh(stats), beside=True) == 22 * 2**30
-    assert batch_size.memory_limit(mesh({"bytes_limit": 2**30, "bytes_in_use": 2**30}), beside=True) == 0
-    assert batch_size.memory_limit(mesh(None)) is None
-    alone, eight = (batch_size.memory_limit(mesh(None, "cpu", n)) for n in (1, 8))
+    assert memory.memory_limit(mesh(stats)) == 72 * 2**30
+    assert memory.memory_limit(mesh(stats), beside=True) == 22 * 2**30
+    assert memory.memory_limit(mesh({"bytes_limit": 2**30, "bytes_in_use": 2**30}), beside=True) == 0
+    assert memory.memory_limit(mesh(None)) is None
+    alone, eight = (memory.memory_limit(mesh(None, "cpu", n)) for n in (1, 8))
     physical = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert alone == pytest.approx(physical / 2, rel=0.01) and eight == pytest.approx(alone / 8, rel=0.01)
 
@@ -145,7 +146,7 @@ def pipeline():
 @pytest.fixture
 def limit(monkeypatch):
     def set_to(value):
-        monkeypatch.setattr(batch_size, "memory_limit", lambda mesh, beside=False: value)
+        monkeypatch.setattr(memory, "memory_limit", lambda mesh, beside=False: value)
 
     return set_to
 
@@ -154,13 +155,13 @@ def limit(monkeypatch):
 def compiled(monkeypatch):
     """Sizes of the batches that are compiled for, and the bytes each takes."""
     seen: dict[int, int] = {}
-    measure = batch_size.needed_bytes
+    measure = memory.needed_bytes
 
     def watched(program, size):
         seen[size] = measure(program, size)
         return seen[size]
 
-    monkeypatch.setattr(batch_size, "needed_bytes", watched)
+    monkeypatch.setattr(memory, "needed_bytes", watched)
     return seen
 
 
