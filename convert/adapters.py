@@ -1,6 +1,5 @@
 """LoRA and SPM adapters in every published form, merged into the weights: W + strength * alpha / rank * up @ down."""
 
-import functools
 import json
 import math
 import re
@@ -18,10 +17,10 @@ from spqr_jax.pipeline import Pipeline
 
 _ADAPTED = tuple(name for name, component in COMPONENTS.items() if component.kohya)  # adapters sit on these
 _KOHYA_PARTS = dict.fromkeys(part for name in _ADAPTED for part in COMPONENTS[name].kohya)
-# kohya and SPM write a layer's path with underscores for dots. The number is that of a part of a stack (`separated`).
+# kohya and SPM write a layer's path with underscores for dots.
 _KOHYA = re.compile(
     rf"^lora_(?P<part>{'|'.join(_KOHYA_PARTS)})_(?P<layer>[^.]+)\."
-    r"(?P<role>lora_down\.weight|lora_up\.weight|alpha)(\[(?P<number>\d)\])?$"
+    r"(?P<role>lora_down\.weight|lora_up\.weight|alpha)$"
 )
 # PEFT (lora_A, lora_B, or with the adapter's name after them), diffusers (lora.down, lora_linear_layer.down), and its
 # legacy attention processors (processor.to_q_lora.down).
@@ -48,14 +47,12 @@ class Key(NamedTuple):
         layer: the layer, as the key writes it.
         form: "kohya", "peft" or "diffusers".
         role: "up", "down" or "alpha".
-        number: which layer of a stack (`separated`).
     """
 
     part: str
     layer: str
     form: str
     role: str
-    number: int = 0
 
 
 def parse(key: str) -> Key | None:
@@ -63,7 +60,7 @@ def parse(key: str) -> Key | None:
     match = _KOHYA.match(key)
     if match:
         role = match["role"].removeprefix("lora_").removesuffix(".weight")
-        return Key(match["part"], match["layer"], "kohya", role, int(match["number"] or 0))
+        return Key(match["part"], match["layer"], "kohya", role)
     match = _DOTTED.match(key)
     if match is None:
         return None
@@ -72,27 +69,6 @@ def parse(key: str) -> Key | None:
     for pattern, name in _OLD_LAYERS:
         layer = pattern.sub(name, layer)
     return Key(match["part"] or "", layer, "peft" if match["peft"] else "diffusers", role)
-
-
-def separated(state: Mapping[str, Any]) -> View:
-    """The tensors of a file, those of kohya's adapters on FLUX's stacked layers once for each layer of the stack.
-
-    Such an adapter has one `down` for the stack, and the rows of its `up` belong to the layers.
-    """
-    entries: dict[str, tuple[str, Any]] = {}
-    for key in state:
-        match = _KOHYA.match(key)
-        layer = bfl.kohya_layer(match["layer"]) if match else ""
-        for i in range(len(bfl.layers(layer))):
-            part = (lambda x, i=i, layer=layer: bfl.rows(layer, np.asarray(x))[i]) if "lora_up" in key else _same
-            entries[f"{key}[{i}]"] = (key, part)
-        if not bfl.layers(layer):
-            entries[key] = (key, _same)
-    return View(state, entries)
-
-
-def _same(tensor: Any) -> Any:
-    return tensor
 
 
 def describe(state: Mapping[str, Any]) -> str:
@@ -132,35 +108,30 @@ class Layers:
         if key.layer in flat or is_text:
             return flat.get(key.layer)
         if COMPONENTS[component].kind == kinds.TRANSFORMER:
-            names = list(bfl.layers(bfl.kohya_layer(key.layer))[key.number :])
-            return names[0] if names and names[0] in self.kernels[component] else None
+            return None  # those of the original code have diffusers' names by now (`unstacked`)
         # Adapters of SDXL are trained on the names of the original code.
         return flat.get(ldm.kohya_name(key.layer, self._configs[component]["layers_per_block"]))
 
 
-def unstacked(state: Mapping[str, Any], layers: Layers) -> Mapping[str, Any]:
-    """kohya's adapters of SD3's transformer under diffusers' layers; those of a stack of three are cut in three.
+def unstacked(state: Mapping[str, Any], layers: Layers) -> View:
+    """The tensors of a file, kohya's adapters of a transformer on diffusers' layers.
 
-    kohya has the layers of the original code, "lora_unet_joint_blocks_0_x_block_attn_qkv".
+    kohya has the layers of the original code: "lora_unet_joint_blocks_0_x_block_attn_qkv" (SD3),
+    "lora_unet_double_blocks_0_img_attn_qkv" (FLUX). Of a stack of layers there is one `down`, and the rows of its `up`
+    belong to the layers.
     """
     kernels = layers.kernels.get("transformer", {})
-    if not any(key.startswith("lora_unet_") for key in state) or not kernels:
-        return state
-    found: dict[str, list[tuple[str, mmdit.Place]]] = {}
-    for layer in kernels:
-        if where := mmdit.place(layer, mmdit.blocks_of(kernels)):
-            found.setdefault(where.layer.replace(".", "_"), []).append((layer.replace(".", "_"), where))
+    originals = mmdit.originals(kernels) | bfl.originals(kernels)
+    of_original = {name.replace(".", "_"): parts for name, parts in originals.items()}
     entries: dict[str, tuple[str, Any]] = {}
     for key in state:
-        original, dot, role = key.removeprefix("lora_unet_").partition(".")
-        targets = found.get(original, []) if key.startswith("lora_unet_") else []
-        for layer, where in targets:
-            up = role == "lora_up.weight"
-            entries[f"lora_transformer_{layer}{dot}{role}"] = (
-                key,
-                functools.partial(mmdit.cut, where) if up else np.asarray,
-            )
-        if not targets:
+        match = _KOHYA.match(key)
+        original = match["layer"] if match and match["part"] == "unet" else ""
+        parts, role = of_original.get(original, ()), key.removeprefix(f"lora_unet_{original}")
+        for layer, cut in parts:
+            function = cut if role == ".lora_up.weight" else np.asarray
+            entries[f"lora_transformer_{layer.replace('.', '_')}{role}"] = (key, function)
+        if not parts:
             entries[key] = (key, np.asarray)
     return View(state, entries)
 
@@ -218,7 +189,7 @@ def merge(
     """
     marks.check(pipeline, state, source)
     layers, scales = Layers(pipeline), Scales(config, metadata(state), source)
-    state = separated(unstacked(state, layers))
+    state = unstacked(state, layers)
     problems: dict[str, list[str]] = {}
     found, forms = _pair(layers, state, problems)
     if "peft" in forms and config is None:
@@ -229,25 +200,30 @@ def merge(
         tensors = {role: np.asarray(state[key], np.float32) for role, key in roles.items()}
         faults = {role: damage for role, tensor in tensors.items() if (damage := rename.damage_of(tensor))}
         for role, damage in faults.items():
-            problems.setdefault(damage, []).append(roles[role])
+            problems.setdefault(damage, []).append(state.source(roles[role]))
         product = _product(tensors["down"], tensors["up"], tuple(kernel.shape))
         if product is None:
             shapes = f"{list(tensors['up'].shape)} @ {list(tensors['down'].shape)}"
-            problems.setdefault("wrong shape", []).append(f"{roles['down']} ({shapes} on {tuple(kernel.shape)})")
+            problems.setdefault("wrong shape", []).append(
+                f"{state.source(roles['down'])} ({shapes} on {tuple(kernel.shape)})"
+            )
         elif not faults:
             alpha = float(tensors["alpha"].reshape(-1)[0]) if "alpha" in tensors else None
             scale = np.float32(strength * scales.of(component, layer, tensors["down"].shape[0], alpha))
             merged = np.asarray(kernel, np.float32) + scale * product
             changed.setdefault(component, {})[f"{layer}.kernel"] = merged.astype(kernel.dtype)
     if problems or not changed:
-        listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in problems.items())
+        unique = {
+            what: list(dict.fromkeys(keys)) for what, keys in problems.items()
+        }  # a stack's key stands for each layer
+        listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in unique.items())
         raise ConversionError(f"{source} does not fit {pipeline.name}: {listed or 'it holds no adapters'}.")
     return pipeline.with_params(
         **{c: params_lib.unflatten(params_lib.flatten(pipeline.params[c]) | new) for c, new in changed.items()}
     )
 
 
-def _pair(layers: Layers, state: Mapping[str, Any], problems: dict[str, list[str]]):
+def _pair(layers: Layers, state: View, problems: dict[str, list[str]]):
     """(component, layer) -> role -> key, and the forms of the keys. Faults are added to `problems`."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     forms = set()
@@ -255,17 +231,17 @@ def _pair(layers: Layers, state: Mapping[str, Any], problems: dict[str, list[str
         parsed = parse(key)
         where = layers.find(parsed) if parsed else None
         if parsed is None or where is None:
-            problems.setdefault("unexpected", []).append(key)
+            problems.setdefault("unexpected", []).append(state.source(key))
             continue
         forms.add(parsed.form)
         roles = found.setdefault(where, {})
         if parsed.role in roles:
-            problems.setdefault("set twice", []).append(key)
+            problems.setdefault("set twice", []).append(state.source(key))
         roles.setdefault(parsed.role, key)
     for where, roles in list(found.items()):
         lacking = [role for role in ("down", "up") if role not in roles]
         if lacking:
-            present = ", ".join(roles.values())
+            present = ", ".join(map(state.source, roles.values()))
             problems.setdefault("missing", []).append(f"{' and '.join(lacking)} beside {present}")
             del found[where]
     return found, forms

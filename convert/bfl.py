@@ -6,7 +6,7 @@ last modulation as shift, then scale, where diffusers has scale, then shift. A n
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ def separated(state: Mapping[str, Any]) -> View:
             entries[key] = (key, lambda tensor: tensor)
             continue
         for i in range(len(layers(layer))):
-            entries[f"{key}[{i}]"] = (key, lambda tensor, layer=layer, i=i: rows(layer, np.asarray(tensor))[i])
+            entries[f"{key}[{i}]"] = (key, _cutting(layer, i))
     return View(state, entries)
 
 
@@ -115,9 +115,19 @@ def _split(key: str) -> tuple[str, str]:
     return layer, "weight" if leaf == "scale" else leaf
 
 
-def kohya_layer(layer: str) -> str:
-    """A layer as kohya's adapters write it, with underscores in place of dots -> the original code's layer."""
-    dotted = re.sub(r"^(double|single)_blocks_(\d+)_", r"\1_blocks.\2.", layer)
-    head, rest = (dotted[: dotted.rindex(".") + 1], dotted[dotted.rindex(".") + 1 :]) if "." in dotted else ("", dotted)
-    known = {name.replace(".", "_"): name for name in (*_TOP, *_DOUBLE, *_SINGLE)}
-    return head + known.get(rest, rest)
+def originals(ours: Iterable[str]) -> dict[str, list[tuple[str, Callable[[Any], np.ndarray]]]]:
+    """Each layer of the original code -> diffusers' layers in it, each with the function that cuts its rows out.
+
+    ours: names of diffusers' layers, by which the blocks are known.
+    """
+    found = {match.groups() for name in ours if (match := re.match(r"^(single_)?transformer_blocks\.(\d+)\.", name))}
+    names = [
+        f"{'single' if single else 'double'}_blocks.{number}.{layer}"
+        for single, number in found
+        for layer in (_SINGLE if single else _DOUBLE)
+    ]
+    return {name: [(part, _cutting(name, i)) for i, part in enumerate(layers(name))] for name in (*_TOP, *names)}
+
+
+def _cutting(layer: str, part: int) -> Callable[[Any], np.ndarray]:
+    return lambda tensor: rows(layer, np.asarray(tensor))[part]

@@ -65,11 +65,27 @@ def place(layer: str, blocks: int) -> Place | None:
 
 
 def cut(where: Place, tensor: Any) -> np.ndarray:
-    """The rows of an original tensor that belong to a layer, in diffusers' order."""
+    """The rows of an original tensor that belong to a layer, in diffusers' order.
+
+    Of a tensor that does not divide so, the rows that are there: its shape is then found to be wrong.
+    """
     array = np.asarray(tensor)
     if where.part is not None:
-        array = np.split(array, 3)[where.part]
-    return np.concatenate(np.split(array, 2)[::-1]) if where.swapped else array
+        array = np.array_split(array, 3)[where.part]
+    return np.concatenate(np.array_split(array, 2)[::-1]) if where.swapped else array
+
+
+def originals(ours: Iterable[str]) -> dict[str, list[tuple[str, Callable[[Any], np.ndarray]]]]:
+    """Each layer of the original code -> diffusers' layers in it, each with the function that cuts its rows out.
+
+    ours: names of diffusers' layers.
+    """
+    names = list(ours)
+    found: dict[str, list[tuple[str, Callable[[Any], np.ndarray]]]] = {}
+    for name in names:
+        if where := place(name, blocks_of(names)):
+            found.setdefault(where.layer, []).append((name, _cutting(where)))
+    return found
 
 
 def view(state: Mapping[str, Any], keys: Iterable[str], names: Iterable[str], blocks: int, prefix: str) -> View:
@@ -94,4 +110,4 @@ def _cutting(where: Place) -> Callable[[Any], np.ndarray]:
 
 def blocks_of(names: Iterable[str]) -> int:
     """The number of blocks of a transformer with these names."""
-    return 1 + max(int(name.split(".")[1]) for name in names if name.startswith("transformer_blocks."))
+    return 1 + max((int(name.split(".")[1]) for name in names if name.startswith("transformer_blocks.")), default=-1)

@@ -96,6 +96,10 @@ class View(Mapping):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def source(self, key: str) -> str:
+        """The key in the state dict, which messages name."""
+        return self._entries[key][0]
+
 
 def subset(state: Mapping[str, Any], keys: list[str]) -> View:
     """The tensors under `keys`, unchanged."""

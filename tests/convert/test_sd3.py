@@ -167,6 +167,22 @@ def test_a_file_of_another_family_is_refused(saved, reference, tmp_path):
         convert.load(tmp_path / "lora.safetensors", base=base)
 
 
+def test_faults_of_a_kohya_adapter_are_named_as_its_file_names_them(saved, tmp_path):
+    pipe, _, base = saved
+    state = as_kohya(adapters(pipe))
+    stack, other = "lora_unet_joint_blocks_0_x_block_attn_qkv", "lora_unet_joint_blocks_1_x_block_attn_qkv"
+    state[f"{stack}.lora_up.weight"] = state[f"{stack}.lora_up.weight"][:-1]
+    del state[f"{other}.lora_down.weight"]
+    state["lora_unet_joint_blocks_7_x_block_attn_qkv.alpha"] = np.array(1, np.float32)
+    save_file(state, tmp_path / "lora.safetensors")
+    with pytest.raises(convert.ConversionError) as caught:
+        convert.load(tmp_path / "lora.safetensors", base=base)
+    message = str(caught.value)
+    assert f"1 wrong shape: {stack}.lora_down.weight" in message
+    assert f"down beside {other}.alpha, {other}.lora_up.weight" in message
+    assert "1 unexpected: lora_unet_joint_blocks_7_x_block_attn_qkv.alpha" in message
+
+
 def adapters(pipe) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Layer -> (down, up) of every linear layer of attention."""
     rng, found = np.random.default_rng(0), {}
