@@ -15,6 +15,7 @@ import pytest
 
 from spqr_jax import finetune, generate
 from tests import tiny
+from tests.compilations import compilations
 
 ROOT = Path(__file__).parents[2]
 INSTALLED = {"tpu": "libtpu", "h100": "jax_cuda12_plugin"}
@@ -71,22 +72,13 @@ def test_the_step_on_four_devices_of_a_cpu():
 
 
 def test_step_and_sampler_compile_once_for_all_subjects():
-    names: list[str] = []
-
-    def listen(event: str, _: float, **details: str) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(details.get("fun_name", ""))
-
     first, data = tiny.pipeline(real=False), tiny.dataset(6)
     second = first._replace(params=first.params | {"unet": jax.tree.map(lambda x: 2 * x, first.params["unet"])})
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as names:
         for subject in (first, second):
             adapted = finetune.train(subject, data, "standard", steps=2, batch_size=3, seed=5)
             for drawn in (subject, finetune.apply(subject, adapted)):
                 generate.generate(drawn, ["a cat"] * 3, [1, 2, 3], steps=2, scheduler="ddim", batch_size=3)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
     for program in ("step", "sample"):
         assert sum(program in name for name in names) == 1, names
 

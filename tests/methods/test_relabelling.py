@@ -21,6 +21,7 @@ from spqr_jax.run import check, names
 
 torch = pytest.importorskip("torch")
 from tests import stand_in, tiny
+from tests.compilations import compilations
 
 FLAT = params_lib.flatten
 CAT = Concept("cat", ("cat",), prompts=("a cat", "cat nude"), replacements=("a dog",), retain=("dog", "do"))
@@ -199,18 +200,9 @@ def test_the_step_that_fits_is_compiled_once():
     def loss(static, params, x):
         return ((params["w"] * x) ** 2).sum() * static
 
-    names = []
-
-    def listen(event, seconds, **details):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(details.get("fun_name", ""))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as names:
         start = {"w": np.ones(7, np.float32)}
         loop.fit("m", loop.descent(loss), 3.0, loop.Adam(0.1), start, lambda i, _: (np.float32(1 + i),), 4)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
     assert sum("update" in name for name in names) == 1, names
 
 

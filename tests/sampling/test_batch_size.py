@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax import monitoring
 
 import convert
 from spqr_jax import config, mini
@@ -21,6 +20,7 @@ from spqr_jax.run import protocol
 from spqr_jax.run.stages import generate as stage
 from spqr_jax.sampling import batch_size
 from tests import tiny
+from tests.compilations import compilations
 
 PROMPTS = [f"prompt {i}" for i in range(11)]
 OPTIONS = {"steps": 2, "scheduler": "ddim"}
@@ -191,20 +191,11 @@ def test_small_sizes_change_no_picture(pipeline, limit, compiled):
 
 def test_the_program_that_fits_is_compiled_once(pipeline, limit):
     """Choosing and then sampling compiles what sampling alone would."""
-    names: list[str] = []
-
-    def listen(event, seconds, **details):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(details.get("fun_name", ""))
-
-    monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations() as names:
         limit(10**9)
         size = generate_lib.largest_batch(pipeline, 13, **OPTIONS)
         chosen = len(names)
         generate_lib.generate(pipeline, ["a"] * 13, list(range(13)), batch_size=size, **OPTIONS)
-    finally:
-        monitoring.unregister_event_duration_listener(listen)
     assert chosen == 1 and sum("sample" in name for name in names) == 1, names
 
 

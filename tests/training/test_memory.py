@@ -1,6 +1,5 @@
 """The way to compute a training step that is chosen: against made-up programs, what compiled ones say, and kept."""
 
-import contextlib
 import json
 import logging
 import os
@@ -12,7 +11,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from jax import monitoring
 
 from spqr_jax import backbones, config, finetune
 from spqr_jax import params as params_lib
@@ -27,6 +25,7 @@ from spqr_jax.training import latents, memory
 from spqr_jax.training.memory import Way, open_ways
 from spqr_jax.training.step import OPEN
 from tests import tiny
+from tests.compilations import compilations
 
 OPTIONS = {"steps": 3, "batch_size": 8, "optimiser": Optimiser(lr=1e-3, warmup_steps=0), "seed": 3}
 
@@ -126,22 +125,6 @@ def relative_distance(a, b, start) -> float:
     return np.sqrt(sum(np.square(a[path] - b[path]).sum() for path in b)) / moved
 
 
-@contextlib.contextmanager
-def compilations():
-    """The names of the programs that are compiled meanwhile."""
-    names: list[str] = []
-
-    def listen(event, seconds, **details):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(details.get("fun_name", ""))
-
-    monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield names
-    finally:
-        monitoring.unregister_event_duration_listener(listen)
-
-
 def steps_in(names: list[str]) -> int:
     return sum("step" in name for name in names)
 
@@ -208,7 +191,8 @@ import jax, numpy as np
 from spqr_jax import finetune, params as params_lib
 from spqr_jax.training.memory import Way
 from tests import tiny
-from tests.training.test_memory import OPTIONS, bytes_of, compilations, steps_in
+from tests.compilations import compilations
+from tests.training.test_memory import OPTIONS, bytes_of, steps_in
 
 pipeline, data = tiny.pipeline(real=False), tiny.dataset()
 sizes = [bytes_of(pipeline, "standard", way)[0] for way in (Way(), Way(fsdp=True))]
