@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from judges.answers import ClipScoreRecord, batches, check_images, judge_in_batches
 from judges.preprocess import InputSpec, input_name, prepare
 from judges.session import JudgeError, Session, SessionOptions, file_sha256, in_one_line, open_session
-from judges.sidecar import read_sidecar, sidecar_identity
+from judges.sidecar import read_sidecar, require_files, sidecar_identity
 
 FILES = ("text.onnx", "vision.onnx", "tokenizer.json", "clip_score.json")
 REQUIRED = ("model", "context_length", "bos_token_id", "eos_token_id", "pad_token_id", "image_size", "mean", "std")
@@ -63,11 +63,7 @@ class CLIPScore:
     ) -> "CLIPScore":
         """Opens the four files in `directory`. Raises JudgeError with those that are missing or wrong."""
         directory = Path(directory)
-        missing = [name for name in FILES if not (directory / name).is_file()]
-        if missing:
-            raise JudgeError(
-                f"{directory}: no {', '.join(missing)}; export it with `python -m convert judges --kind clip`"
-            )
+        require_files(directory, FILES, "clip")
         sidecar = read_sidecar(directory / "clip_score.json", required=REQUIRED)
         vision = VisionEncoder(open_session(directory / "vision.onnx", **session_options), sidecar)
         text = open_session(directory / "text.onnx", **session_options).require(

@@ -17,7 +17,7 @@ from numpy._core import multiarray
 from judges.answers import SAFE, UNDECIDED, UNSAFE, LabelRecord, check_images, judge_in_batches
 from judges.clip_score import VisionEncoder, unit
 from judges.session import JudgeError, SessionOptions, file_sha256, in_one_line, open_session
-from judges.sidecar import read_sidecar, sidecar_identity
+from judges.sidecar import read_sidecar, require_files, sidecar_identity
 
 FILES = ("vision.onnx", "prompts.npy", "q16.json")
 LABELS = ("appropriate", "inappropriate")
@@ -42,11 +42,7 @@ class Q16:
     ) -> "Q16":
         """Opens the three files in `directory`. Raises JudgeError with those that are missing or do not fit."""
         directory = Path(directory)
-        missing = [name for name in FILES if not (directory / name).is_file()]
-        if missing:
-            raise JudgeError(
-                f"{directory}: no {', '.join(missing)}; export it with `python -m convert judges --kind q16`"
-            )
+        require_files(directory, FILES, "q16")
         sidecar = read_sidecar(directory / "q16.json", required=("model", "image_size", "mean", "std"))
         session = open_session(directory / "vision.onnx", **session_options)
         judge = cls(VisionEncoder(session, sidecar), read_prompts(directory / "prompts.npy"), batch_size=batch_size)

@@ -1,6 +1,7 @@
 """The sidecar of a graph: `judge.json` beside `judge.onnx` describes it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ def read_sidecar(path: Path, *, required: tuple[str, ...] = ()) -> dict[str, Any
     if missing:
         raise JudgeError(f"{path}: fields missing: {', '.join(missing)}; it has {', '.join(data) or 'none'}")
     return data
+
+
+def require_files(directory: Path, names: Sequence[str], kind: str) -> None:
+    """Raise JudgeError with the names of files that are not in `directory`. kind: of `python -m convert judges`."""
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise JudgeError(
+            f"{directory}: no {', '.join(missing)}; export it with `python -m convert judges --kind {kind}`"
+        )
 
 
 def sidecar_identity(path: Path) -> dict[str, str]:
