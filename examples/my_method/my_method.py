@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from spqr_jax import backbones
 from spqr_jax.concepts import Concept
 from spqr_jax.methods import Method
-from spqr_jax.methods.tools.closed_form import key_value_matrices, last_token, text_states, with_kernels
+from spqr_jax.methods.tools.closed_form import key_value_matrices, text_states, with_kernels
 from spqr_jax.methods.tools.concepts import checked
 from spqr_jax.pipeline import Pipeline
 
@@ -21,7 +22,8 @@ def align(
     erased = checked(concept, pipeline).erase
     kernels = key_value_matrices(pipeline, "my_method")  # ValueError for a backbone without cross-attention
     states, empty = text_states(pipeline, erased), text_states(pipeline, [""])[0, -1]
-    words = np.stack([state[last_token(pipeline, text)] for state, text in zip(states, erased, strict=True)])
+    places = [backbones.of(pipeline).last_words(pipeline, text) for text in erased]
+    words = np.concatenate([state[list(place)] for state, place in zip(states, places, strict=True)])
     directions = np.linalg.qr((words - empty).T)[0]  # orthonormal [d, texts]
     removed = strength * directions @ directions.T
     return with_kernels(pipeline, {path: kernel - removed @ kernel for path, kernel in kernels.items()})

@@ -8,7 +8,6 @@ from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools.closed_form import (
     Edit,
     key_value_matrices,
-    last_token,
     pooled_matrices,
     solve,
     text_states,
@@ -88,10 +87,10 @@ def _edits(
     states = text_states(pipeline, [*concept.erase, target, *preserve])
     guide = states[len(concept.erase)]
     kept = states[len(concept.erase) + 1 :]
-    j = last_token(pipeline, target)
+    j = _last_words(pipeline, target)[0]
     edits = []
     for text, state in zip(concept.erase, states, strict=False):
-        i = last_token(pipeline, text)
+        i = _last_words(pipeline, text)[0]
         if variant == "v2":
             inputs, sources = (of[_last_words(pipeline, name)] for of, name in ((state, text), (guide, target)))
         else:

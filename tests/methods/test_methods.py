@@ -58,13 +58,13 @@ def test_uce_equals_the_sum_over_pairs(pipeline, variant):
     states = closed_form.text_states(pipeline, ["cat", "nude", " " if variant == "v1" else "", "dog", ""])
     pairs = []
     for state, text in zip(states[:2], CONCEPT.erase, strict=True):
-        i = closed_form.last_token(pipeline, text)
+        i = STABLE_DIFFUSION.last_words(pipeline, text)[0]
         rows = range(77 - i) if variant == "v1" else range(1)
         pairs += [(state[i + r], states[2][r], 1.0) for r in rows]
     if variant == "v1":
         pairs += [(c, c, 0.5) for state in states[3:] for c in state]  # two preserved texts: max(0.1, 1/2)
     else:
-        dog = states[3][closed_form.last_token(pipeline, "dog")]
+        dog = states[3][STABLE_DIFFUSION.last_words(pipeline, "dog")[0]]
         pairs.append((dog, dog, 1.0))
     for path, kernel in closed_form.key_value_matrices(pipeline, "test").items():
         weight = kernel.T
@@ -87,7 +87,7 @@ def test_closed_forms_change_keys_and_values_only(pipeline):
 def test_uce_moves_the_concept_to_the_target_and_keeps_the_preserved(pipeline):
     edited = uce.align(pipeline, CONCEPT, variant="v2", ridge=1e-3)
     states = closed_form.text_states(pipeline, ["cat", "", "dog"])
-    cat, dog = (states[i][closed_form.last_token(pipeline, text)] for i, text in ((0, "cat"), (2, "dog")))
+    cat, dog = (states[i][STABLE_DIFFUSION.last_words(pipeline, text)[0]] for i, text in ((0, "cat"), (2, "dog")))
     for path, kernel in closed_form.key_value_matrices(pipeline, "test").items():
         new = np.asarray(FLAT(edited.params["unet"])[path], np.float64)
         assert np.abs(cat @ new - states[1][0] @ kernel).max() < 0.05 * np.abs(cat @ kernel).max() + 1e-3

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from judges import plugins
 from spqr_jax import backbones, methods
 from spqr_jax import params as params_lib
 from spqr_jax.concepts import Concept
-from spqr_jax.methods.base import FORM, Method, check_result, defaults, fault, options
+from spqr_jax.methods.base import FORM, Method, check_finite, check_result, defaults, fault, options
 from spqr_jax.methods.contract import smallest, tiny
 from spqr_jax.pipeline import Pipeline
 
@@ -195,7 +196,7 @@ def _raised(method: Method, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = inspect.getsourcefile(inspect.unwrap(method.align))
     frame = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])
-    return f"{' '.join(f'{type(error).__name__}: {error}'.split())} ({frame.filename}:{frame.lineno})"
+    return f"{plugins.in_words(error)} ({frame.filename}:{frame.lineno})"
 
 
 def _result(method: Method, tried: Tried) -> str:
@@ -217,8 +218,11 @@ def _same_dtypes(method: Method, tried: Tried) -> tuple[str, str]:
 
 
 def _finite(method: Method, tried: Tried) -> tuple[str, str]:
-    leaves = params_lib.flatten(tried.first.params)
-    return _some([f"{path} is not" for path, leaf in leaves.items() if not np.isfinite(np.asarray(leaf)).all()]), ""
+    try:
+        check_finite(method, tried.base, tried.first)
+    except ValueError as error:
+        return str(error), ""
+    return "", ""
 
 
 def _untouched(method: Method, tried: Tried) -> tuple[str, str]:

@@ -51,12 +51,6 @@ def text_states(pipeline: Pipeline, texts: Sequence[str]) -> np.ndarray:
     return np.asarray(backbones.condition(pipeline, texts).context, np.float64)
 
 
-def last_token(pipeline: Pipeline, text: str) -> int:
-    """Position of a text's last word token; 0 (start of text) when it has none."""
-    ids = pipeline.tokenizers["tokenizer"](text).input_ids
-    return max(len(ids) - 2, 0)
-
-
 def pooled_matrices(pipeline: Pipeline) -> dict[str, np.ndarray]:
     """path -> kernel float64 [P, out] of everything that reads the pooled text state and is edited; {} for none."""
     backbone = backbones.of(pipeline)
