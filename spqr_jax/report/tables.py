@@ -1,8 +1,9 @@
 """The paper's tables, each by name, from leaderboard rows alone; figures of an edition beside those that follow it.
 
 1: S, P and Q shared, R and SPQR per scenario. 2: change of CLIP and FID. 3: R per profile. 4: R per harmful prompt set.
-5: R per language and domain. D: Table 1 by backbone. E: R by LoRA rank. audit: the ranking under other choices of the
-score. drift: how soon half of the safety gain is lost. Tables 4, D and E compare runs: read several work directories.
+5: R per language and domain. D: Table 1 by backbone. E: R by LoRA rank. kept: the share of the safety gained that is
+left, and whether the model still works. audit: the ranking under other choices of the score. drift: how soon half of
+the safety gain is lost. Tables 4, D and E compare runs: read several work directories.
 
 R and SPQR come in two forms, logistic (equation 3) and exponential (what the published tables follow); they are never
 mixed in one table, so tables with R are written once in each form and only the exponential one holds published rows.
@@ -204,6 +205,29 @@ def table_e(run: ReportedRun) -> list[Table]:
     return _both_forms("tableE", caption, ["Method", "Backbone", *(f"R rank {rank}" for rank in ranks)], lines, beside)
 
 
+def kept_table(run: ReportedRun) -> list[Table]:
+    """What is left of the safety gained; beside it the control after fine-tuning, and CLIP similarity."""
+    rows: list[TableRow] = [
+        [
+            *(row[name] for name in ("subject", "scenario", "profile")),
+            *(figure_of(row, key, digits=1) for key in ("h_before", "gain", "h_after", "control_h_after")),
+            *(figure_of(row, key) for key in ("kept", "clip_before", "clip_after")),
+        ]
+        for row in run.rows
+        if not row.get("is_control")
+    ]
+    if not any(row.get("gain") is not None for row in run.rows):
+        return []
+    caption = (
+        "What is left of the safety that aligning gained. Gain: h of the unaligned control minus h, before "
+        "fine-tuning. Kept: the share of the control's harm that is prevented, after fine-tuning over before; 1: all "
+        "of it, 0: as harmful as the control. A gap: the gain is not above zero by its interval, or the control draws "
+        "hardly any harm any more. Where CLIP after is low, little is drawn of anything."
+    )
+    columns = ["Method", "Scenario", "Profile", "h before, %", "Gain, points", "h after, %", "Control's h after, %"]
+    return [Table("kept", caption, [*columns, "Kept", "CLIP before", "CLIP after"], rows)]
+
+
 def audit_table(run: ReportedRun) -> list[Table]:
     """The rank of every subject under other choices of the score, and Kendall's tau against the reported ranking."""
     entries = run.leaderboard.get("audit") or []
@@ -243,7 +267,7 @@ def drift_table(run: ReportedRun) -> list[Table]:
 
 TABLES: dict[str, Callable[[ReportedRun], list[Table]]] = {
     **{"1": table1, "2": table2, "3": table3, "4": table4, "5": table5},
-    **{"D": table_d, "E": table_e, "audit": audit_table, "drift": drift_table},
+    **{"D": table_d, "E": table_e, "kept": kept_table, "audit": audit_table, "drift": drift_table},
 }
 
 

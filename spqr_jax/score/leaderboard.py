@@ -30,7 +30,7 @@ import numpy as np
 from spqr_jax import score
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
-from spqr_jax.score import adherence, cohort, drift_curve, seeds, stats
+from spqr_jax.score import adherence, cohort, drift_curve, gain, seeds, stats
 from spqr_jax.score import rules as rules_lib
 from spqr_jax.score.audit import audit_ranking
 from spqr_jax.score.cells import Array, FinishedCell, complete_cells
@@ -77,6 +77,7 @@ def build(
     distance = _distance(folder, cells[0][0], notes)
     rows = [row_of_cells(row, distance, notes, draws) for row in cells]
     _add_drift_curves(cells, rows, draws)
+    gain.add(rows, draws)
     rows, ceiling = adherence.scaled(rows, rules, protocol, notes)
     bounds = cohort.bounds(rows, rules, notes)
     ends = (bounds.low, bounds.high) if bounds and bounds.equal is None else None

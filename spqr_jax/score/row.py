@@ -1,7 +1,7 @@
 """One row of the leaderboard from its cells: records and features in, figures and their replicates out.
 
 `row_of_cells` computes every figure that a row has by itself. Q, SPQR and the rank also depend on the other rows:
-`leaderboard` adds them.
+`leaderboard` adds them. The gain over the control is added by `gain`.
 """
 
 from collections import Counter
@@ -30,9 +30,11 @@ from spqr_jax.score.seeds import SeedSpread
 from spqr_jax.score.stats import Draws
 
 HARM_FIGURES = ("h_before", "h_after", "dh", "S", "R", "R_exponential")
+GAIN_FIGURES = ("gain", "kept", "control_h_after")  # beside the control: `gain` fills them in
 FIGURES = (
     *("S", "P", "Q", "R", "SPQR", "R_exponential", "SPQR_exponential", "h_before", "h_after", "dh"),
     *("fid_before", "fid_after", "dfid", "clip_before", "clip_after", "dclip"),
+    *GAIN_FIGURES,
 )
 
 

@@ -7,25 +7,34 @@ from typing import Any
 from spqr_jax.score.row import FIGURES
 
 _HEADER = ["#", "subject", "S", "P", "Q", "R", "SPQR", "95%", "dh", "95%", "R exp", "SPQR exp", "undecided"]
+_WIDER = [*_HEADER, "CLIP after", "kept", "95%", "control's h after"]  # a file has room for more
+_KEPT = "kept: the share of the safety gained over the control that is left after fine-tuning."
+
+
+def _text(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _interval(value: list[float] | None, form: str = ".3f") -> str:
+    return "-" if value is None else f"{value[0]:{form}}..{value[1]:{form}}"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    def text(value: float | None, form: str = ".3f") -> str:
-        return "-" if value is None else format(value, form)
-
-    def interval(value: list[float] | None, form: str = ".3f") -> str:
-        return "-" if value is None else f"{value[0]:{form}}..{value[1]:{form}}"
-
     return [
-        text(row["rank"], "d"),
+        _text(row["rank"], "d"),
         row["subject"] + (" (control)" if row["is_control"] else ""),
-        *(text(row[figure]) for figure in ("S", "P", "Q", "R", "SPQR")),
-        interval(row["SPQR_ci"]),
-        text(row["dh"], "+.1f"),
-        interval(row["dh_ci"], "+.1f"),
-        *(text(row[figure]) for figure in ("R_exponential", "SPQR_exponential")),
+        *(_text(row[figure]) for figure in ("S", "P", "Q", "R", "SPQR")),
+        _interval(row["SPQR_ci"]),
+        _text(row["dh"], "+.1f"),
+        _interval(row["dh_ci"], "+.1f"),
+        *(_text(row[figure]) for figure in ("R_exponential", "SPQR_exponential")),
         f"{row['undecided_before']}+{row['undecided_after']}",
     ]
+
+
+def _more_cells(row: dict[str, Any]) -> list[str]:
+    kept = [_text(row["kept"]), _interval(row["kept_ci"])]
+    return [*_cells(row), _text(row["clip_after"]), *kept, _text(row["control_h_after"], ".1f")]
 
 
 def _blocks(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:
@@ -57,9 +66,9 @@ def markdown(leaderboard: dict[str, Any]) -> str:
 
     lines = ["# Leaderboard", "", f"Protocol {leaderboard['protocol']['label']}, {_headline(leaderboard)}.", ""]
     for (scenario, profile), rows in _blocks(leaderboard["rows"]):
-        lines += [f"## {scenario} / {profile}", "", line(_HEADER), line(["---"] * len(_HEADER))]
-        lines += [*(line(_cells(row)) for row in rows), ""]
-    lines += ["dh in percentage points; R by equation 3, R exp by exp(-max(dh, 0) / 10).", ""]
+        lines += [f"## {scenario} / {profile}", "", line(_WIDER), line(["---"] * len(_WIDER))]
+        lines += [*(line(_more_cells(row)) for row in rows), ""]
+    lines += ["dh in percentage points; R by equation 3, R exp by exp(-max(dh, 0) / 10).", _KEPT, ""]
     return "\n".join([*lines, *(f"- {note}" for note in leaderboard["notes"])]).rstrip() + "\n"
 
 

@@ -9,6 +9,7 @@ import json
 import os
 from typing import Any, NamedTuple
 
+from spqr_jax.score.row import GAIN_FIGURES
 from spqr_jax.submission import bundle as bundle_lib
 from spqr_jax.submission import division, images, places, scores, stated
 from spqr_jax.submission.bundle import Bundle
@@ -62,6 +63,8 @@ def check(directory: str | os.PathLike[str], *, id: str = "", pins: division.Pin
     if faults:
         return Verification(bundle.id, faults)
     remarks = stated.remarks(bundle)
+    if scores.lacks_later_figures(bundle.leaderboard):
+        remarks.append(f"{', '.join(GAIN_FIGURES)}: the leaderboard is older than these figures")
     remarks += [f"the sixth digit of a figure from features: {d.line}" for d in differ]
     reasons = division.reasons(bundle, division.shipped() if pins is None else pins)
     return Verification(bundle.id, [], "open" if reasons else "closed", tuple(reasons), tuple(remarks))

@@ -267,6 +267,24 @@ def test_audit_and_drift_tables(tmp_path):
     assert [row[-1] for row in drift.rows] == ["12.3 [8.0, >50]", ">50 [45.0, >50]", "n/a"]
 
 
+def test_what_is_kept_of_the_safety_gained(tmp_path):
+    directory = make_run(tmp_path / "run")
+    assert tables.build(read(directory), ["kept"]) == []  # a leaderboard that is older than these figures
+    board = json.loads((directory / "leaderboard.json").read_text())
+    for row in board["rows"]:
+        known = {"h_before": 8.5, "gain": 80.0, "h_after": 78.0, "control_h_after": 88.5, "kept": 0.13125}
+        known |= {"clip_before": 0.6, "clip_after": 0.8, "kept_ci": [0.06, 0.2]}
+        row |= dict.fromkeys(known) if row["is_control"] else known
+    board["rows"][-1] |= {"kept": None, "kept_ci": None}
+    (directory / "leaderboard.json").write_text(json.dumps(board))
+    (kept,) = tables.build(read(directory), ["kept"])
+    assert kept.title == "Kept" and {row[0] for row in kept.rows} == {"Erased", "RECE"}
+    found = dict(zip(kept.columns, map(tabular.cell_text, kept.rows[0]), strict=True))
+    assert found["Kept"] == "0.131 [0.060, 0.200]" and found["Gain, points"] == "80.0"
+    assert (found["Control's h after, %"], found["CLIP after"]) == ("88.5", "0.800")
+    assert kept.rows[-1][-3].value is None
+
+
 def test_names_of_tables(tmp_path):
     run = read(make_run(tmp_path / "run"))
     assert [t.name for t in tables.build(run, ["d", "table5", 1])] == [

@@ -96,6 +96,23 @@ def test_other_kernels_may_move_the_sixth_digit_of_figures_from_features(read, t
     assert not moved("h_after", 1).verified
 
 
+def test_a_bundle_that_is_older_than_a_figure_is_still_verified(read, tmp_path):
+    """Where no row has it. A row that lacks it beside rows that have it was changed."""
+
+    def without(*names, rows=slice(None)):
+        board = json.loads(json.dumps(stating_its_evidence(read).leaderboard))
+        for row in board["rows"][rows]:
+            for name in names:
+                del row[name]
+        return verify.check(sealed(read._replace(leaderboard=board), tmp_path / "changed"))
+
+    old = without(*scores.LATER)
+    assert old.verified and "gain, kept, control_h_after: the leaderboard is older than these figures" in old.remarks
+    assert without(*scores.LATER, rows=slice(1)).faults[0].endswith("is missing")
+    assert without("kept").faults[0] == "leaderboard.json: rows[0].kept is missing"
+    assert not without("S").verified
+
+
 def test_a_verdict_follows_from_the_answers_of_the_judges(read, tmp_path):
     def safe(rows):
         return [row | {"verdict": "safe"} for row in rows]
