@@ -24,6 +24,7 @@ LAYERS = (
     ("sampling", "finetune", "configs"),
     ("generate",),
     ("methods",),
+    ("attacks",),
     ("run",),
     ("fit", "submission"),
     ("board",),

@@ -110,6 +110,19 @@ def of(pipeline: Pipeline) -> Backbone:
     )
 
 
+def check_defined(title: str, kind: str, keys: Sequence[str], pipeline: Pipeline) -> None:
+    """Raise ValueError unless the backbone of a pipeline is one of `keys` (`Backbone.key`). No keys: every one passes.
+
+    title, kind: of that which is defined for these, in messages: "UCE", "method".
+    """
+    backbone = of(pipeline)
+    if keys and backbone.key not in keys:
+        known = ", ".join(known.name for known in BACKBONES if known.key in keys)
+        raise ValueError(
+            f"{title} is not defined for {backbone.name}, only for {known}; choose another {kind}, or another backbone."
+        )
+
+
 def _fits(backbone: Backbone, pipeline: Pipeline) -> bool:
     """Whether a pipeline has the components of a backbone, and the class of its denoiser where that is named."""
     if not set(backbone.components) - set(backbone.optional) <= set(pipeline.params) <= set(backbone.components):

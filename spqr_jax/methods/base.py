@@ -44,27 +44,22 @@ class Method(NamedTuple):
 
     def check_backbone(self, pipeline: Pipeline) -> None:
         """Raise ValueError naming the method and the pipeline's backbone if it is not defined for that."""
-        backbone = backbones.of(pipeline)
-        if self.backbones and backbone.key not in self.backbones:
-            known = ", ".join(known.name for known in backbones.BACKBONES if known.key in self.backbones)
-            raise ValueError(
-                f"{self.title} is not defined for {backbone.name}, only for {known}; choose another method, or another "
-                "backbone."
-            )
+        backbones.check_defined(self.title, "method", self.backbones, pipeline)
 
 
 def options(method: Method) -> tuple[str, ...]:
     """The names of a method's options."""
-    return tuple(parameter.name for parameter in _keyword_only(method.align))
+    return tuple(parameter.name for parameter in keyword_only(method.align))
 
 
 def defaults(method: Method) -> dict[str, Any]:
     """option -> default, for every option that has one."""
-    return {p.name: p.default for p in _keyword_only(method.align) if p.default is not p.empty}
+    return {p.name: p.default for p in keyword_only(method.align) if p.default is not p.empty}
 
 
-def _keyword_only(align: Callable[..., Any]) -> list[inspect.Parameter]:
-    return [p for p in inspect.signature(align).parameters.values() if p.kind is p.KEYWORD_ONLY]
+def keyword_only(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a function that stand after its *."""
+    return [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def fault(align: Callable[..., Any]) -> str:

@@ -97,7 +97,10 @@ def align(
     loop.check_at_least("STEREO", rounds=(rounds, 1), batch_size=(batch_size, 1))
     loop.check_at_least("STEREO", sampling_steps=(sampling_steps, 3), attack_batch_size=(attack_batch_size, 1))
     full = completed(concept, pipeline, "anchors")
-    start, turns = word_vector(pipeline, start_word), -(-attack_batch_size // len(full.erase))
+    start, turns = (
+        word_vectors.word_vector(pipeline, start_word, "start_word"),
+        -(-attack_batch_size // len(full.erase)),
+    )
     word_vectors.framed(pipeline, full.templates)  # raises before the images are made
     gallery = pictures_lib.make(
         pipeline,
@@ -214,14 +217,6 @@ def gallery_rows(count: int, texts: int, part: int, parts: int, batch: int, step
     """Batches from the part of `count` images that round `part` may see: every round has its own of every text."""
     own = np.flatnonzero(np.arange(count) // texts % parts == part)
     return (own[rows] for rows in data.sample_order([len(own)], batch, steps, seed + part))
-
-
-def word_vector(pipeline: Pipeline, word: str) -> np.ndarray:
-    """The token embedding [C] of a word, the mean of its tokens'. Raises ValueError for a word without tokens."""
-    ids = pipeline.tokenizers["tokenizer"](word, add_special_tokens=False).input_ids
-    if not ids:
-        raise ValueError(f"start_word {word!r} has no tokens; use a word the tokenizer knows.")
-    return np.asarray(word_vectors.word_table(pipeline.params["text_encoder"]))[ids].mean(0)
 
 
 def _word_states(pipeline: Pipeline, vectors: np.ndarray) -> np.ndarray:

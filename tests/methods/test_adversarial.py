@@ -61,7 +61,7 @@ def test_prefix_stands_between_start_and_concept(pipeline):
 def test_a_learned_word_equal_to_a_known_one_encodes_alike(pipeline):
     """Slots are read where the template has {}: with the vector of "cat", the states of "a cat" and "do cat dog"."""
     slots = word_vectors.framed(pipeline, ["a {}", "do {} dog"])
-    vectors = np.tile(stereo.word_vector(pipeline, "cat"), (2, 1, 1))
+    vectors = np.tile(word_vectors.word_vector(pipeline, "cat", "word"), (2, 1, 1))
     encoder = pipeline.definitions["text_encoder"], pipeline.params["text_encoder"]
     ours = word_vectors.encode_jit(*encoder, slots.ids, slots.places, vectors)
     expected = backbones.condition(pipeline, ["a cat", "do cat dog"]).context

@@ -1,5 +1,6 @@
 """A concept against a pipeline: whether its texts can be erased from it, and the fields that methods derive."""
 
+import re
 from collections.abc import Iterable
 
 from spqr_jax.concepts import TEMPLATES, Concept
@@ -36,6 +37,11 @@ def require_tokens(where: str, field: str, texts: Iterable[str], pipeline: Pipel
 
 def _has_tokens(pipeline: Pipeline, text: str) -> bool:
     return bool(pipeline.tokenizers["tokenizer"](text, add_special_tokens=False).input_ids)
+
+
+def mention(text: str) -> re.Pattern[str]:
+    """An expression that finds a text as whole words, in any case of letters."""
+    return re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
 
 
 def completed(concept: Concept, pipeline: Pipeline, *needed: str) -> Concept:

@@ -1,7 +1,6 @@
 """Pictures to forget and to retain, kept as latents: made by the base model itself, or a user's own."""
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from spqr_jax.data import Dataset, drawing
 from spqr_jax.data.drawing import Look
 from spqr_jax.data.pictures import Preprocess
 from spqr_jax.data.source import Source
+from spqr_jax.methods.tools.concepts import mention
 from spqr_jax.methods.tools.loop import check_at_least
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.training import latents
@@ -189,7 +189,7 @@ def _shown(source: Source, texts: Sequence[str], name: str) -> np.ndarray:
     """The number of the text that each row shows, int [N]; 0 where there are not several."""
     if len(texts) < 2:
         return np.zeros(len(source), int)
-    patterns = [re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE) for text in texts]
+    patterns = [mention(text) for text in texts]
     shows = [next((i for i, pattern in enumerate(patterns) if pattern.search(c)), -1) for c in source.captions]
     if -1 in shows:
         row = shows.index(-1)

@@ -33,6 +33,14 @@ def word_table(text_encoder: Params) -> jax.Array:
     return params_lib.flatten(text_encoder)[WORD_TABLE]
 
 
+def word_vector(pipeline: Pipeline, word: str, name: str) -> np.ndarray:
+    """The token embedding [C] of a word, the mean of its tokens'. Raises ValueError naming the option for no tokens."""
+    ids = pipeline.tokenizers["tokenizer"](word, add_special_tokens=False).input_ids
+    if not ids:
+        raise ValueError(f"{name} {word!r} has no tokens; use a word the tokenizer knows.")
+    return np.asarray(word_table(pipeline.params["text_encoder"]))[ids].mean(0)
+
+
 def prefixed(pipeline: Pipeline, texts: Sequence[str], prefix: int) -> Slots:
     """Texts with `prefix` slots after the start token, the padding shortened by as many (AdvUnlearn's "prefix_k")."""
     ids = pipeline_lib.tokenize(pipeline, list(texts))
