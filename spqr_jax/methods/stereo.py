@@ -97,10 +97,8 @@ def align(
     loop.check_at_least("STEREO", rounds=(rounds, 1), batch_size=(batch_size, 1))
     loop.check_at_least("STEREO", sampling_steps=(sampling_steps, 3), attack_batch_size=(attack_batch_size, 1))
     full = completed(concept, pipeline, "anchors")
-    start, turns = (
-        word_vectors.word_vector(pipeline, start_word, "start_word"),
-        -(-attack_batch_size // len(full.erase)),
-    )
+    start = word_vectors.word_vector(pipeline, start_word, "start_word")
+    turns = -(-attack_batch_size // len(full.erase))
     word_vectors.framed(pipeline, full.templates)  # raises before the images are made
     gallery = pictures_lib.make(
         pipeline,
