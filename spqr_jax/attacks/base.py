@@ -10,7 +10,7 @@ from spqr_jax import backbones
 from spqr_jax.backbones import text
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.base import keyword_only
-from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools import loop, pictures
 from spqr_jax.methods.tools.concepts import completed, mention, require_tokens
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
@@ -109,6 +109,32 @@ def checked(
 def generator(seed: int, prompt: str) -> np.random.Generator:
     """The random numbers of one prompt, whichever prompts stand beside it."""
     return np.random.default_rng((seed, zlib.crc32(prompt.encode())))
+
+
+class Found(NamedTuple):
+    """What a search found for one prompt: a text, its loss (NaN: none that is finite), and what it cost."""
+
+    text: str
+    loss: float
+    queries: int
+
+
+def best(prompt: str, texts: Sequence[str], losses: Sequence[float], queries: int) -> Found:
+    """The text with the least finite loss; the given prompt and NaN if there is none. queries: spent before these."""
+    finite = [(loss, text) for text, loss in zip(texts, losses, strict=True) if np.isfinite(loss)]
+    loss, chosen = min(finite, default=(float("nan"), prompt), key=lambda one: one[0])
+    return Found(chosen, float(loss), queries + len(losses))
+
+
+def together(found: Sequence[Found]) -> Attacked:
+    """What was found for each prompt, as one."""
+    losses, queries = [one.loss for one in found], sum(one.queries for one in found)
+    return Attacked(tuple(one.text for one in found), loss=np.array(losses), queries=queries)
+
+
+def picture(target: Pipeline, prompt: str, seed: int, title: str, steps: int, guidance: float) -> np.ndarray:
+    """Latents [1, h, w, C] of the picture that the target draws of a prompt: the mean that its autoencoder gives."""
+    return pictures.make(target, [prompt], 1, seed=seed, name=title, steps=steps, guidance=guidance).mean
 
 
 def drawing_weights(pipeline: Pipeline) -> Params:

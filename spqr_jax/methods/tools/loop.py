@@ -20,6 +20,8 @@ from spqr_jax.training.memory import Way, choose
 
 # (static, params, *inputs) -> (loss, gradient with respect to params); static is hashable, inputs are pytrees.
 Gradient = Callable[..., tuple[jax.Array, Params]]
+# params -> the nearest params that are allowed, for projected gradient descent.
+Project = Callable[[Params], Params]
 
 
 class Adam(NamedTuple):
@@ -50,10 +52,10 @@ def descent(loss: Callable[..., jax.Array]) -> Gradient:
 
 
 @functools.lru_cache(maxsize=32)
-def compiled(gradient: Gradient, static: Any, adam: Adam, remat: bool = False):
+def compiled(gradient: Gradient, static: Any, adam: Adam, remat: bool = False, project: Project | None = None):
     """(params, optimiser state, element mask or None, *inputs) -> (params, state, (loss, gradient norm)).
 
-    remat: keep fewer activations for the backward pass (`rematerialised`).
+    remat: keep fewer activations for the backward pass (`rematerialised`). project: applied after every step.
     """
     optimiser = transform(adam)
 
@@ -65,6 +67,7 @@ def compiled(gradient: Gradient, static: Any, adam: Adam, remat: bool = False):
         updates, state = optimiser.update(grads, state, params)
         # The updates too: weight decay would move elements whose gradient is zero.
         params = optax.apply_updates(params, element_mask.apply(mask, updates))
+        params = project(params) if project else params
         return params, state, (loss, optax.global_norm(grads))
 
     return update
@@ -74,24 +77,34 @@ def compiled(gradient: Gradient, static: Any, adam: Adam, remat: bool = False):
 _CHOSEN: dict[Any, Way] = {}
 
 
-def fitting(name: str, gradient: Gradient, static: Any, adam: Adam, arguments: Any, limit: int | None = None):
+def fitting(
+    name: str,
+    gradient: Gradient,
+    static: Any,
+    adam: Adam,
+    arguments: Any,
+    limit: int | None = None,
+    project: Project | None = None,
+):
     """`compiled` for these arguments: as it is, or with rematerialisation if only that fits into the device.
 
     limit: bytes that are there (default: as the device says). What is chosen is compiled here and not again. Raises
     MemoryError that names the method and the bytes if neither fits.
     """
     leaves, structure = jax.tree.flatten(arguments)
-    key = gradient, static, adam, structure, tuple(jax.typeof(leaf) for leaf in leaves), limit
+    key = gradient, static, adam, structure, tuple(jax.typeof(leaf) for leaf in leaves), limit, project
     if key not in _CHOSEN:
         _CHOSEN[key] = choose(
             (Way(), Way(remat=True)),
-            lambda way: needed_bytes(lambda: compiled(gradient, static, adam, way.remat).lower(*arguments).compile()),
+            lambda way: needed_bytes(
+                lambda: compiled(gradient, static, adam, way.remat, project).lower(*arguments).compile()
+            ),
             fixed=lambda split: params_lib.nbytes(arguments[:2]),
             limit=limit or limit_here(jax.local_devices()),
             what=name,
             remedy="take a larger device, or a smaller batch where the method has one (docs/methods.md)",
         )
-    return compiled(gradient, static, adam, _CHOSEN[key].remat)
+    return compiled(gradient, static, adam, _CHOSEN[key].remat, project)
 
 
 def fit(
@@ -104,11 +117,13 @@ def fit(
     steps: int,
     *,
     mask: Params | None = None,
+    project: Project | None = None,
     progress: bool = False,
 ) -> Params:
     """`steps` updates of `params` (the trained leaves alone); `inputs(i, params)` gives what step i feeds the gradient.
 
-    mask: trained elements, bool like params (default: all). Raises ValueError for params of 16 bits, and
+    mask: trained elements, bool like params (default: all). project: applied to the params after every step; a function
+    of a module, as compiled programs are kept by it. Raises ValueError for params of 16 bits, and
     FloatingPointError naming the method and the step at a loss or gradient that is not finite.
     """
     check_trainable(name, params)
@@ -118,7 +133,7 @@ def fit(
         given = inputs(i, params)
         if report:  # one step behind, so that the host prepares the next step while the device works
             check_finite(name, i, *report, adam.lr)
-        update = update or fitting(name, gradient, static, adam, (params, state, mask, *given))
+        update = update or fitting(name, gradient, static, adam, (params, state, mask, *given), project=project)
         params, state, report = update(params, state, mask, *given)
     if report:
         check_finite(name, steps, *report, adam.lr)

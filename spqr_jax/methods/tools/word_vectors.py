@@ -53,11 +53,23 @@ def prefixed(pipeline: Pipeline, texts: Sequence[str], prefix: int) -> Slots:
 
 
 def framed(pipeline: Pipeline, templates: Sequence[str]) -> Slots:
-    """Templates with {} read as one slot: CLIP's tokenizer splits at spaces first, so both sides stand on their own."""
+    """Templates with {} read as one slot each, k of them in every template.
+
+    CLIP's tokenizer splits at spaces first, so that what stands on either side of a slot is read on its own.
+    """
+    return between(pipeline, [template.split("{}") for template in templates])
+
+
+def between(pipeline: Pipeline, pieces: Sequence[Sequence[str]]) -> Slots:
+    """Texts of k + 1 pieces each with a slot between any two of them. A piece may be empty.
+
+    Raises ValueError if a slot does not fit between the start and the end of a text.
+    """
     tokenizer = pipeline.tokenizers["tokenizer"]
-    before = [tokenizer(t.split("{}")[0], add_special_tokens=False).input_ids for t in templates]
-    stand_in = pipeline_lib.tokenize(pipeline, [t.replace("{}", " , ") for t in templates])
-    places = np.array([[1 + len(ids)] for ids in before], np.int32)
+    texts = [[" , ".join(text[: k + 1]) for k in range(len(text))] for text in pieces]
+    before = [[len(tokenizer(part, add_special_tokens=False).input_ids) for part in parts[:-1]] for parts in texts]
+    stand_in = pipeline_lib.tokenize(pipeline, [parts[-1] for parts in texts])
+    places = np.array([[1 + length for length in lengths] for lengths in before], np.int32)
     if places.max() >= stand_in.shape[1] - 1:
         raise ValueError(f"templates leave no room for a word within {stand_in.shape[1]} tokens; shorten them.")
     return Slots(stand_in, places)
@@ -144,10 +156,15 @@ def invert(
 def prefix_loss(static: Static, params: Params, weights, text_encoder, latents, t, ids, places, context):
     """MSE of the prediction under the prefixed text, by the trained encoder, and the original one under the concept's
     own states `context` [B, L, E]; params: {"prefix": [B, k, C]}."""
-    predict = static.denoiser.bind(weights)
-    wanted = jax.lax.stop_gradient(predict(latents, t, Condition(context)))
-    attacked = encode(static.text_encoder, text_encoder, ids, places, params["prefix"])
-    return jnp.square((predict(latents, t, Condition(attacked)) - wanted).astype(jnp.float32)).mean()
+    wanted = jax.lax.stop_gradient(static.denoiser.bind(weights)(latents, t, Condition(context)))
+    return gap(static, weights, text_encoder, latents, t, ids, places, params["prefix"], wanted)
+
+
+def gap(static: Static, weights, text_encoder, latents, t, ids, places, vectors, wanted) -> jax.Array:
+    """MSE of the prediction under texts with word vectors [B, k, C] in their slots, and the one that is wanted."""
+    context = encode(static.text_encoder, text_encoder, ids, places, vectors)
+    found = static.denoiser.bind(weights)(latents, t, Condition(context))
+    return jnp.square((found - wanted).astype(jnp.float32)).mean()
 
 
 def prefix_gradient(static: Static, params: Params, *inputs: Any) -> tuple[jax.Array, Params]:
