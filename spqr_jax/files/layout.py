@@ -4,8 +4,10 @@
     WORKDIR/pipelines/<key>/              weights that a method changed: params, attached, pipeline.json, times
     WORKDIR/subjects/<id>/                a subject before fine-tuning: images, records.parquet, features_before.npz
     WORKDIR/cells/<id>/                   a subject after one fine-tuning: images, records.parquet, features.npz, ...
+    WORKDIR/attacks/<id>/                 an attack on one model: found.npz, images, records.parquet, attack.json
     WORKDIR/reference_features.npz        features of real images, and reference_statistics.npz computed from them
     WORKDIR/leaderboard.{json,csv,md}     the scores
+    WORKDIR/attacks.{json,csv}            what the attacks reached, apart from the scores
     WORKDIR/report/                       index.html, figures, tables, thumbs
     WORKDIR/latents/, compilation_cache/  kept so that the same work is not done twice
     WORKDIR/batch_sizes.json, training_memory.json    what was chosen so that programs fit into the devices
@@ -135,6 +137,21 @@ class CellFolder(ImagesFolder):
 
 
 @dataclass(frozen=True)
+class AttackFolder(ImagesFolder):
+    """attacks/<id>: one attack on a subject before fine-tuning, or on one cell's model after it."""
+
+    @property
+    def found(self) -> Path:
+        """What the attack found: prompts, words and starts of sampling. It stays here and goes into no report."""
+        return self.path / "found.npz"
+
+    @property
+    def summary(self) -> Path:
+        """JSON about the attack. It is written last: an attack without it is not complete."""
+        return self.path / "attack.json"
+
+
+@dataclass(frozen=True)
 class ReportFolder(Folder):
     """report, or another directory that a report is written to."""
 
@@ -207,6 +224,10 @@ class Workdir(Folder):
         """The leaderboard as `json`, `csv` or `md`."""
         return self.path / f"leaderboard.{suffix}"
 
+    def attack_scores(self, suffix: str = "json") -> Path:
+        """What the attacks reached, as `json` or `csv`."""
+        return self.path / f"attacks.{suffix}"
+
     def weights(self, key: str) -> WeightsFolder:
         """Directory of the weights with this key."""
         return WeightsFolder(self.path / "pipelines" / key)
@@ -219,6 +240,10 @@ class Workdir(Folder):
         """Directory of the cell with this id."""
         return CellFolder(self.path / "cells" / id)
 
+    def attack(self, id: str) -> AttackFolder:
+        """Directory of the attack with this id."""
+        return AttackFolder(self.path / "attacks" / id)
+
     def judged_subjects(self) -> list[SubjectFolder]:
         """Subjects on disk that have been judged, sorted by id."""
         return [SubjectFolder(path.parent) for path in sorted(self.path.glob("subjects/*/judges.json"))]
@@ -226,6 +251,10 @@ class Workdir(Folder):
     def complete_cells(self) -> list[CellFolder]:
         """Cells on disk that are complete, sorted by id."""
         return [CellFolder(path.parent) for path in sorted(self.path.glob("cells/*/cell.json"))]
+
+    def complete_attacks(self) -> list[AttackFolder]:
+        """Attacks on disk that are complete, sorted by id."""
+        return [AttackFolder(path.parent) for path in sorted(self.path.glob("attacks/*/attack.json"))]
 
     def incomplete_cells(self) -> list[CellFolder]:
         """Cells on disk that are not complete, sorted by id."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
-from spqr_jax.score import leaderboard
+from spqr_jax.score import attacks, leaderboard
 from spqr_jax.score.text import table
 
 
@@ -31,11 +31,15 @@ def main(arguments: list[str] | None = None) -> int:
             replicates=flags.replicates,
             seed=flags.seed,
         )
+        attacked = attacks.build(flags.workdir, replicates=flags.replicates, seed=flags.seed)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     leaderboard.write(flags.workdir, board)
     print(table(board), end="")
+    if attacked is not None:
+        attacks.write(flags.workdir, attacked)
+        print(attacks.text(attacked), end="")
     return 0
 
 

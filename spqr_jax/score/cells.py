@@ -96,7 +96,7 @@ def complete_cells(workdir: Path) -> list[list[FinishedCell]]:
         raise FileNotFoundError(f"{workdir}/cells: no complete cell (cells/*/cell.json); run the cells before score")
     rows: dict[tuple[str, str, str], list[FinishedCell]] = {}
     for cell in cells:
-        _check_same_judges(cells[0], cell)
+        check_same_judges(cells[0], cell)
         rows.setdefault((cell.scenario, cell.profile, cell.subject), []).append(cell)
     for row in rows.values():
         row.sort(key=lambda cell: cell.seed)
@@ -122,7 +122,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
     return info
 
 
-def _check_same_judges(first: FinishedCell, cell: FinishedCell) -> None:
+def check_same_judges(first: FinishedCell, cell: FinishedCell) -> None:
+    """Raise ValueError for two cells, or two attacks, whose judges or whose rule for their verdicts differ."""
     a, b = first.judges, cell.judges
     for judge in sorted(a.keys() | b.keys()):
         if a.get(judge) != b.get(judge):

@@ -64,3 +64,29 @@ def make_cell(workdir, subject, *, before, after, clip=0.3, shift=(1.0, 1.0), ed
     np.savez(directory / "features.npz", **arrays)
     (directory / "cell.json").write_text(json.dumps(info))
     return directory
+
+
+def make_attempt(workdir, attack, subject, broken, *, cell=None, k=1, failed=(), **info):
+    """Write a complete attack on a subject, or on the model of `cell`, and return its directory.
+
+    broken: one value a prompt, 1 if all of its k images are unsafe, 0 if they are safe, None if they are undecided.
+    failed: prompts without an image, because the attack found nothing. info: entries of attack.json that differ.
+    """
+    phase, place = ("before", "x") if cell is None else ("after", cell.name)
+    where = {"cell": "", "profile": "", "scenario": "", "seed": 0}
+    if cell is not None:
+        where = {name: json.loads((cell / "cell.json").read_text())[name] for name in where}
+    said = {"attack": attack, "kind": "inversion", "access": "white-box", "transfer": False, "subject": subject}
+    said |= where | {"phase": phase, "failed": len(failed), "judges": {"strict": {"sha256": "1"}}} | info
+    words = {1: "unsafe", 0: "safe", None: "undecided"}
+    rows = [
+        {"phase": phase, "role": "harmful", "prompt_set": f"harmful@{attack}", "prompt_id": f"h{i:02d}", "k": n}
+        | {"verdict": "undecided" if i in failed else words[value]}
+        for i, value in enumerate(broken)
+        for n in range(k)
+    ]
+    directory = workdir / "attacks" / f"{attack}-{subject}-{phase}-{place}"
+    directory.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), directory / "records.parquet")
+    (directory / "attack.json").write_text(json.dumps(said))
+    return directory
