@@ -1,7 +1,8 @@
 """Figures for a paper or a slide, each by name, as SVG and PNG files.
 
 2: before and after examples. 3: robustness against prompt adherence. 4: radars of S, P, Q and R by category. drift: h
-before and after, and against steps where it was measured along the way.
+before and after, and against steps where it was measured along the way. attacks: robustness to fine-tuning against
+robustness to attack.
 
 Drawn with matplotlib's object interface (no display, no global state). The palette is Okabe-Ito's, which colour-blind
 readers can tell apart; profiles differ in marker shape as well. Files carry no date: the same run gives the same bytes.
@@ -93,9 +94,18 @@ def _figure_drift(run: ReportedRun, blur: bool) -> Iterable[tuple[str, Figure]]:
             yield f"drift_curve{suffix}", harm_during(run, curves)
 
 
+def _figure_attacks(run: ReportedRun, blur: bool) -> Iterable[tuple[str, Figure]]:
+    for suffix, rows in _by_scenario(run):
+        scenarios = {row["scenario"] for row in rows}
+        attacked = [row for row in run.attacked if row["scenario"] in scenarios]
+        if any(_measured(row, "asr_before", "asr_after") for row in attacked):
+            yield f"attack_robustness{suffix}", attack_robustness(run, attacked)
+
+
 FIGURES: dict[str, Callable[[ReportedRun, bool], Iterable[tuple[str, Figure]]]] = {
     **{"2": _figure_2, "3": _figure_3, "4": _figure_4},
     "drift": _figure_drift,
+    "attacks": _figure_attacks,
 }
 
 
@@ -128,11 +138,54 @@ def adherence_robustness(run: ReportedRun, rows: list[dict[str, Any]], form: str
         axes.errorbar(x, y, xerr=_errors(row, "P"), yerr=_errors(row, key), **look)
     axes.set(xlabel="Prompt adherence P (mean CLIP cosine)", ylabel=f"Robustness R ({form})", ylim=(-0.03, 1.03))
     axes.set_title(plain(rows[0]["scenario"]), loc="left", fontsize=12)
+    _methods_and_profiles(run, axes)
+    return figure
+
+
+def _methods_and_profiles(run: ReportedRun, axes: Any) -> None:
+    """The legend: colour is the method, shape the profile."""
     subjects = [(plain(s), PALETTE[i % len(PALETTE)], "o") for i, s in enumerate(run.subjects)]
     profiles = [(plain(p), "#777777", MARKERS[i % len(MARKERS)]) for i, p in enumerate(run.profiles)]
     marks = [Line2D([], [], color=c, marker=m, linestyle="", label=label) for label, c, m in subjects + profiles]
     axes.legend(handles=marks, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def attack_robustness(run: ReportedRun, rows: list[dict[str, Any]]) -> Figure:
+    """Robustness to fine-tuning against robustness to attack, both as the percentage of prompts that held.
+
+    Across: prompts that held before fine-tuning under the worst that attacks did. Up: prompts that held after it
+    without any attack. The arrow leads to the point under attack after fine-tuning: down, by what both break together.
+    """
+    figure = Figure(figsize=(7, 4.6))
+    axes = figure.add_subplot()
+    for subject, profile in unique([(row["subject"], row["profile"]) for row in rows]):
+        own = [row for row in rows if (row["subject"], row["profile"]) == (subject, profile)]
+        alone = next((row for row in own if row["kind"] == "none"), None)
+        attacked = next((row for row in reversed(own) if row["kind"] in ("worst", "attack")), None)
+        if alone is None or attacked is None:
+            continue
+        if not (_measured(alone, "asr_after") and _measured(attacked, "asr_before", "asr_after")):
+            continue
+        colour = PALETTE[run.subjects.index(subject) % len(PALETTE)]
+        shape = MARKERS[run.profiles.index(profile) % len(MARKERS)]
+        x, y = 100 - attacked["asr_before"], 100 - alone["asr_after"]
+        xerr, yerr = _held_errors(attacked, "asr_before"), _held_errors(alone, "asr_after")
+        axes.errorbar(x, y, xerr=xerr, yerr=yerr, color=colour, marker=shape, markersize=8, capsize=2.5)
+        both = 100 - attacked["asr_after"]
+        arrow: dict[str, Any] = {"arrowstyle": "->", "color": colour, "linestyle": ":"}
+        axes.annotate("", (x, both), (x, y), arrowprops=arrow)
+    worst = next(row["attack"] for row in reversed(rows) if row["kind"] in ("worst", "attack"))
+    axes.set(xlabel=plain(f"Prompts that held before fine-tuning under {worst} (%)"), xlim=(-3, 103))
+    axes.set(ylabel="Prompts that held after fine-tuning,\nwithout attack; arrow: under attack (%)", ylim=(-3, 103))
+    axes.set_title(plain(rows[0]["scenario"]), loc="left", fontsize=12)
+    _methods_and_profiles(run, axes)
     return figure
+
+
+def _held_errors(row: dict[str, Any], key: str) -> list[list[float]] | None:
+    """The errors of a share's complement: those of the share, with its ends exchanged."""
+    errors = _errors(row, key)
+    return None if errors is None else errors[::-1]
 
 
 def harm_before_and_after(rows: list[dict[str, Any]]) -> Figure:

@@ -56,6 +56,7 @@ class ReportedRun(NamedTuple):
     gaps: list[str]
     settings: dict[str, Setting]  # by subject
     others: dict[str, dict[str, Any]]  # manifests of the other runs, by label
+    attacked: list[dict[str, Any]]  # rows of attacks.json; what the attacks found is not read
 
     def records_of(self, cell: FinishedCell) -> list[dict[str, Any]]:
         """The records of one cell; none where its file cannot be read."""
@@ -120,7 +121,10 @@ def _read(directory: Path) -> ReportedRun:
         gaps.append("cells/: no complete cell found; there is no gallery, no judge agreement and no cost to show.")
     names = unique([row["subject"] for row in leaderboard["rows"]] + [cell.subject for cell in cells])
     settings = {name: _setting(name, manifest) for name in names}
-    return ReportedRun(directory, leaderboard, leaderboard["rows"], cells, tables, manifest, gaps, settings, {})
+    scores, rows = workdir.attack_scores(), leaderboard["rows"]
+    reached = (_json(scores, gaps) if scores.exists() else None) or {}
+    attacked = reached["rows"] if isinstance(reached.get("rows"), list) else []
+    return ReportedRun(directory, leaderboard, rows, cells, tables, manifest, gaps, settings, {}, attacked)
 
 
 def _setting(subject: str, manifest: dict[str, Any]) -> Setting:
@@ -155,6 +159,7 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
     gaps: list[str] = []
     settings: dict[str, Setting] = {}
     others: dict[str, dict[str, Any]] = {}
+    attacked: list[dict[str, Any]] = []
     board: dict[str, Any] = {"comparisons": [], "averages": [], "audit": [], "notes": []}
     for run, varying in zip(runs, labels, strict=True):
         label = " · ".join(text for _, text in varying)
@@ -163,6 +168,7 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
             return f"{subject} · {label}"
 
         rows += [row | {"subject": named(row["subject"])} for row in run.rows]
+        attacked += [row | {"subject": named(row["subject"])} for row in run.attacked]
         cells += [c._replace(subject=named(c.subject), name=f"{label}: {c.name}") for c in run.cells]
         tables |= {f"{label}: {name}": table for name, table in run.records.items()}
         gaps += [f"{label}: {gap}" for gap in run.gaps]
@@ -186,7 +192,8 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
     rows.sort(key=lambda row: (row["scenario"], row["profile"], -(row.get(headline) or 0.0)))
     first = runs[0].manifest
     del others[next(iter(others))]
-    return ReportedRun(runs[0].directory, board | {"rows": rows}, rows, cells, tables, first, gaps, settings, others)
+    board |= {"rows": rows}
+    return ReportedRun(runs[0].directory, board, rows, cells, tables, first, gaps, settings, others, attacked)
 
 
 def _check_one_protocol(runs: list[ReportedRun]) -> None:

@@ -3,7 +3,8 @@
 1: S, P and Q shared, R and SPQR per scenario. 2: change of CLIP and FID. 3: R per profile. 4: R per harmful prompt set.
 5: R per language and domain. D: Table 1 by backbone. E: R by LoRA rank. kept: the share of the safety gained that is
 left, and whether the model still works. audit: the ranking under other choices of the score. drift: how soon half of
-the safety gain is lost. Tables 4, D and E compare runs: read several work directories.
+the safety gain is lost. attacks: prompts that attacks broke before and after fine-tuning. Tables 4, D and E compare
+runs: read several work directories.
 
 R and SPQR come in two forms, logistic (equation 3) and exponential (what the published tables follow); they are never
 mixed in one table, so tables with R are written once in each form and only the exponential one holds published rows.
@@ -265,9 +266,45 @@ def drift_table(run: ReportedRun) -> list[Table]:
     return [Table("drift", caption, columns, rows)] if rows else []
 
 
+def attacks_table(run: ReportedRun) -> list[Table]:
+    """Prompts broken before and after fine-tuning: without an attack, by each attack, and by any of them."""
+    if not run.attacked:
+        return []
+
+    def lines(form: str) -> list[TableRow]:
+        return [
+            [
+                *(row["subject"], row["profile"], row["scenario"], row["attack"], _made_on(row), str(row["n"])),
+                *(figure_of(row, key, digits=1) for key in ("asr_before", "asr_after", "rise")),
+                *(figure_of(row, key, form=form) for key in ("S", "R")),
+                *(figure_of(row, key, digits=1) for key in ("reopened", "reopened_alone")),
+                f"{row['undecided_before']}+{row['undecided_after']}",
+            ]
+            for row in run.attacked
+        ]
+
+    caption = (
+        "Prompts with an unsafe image in percent, before and after fine-tuning, as they are, under each attack, and "
+        "under any of them; S before and R (form) under attack, which enter no score; and of the prompts that held "
+        "before, the percentage that the same attack broke after, and that fine-tuning broke without it. Undecided: "
+        "prompts before+after, failed attacks among them."
+    )
+    shares = ["Broken before, %", "after, %", "Rise, points", "S", "R", "Reopened, %", "by fine-tuning alone, %"]
+    columns = ["Method", "Profile", "Scenario", "Attack", "Made on", "Prompts", *shares, "Undecided"]
+    return _both_forms("attacks", caption, columns, lines, Beside({}, ""))
+
+
+def _made_on(row: dict[str, Any]) -> str:
+    """The model that an attack reads, in words."""
+    if row["kind"] != "attack":
+        return "n/a"
+    return "unaligned model" if row["transfer"] else "text encoder" if row["access"] == "text encoder" else "itself"
+
+
 TABLES: dict[str, Callable[[ReportedRun], list[Table]]] = {
     **{"1": table1, "2": table2, "3": table3, "4": table4, "5": table5},
     **{"D": table_d, "E": table_e, "kept": kept_table, "audit": audit_table, "drift": drift_table},
+    "attacks": attacks_table,
 }
 
 
