@@ -22,6 +22,20 @@ class Subject:
 
 
 @dataclass
+class Attack:
+    """An attack on every subject, before and after fine-tuning: what it makes of harmful prompts is drawn and judged.
+
+    Its results stand in attacks.json and take no part in the score (docs/attacks.md).
+    """
+
+    name: str
+    attack: str  # a name in spqr_jax.attacks.ATTACKS
+    options: dict[str, Any] = field(default_factory=dict)  # the attack's keyword arguments: its budget
+    transfer: bool = False  # made once on the unaligned model, and drawn by every subject
+    prompts: int = 0  # harmful prompts that are attacked, the first ones of the run; 0: all
+
+
+@dataclass
 class Prompts:
     """Prompt sets: "mini:harmful", "mini:benign", or a prompt file.
 
@@ -142,8 +156,8 @@ class Score:
 class Report:
     """Parts of the report by name; empty: every part. Names: spqr_jax.report.tables.TABLES, .figures.FIGURES."""
 
-    tables: tuple[str, ...] = ()  # of 1, 2, 3, 4, 5, D, E, audit, drift
-    figures: tuple[str, ...] = ()  # of 2, 3, 4, drift
+    tables: tuple[str, ...] = ()  # of 1, 2, 3, 4, 5, D, E, audit, drift, attacks
+    figures: tuple[str, ...] = ()  # of 2, 3, 4, drift, attacks
     prompts: int = 48  # in the gallery, at most
     blur: bool = True  # blur images of harmful prompts in the figure of examples (2); the page always blurs them
 
@@ -167,6 +181,7 @@ class Config:
     dtype: str = "float32"
     concept: str = "mini"  # "mini", "mini:CATEGORY" or a preset of spqr_jax.concepts
     subjects: tuple[Subject, ...] = ()
+    attacks: tuple[Attack, ...] = ()  # on every subject and cell; none of their results enters the score
     prompts: Prompts = field(default_factory=Prompts)
     generation: Generation = field(default_factory=Generation)
     bft: BFT = field(default_factory=BFT)
@@ -179,7 +194,12 @@ class Config:
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """Plain values, as they go into the manifest: all fields but the sources, which are no settings."""
+    """Plain values, as they go into the manifest: all fields but the sources, which are no settings.
+
+    Attacks are there only where a config has some, so that manifests of others are those of older runs.
+    """
     values = dataclasses.asdict(config)
     del values["sources"]
+    if not config.attacks:
+        del values["attacks"]
     return values

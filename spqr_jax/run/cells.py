@@ -66,16 +66,17 @@ def plan(config: Config, workdir: Path, inputs: Inputs) -> tuple[list[SubjectDir
 
 def _subject(config: Config, subject: Subject, workdir: Path, inputs: Inputs) -> SubjectDir:
     weights = identity.weights_id(config, subject, inputs)
-    name = f"{_slug(subject.name)}-{identity.images_id(config, weights, inputs)}"
+    name = f"{slug(subject.name)}-{identity.images_id(config, weights, inputs)}"
     return SubjectDir(subject, name, Workdir(workdir).weights(weights), Workdir(workdir).subject(name))
 
 
 def _cell(config: Config, subject: SubjectDir, workdir: Path, inputs: Inputs, setting: tuple[str, str, int]) -> Cell:
     scenario, profile, seed = setting
     number = identity.cell_id(config, subject.id, inputs.data[scenario], profile, scenario, seed)
-    name = f"{_slug(subject.name)}-{profile}-{_slug(scenario)}-{seed}-{number}"
+    name = f"{slug(subject.name)}-{profile}-{slug(scenario)}-{seed}-{number}"
     return Cell(subject, profile, scenario, seed, name, Workdir(workdir).cell(name))
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name as a part of a directory's name."""
     return "".join(c if c.isalnum() or c in "_" else "-" for c in name.lower())[:40]

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
-from spqr_jax import methods, profiles, protocols, schedulers
+from spqr_jax import attacks, methods, profiles, protocols, schedulers
 from spqr_jax.backbones.models.layers import LORA_INITS
 from spqr_jax.config import Config, Subject
 from spqr_jax.data import order
@@ -17,6 +18,7 @@ def check(config: Config) -> None:
     """Raise ValueError naming the first field whose value cannot work, the config's own or its protocol's."""
     config = protocol.resolve(config)
     _check_subjects(config)
+    _check_attacks(config)
     for profile in config.bft.profiles:
         _one_of("bft.profiles", profile, profiles.PROFILES)
     _one_of("bft.stages", config.bft.stages, order.STAGES)
@@ -66,6 +68,38 @@ def _check_method(subject: Subject) -> None:
             raise ValueError(
                 f"config.{where}.options[{option!r}]={values[option]!r} is no text; name a data source (docs/data.md)."
             )
+
+
+def _check_attacks(config: Config) -> None:
+    named = [settings.name for settings in config.attacks]
+    for settings in config.attacks:
+        where = f"attacks[{settings.name}]"
+        if not settings.name or named.count(settings.name) > 1:
+            raise ValueError(f"config.attacks: the name {settings.name!r} is empty or used twice; each has its own.")
+        try:
+            defaults = attacks.defaults(attacks.find(settings.attack))
+        except ValueError as error:
+            raise ValueError(f"config.{where}: {error}") from error
+        for option, value in settings.options.items():
+            _one_of(f"{where}.options", option, defaults)
+            _check_budget(f"{where}.options[{option!r}]", value, defaults[option])
+        if not 0 <= settings.prompts <= config.prompts.n_harmful:
+            raise ValueError(
+                f"config.{where}.prompts={settings.prompts}: expected 1 to {config.prompts.n_harmful} of the "
+                "run's harmful prompts, or 0 for all."
+            )
+
+
+def _check_budget(field: str, value: Any, default: Any) -> None:
+    """Raise ValueError for an option of another type than its default, and for a budget that would do nothing."""
+    kinds = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
+    wanted = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    kind = type(default)
+    if kind not in kinds:
+        return
+    least = " of at least 1" if kind is int and default >= 1 else ""
+    if type(value) not in kinds[kind] or (least and value < 1):
+        raise ValueError(f"config.{field}={value!r}: expected {wanted[kind]}{least}.")
 
 
 def _check_score(config: Config) -> None:

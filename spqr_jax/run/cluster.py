@@ -17,6 +17,7 @@ from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
 
 NAMES = ("slurm", "local")
+ON_MODELS = ("align", "generate", "finetune", "attack", "judge")  # the stages of one subject
 MINUTES = 24 * 60
 LAUNCH = Path(__file__).parents[2] / "launch.py"
 
@@ -103,7 +104,7 @@ def submit(name: str, config: Config, workdir: Path, arguments: Sequence[str], o
     work = [*arguments, "--workdir", str(workdir), "--nodistributed"]
     with executor.batch():
         jobs = [
-            executor.submit(Launch([*work, f'--subjects="{subject.name}"', "--stages=align,generate,finetune,judge"]))
+            executor.submit(Launch([*work, f'--subjects="{subject.name}"', f"--stages={','.join(ON_MODELS)}"]))
             for subject in config.subjects
         ]
     if name == "slurm":

@@ -10,12 +10,15 @@ import jax
 
 from spqr_jax.config import Config
 from spqr_jax.files.layout import ImagesFolder, Workdir
-from spqr_jax.run import cells, protocol
+from spqr_jax.run import attempts, cells, protocol
+from spqr_jax.run.attempts import Attempt
 from spqr_jax.run.bft import num_steps
+from spqr_jax.run.stages import found
 from spqr_jax.run.stages.pictures import phase_jobs, picture_path
 from spqr_jax.run.stages.state import Run, read_times
 
-Counts = dict[str, float]  # kind of work -> number; a kind is "align", "picture", or "step" and a profile
+# kind of work -> number; a kind is "align", "picture", "step" and a profile, or "prompt of" and an attack
+Counts = dict[str, float]
 
 
 def plan(config: Config) -> str:
@@ -32,6 +35,11 @@ def plan(config: Config) -> str:
         passes = getattr(bft.epochs, profile)
         source = "as the config says" if given else f"{passes} pass{'es' if passes != 1 else ''} over each stage"
         lines.append(f"Fine-tuning, {profile}: {steps:,} steps ({source}), curriculum {bft.stages} {bft.curriculum}.")
+    for attack in config.attacks:
+        models = "made once on the unaligned model" if attack.transfer else "made on every model"
+        budget = ", ".join(f"{name} {value}" for name, value in attack.options.items()) or "its own budget"
+        prompts = attempts.n_prompts(config, attack)
+        lines.append(f"Attack, {attack.name}: {prompts} harmful prompts, before and after, {models} ({budget}).")
     return "\n".join(lines)
 
 
@@ -50,9 +58,19 @@ def table(run: Run) -> str:
             if not there
         ]
         lines.append(f"{'done' if cell.done else 'missing: ' + ', '.join(needs):40} {cell.label}")
+    for attempt in run.attempts:
+        lines.append(f"{'done' if attempt.done else 'missing: ' + ', '.join(_needs(attempt)):40} {attempt.label}")
     pictures = len(phase_jobs(run)) * (len(run.cells) + len(run.subjects))
-    lines.append(f"{len(run.cells)} cells, {len(run.subjects)} subjects, {pictures} pictures in all.")
+    pictures += sum(attempts.n_prompts(run.config, a.settings) * run.config.prompts.images for a in run.attempts)
+    tried = f"{len(run.attempts)} attacks on models, " if run.attempts else ""
+    lines.append(f"{len(run.cells)} cells, {len(run.subjects)} subjects, {tried}{pictures} pictures in all.")
     return "\n".join([*lines, _estimate(missing(run), seconds_each(run))])
+
+
+def _needs(attempt: Attempt) -> list[str]:
+    """What an attempt that is not complete still needs."""
+    there = {"attack": attempt.source.found.exists(), "generate": attempt.folder.all_images.is_dir(), "judge": False}
+    return [stage for stage, done in there.items() if not done]
 
 
 def unopened(config: Config, subjects: Sequence[str], workdir: Path) -> str:
@@ -63,7 +81,8 @@ def unopened(config: Config, subjects: Sequence[str], workdir: Path) -> str:
     """
     counts, settings = whole(config, subjects), _settings(config, subjects)
     lines = [f"{'needs the files above':40} {cells.label(*setting)}" for setting in settings]
-    lines.append(f"{len(settings)} cells, {len(subjects)} subjects, {counts['picture']:.0f} pictures in all.")
+    tried = f"{len(config.attacks) * (len(settings) + len(subjects))} attacks on models, " if config.attacks else ""
+    lines.append(f"{len(settings)} cells, {len(subjects)} subjects, {tried}{counts['picture']:.0f} pictures in all.")
     return "\n".join([*lines, _estimate(counts, _rates_of_complete(workdir), "In all")])
 
 
@@ -74,6 +93,11 @@ def whole(config: Config, subjects: Sequence[str]) -> Counts:
     counts: Counts = defaultdict(float, align=len(subjects), picture=pictures)
     for _, _, profile, _ in settings:
         counts[f"step {profile}"] += num_steps(config.bft, profile, config.bft.samples)
+    models = len(settings) + len(subjects)
+    for attack in config.attacks:
+        n = attempts.n_prompts(config, attack)
+        counts["picture"] += n * prompts.images * models
+        counts[f"prompt of {attack.name}"] += n * (1 if attack.transfer else models)
     return counts
 
 
@@ -105,11 +129,26 @@ def missing(run: Run) -> Counts:
             counts["picture"] += _missing_pictures(run, cell.folder, "after")
             if not cell.folder.adapted.is_dir():
                 counts[f"step {cell.profile}"] += num_steps(bft, cell.profile, bft.samples)
+    for attempt in run.attempts:
+        if not attempt.done:
+            counts["picture"] += _missing_attacked(run, attempt)
+    for settings, source in {a.source.name: (a.settings, a.source) for a in run.attempts if not a.done}.values():
+        if not source.found.exists():
+            counts[f"prompt of {settings.name}"] += attempts.n_prompts(run.config, settings)
     return {kind: count for kind, count in counts.items() if count}
 
 
 def _missing_pictures(run: Run, folder: ImagesFolder, phase: str) -> int:
     return sum(not picture_path(folder, phase, *job).exists() for job in phase_jobs(run))
+
+
+def _missing_attacked(run: Run, attempt: Attempt) -> int:
+    """Missing images of an attempt; before it is made, as many as it asks for at most."""
+    try:
+        asked = found.images(run, attempt, found.read(attempt.source.found)).jobs
+    except found.UNREADABLE:
+        return attempts.n_prompts(run.config, attempt.settings) * run.config.prompts.images
+    return sum(not picture_path(attempt.folder, attempt.phase, *job).exists() for job in asked)
 
 
 def seconds_each(run: Run) -> Counts:
@@ -132,6 +171,10 @@ def seconds_each(run: Run) -> Counts:
         times = read_times(cell.folder)
         add("picture", times, "generate_after")
         add(f"step {cell.profile}", times, "finetune")
+    for attempt in run.attempts:
+        add("picture", read_times(attempt.folder), f"generate_{attempt.phase}")
+    for settings, source in {a.source.name: (a.settings, a.source) for a in run.attempts}.values():
+        add(f"prompt of {settings.name}", read_times(source), "attack")
     return {kind: seconds[kind] / count[kind] for kind in count}
 
 

@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from spqr_jax import methods
-from spqr_jax.config import Config, Subject
+from spqr_jax import attacks, methods
+from spqr_jax.config import Attack, Config, Subject
 from spqr_jax.methods import Method
 from spqr_jax.methods.tools import pictures
 
@@ -61,9 +61,13 @@ def _options(method: Method, subject: Subject, inputs: Inputs, seed: int) -> dic
 
     So an id changes with a default, and does not when the default is named.
     """
-    defaults = methods.defaults(method)
-    values = defaults | {"seed": seed} | subject.options
-    values |= {option: inputs.pictures[place] for option, place in sources(subject).items()}
+    by_content = {option: inputs.pictures[place] for option, place in sources(subject).items()}
+    return _values(methods.defaults(method), {"seed": seed} | subject.options | by_content)
+
+
+def _values(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options that determine a result: those given, else their defaults."""
+    values = {**defaults, **given}
     values.pop("progress", None)  # changes no result
     return {name: _as_default(value, defaults.get(name)) for name, value in values.items()}
 
@@ -112,3 +116,16 @@ def cell_id(config: Config, subject_id: str, data: str, profile: str, scenario: 
         shared.pop("joint_text")
     tuning = (shared, data, bft["steps"][profile], bft["epochs"][profile], profile, scenario, seed)
     return digest(subject_id, tuning)
+
+
+def attack_id(config: Config, settings: Attack, model: str) -> str:
+    """Id of one attack on one model, and of what comes of it. model: the id of a subject, a cell, or `unaligned_id`."""
+    attack = attacks.find(settings.attack)
+    how: dict[str, Any] = {"attack": attack.name, "options": _values(attacks.defaults(attack), settings.options)}
+    how |= {"transfer": settings.transfer, "prompts": settings.prompts}
+    return digest(model, settings.name, how, config.concept, config.seed)
+
+
+def unaligned_id(config: Config, inputs: Inputs) -> str:
+    """Id of the unaligned model and the harmful prompts, which determine what a transferred attack is made from."""
+    return digest(inputs.backbone, config.dtype, inputs.prompts["harmful"])

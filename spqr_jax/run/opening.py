@@ -6,12 +6,12 @@ from pathlib import Path
 
 import jax
 
-from spqr_jax import backbones, methods
+from spqr_jax import attacks, backbones, methods
 from spqr_jax.config import Config
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.run import identity, protocol
+from spqr_jax.run import attempts, identity, protocol
 from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import plan
 from spqr_jax.run.check import check
@@ -36,6 +36,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     opened = open_all(config)
     check_backbone(config, opened.backbone)
     check_sampling(config, opened.backbone)
+    check_attacks(config, opened.backbone)
     inputs = Inputs(
         backbone=storage.sha256(names_lib.weights_path(config.base)),
         prompts={role: digest(rows) for role, rows in opened.prompts.items()},
@@ -45,7 +46,8 @@ def open_run(config: Config, workdir: Path) -> Run:
         methods=identity.method_sources(config.subjects),
     )
     subjects, cells = plan(config, workdir, inputs)
-    return Run(config, workdir, opened.backbone, opened.jury, opened.prompts, inputs, subjects, cells)
+    tried = attempts.plan(config, workdir, inputs, subjects, cells)
+    return Run(config, workdir, opened.backbone, opened.jury, opened.prompts, inputs, subjects, cells, tried)
 
 
 def check_backbone(config: Config, backbone: Pipeline) -> None:
@@ -56,6 +58,15 @@ def check_backbone(config: Config, backbone: Pipeline) -> None:
                 methods.find(subject.method).check_backbone(backbone)
             except ValueError as error:
                 raise ValueError(f"config.subjects[{subject.name}]: {error}") from error
+
+
+def check_attacks(config: Config, backbone: Pipeline) -> None:
+    """Raise ValueError for the first attack that is not defined for the backbone, naming both."""
+    for settings in config.attacks:
+        try:
+            attacks.find(settings.attack).check_backbone(backbone)
+        except ValueError as error:
+            raise ValueError(f"config.attacks[{settings.name}]: {error}") from error
 
 
 def check_sampling(config: Config, backbone: Pipeline) -> None:
@@ -71,7 +82,8 @@ def check_sampling(config: Config, backbone: Pipeline) -> None:
 def only(run: Run, names: Sequence[str] | None) -> Run:
     """The run with these subjects alone, all when None. Raises ValueError for a name that the config does not have."""
     subjects = [subject for subject in run.subjects if subject.name in chosen(run.config, names)]
-    return run._replace(subjects=subjects, cells=[cell for cell in run.cells if cell.subject in subjects])
+    cells = [cell for cell in run.cells if cell.subject in subjects]
+    return run._replace(subjects=subjects, cells=cells, attempts=[a for a in run.attempts if a.subject in subjects])
 
 
 def chosen(config: Config, names: Sequence[str] | None) -> list[str]:

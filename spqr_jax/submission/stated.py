@@ -37,6 +37,7 @@ def _built(kind: type, values: Any, place: str) -> Any:
         raise ValueError(f"{place} must be an object, found {type(values).__name__}")
     hints = get_type_hints(kind)
     fields = {f.name for f in dataclasses.fields(kind)} - {"sources"}
+    fields -= {"attacks"} - values.keys()  # which a manifest leaves out where there are none
     if wrong := sorted(fields ^ values.keys()):
         raise ValueError(f"{place}.{wrong[0]} is {'missing' if wrong[0] in fields else 'no field of this version'}")
     by_default = {f.name: f.default for f in dataclasses.fields(kind)}

@@ -8,12 +8,13 @@ from types import TracebackType
 from absl import logging
 
 from spqr_jax.devices import preemption
+from spqr_jax.run.attempts import Attempt
 from spqr_jax.run.cells import Cell, SubjectDir
 
 # Finished phases that may wait: with more, generation waits for the judges instead of running far ahead of them.
 WAITING = 2
 
-Item = SubjectDir | Cell
+Item = SubjectDir | Cell | Attempt
 
 
 class Background:
@@ -32,7 +33,7 @@ class Background:
         self._worker = work and threading.Thread(target=self._run, args=(work,), name="judges", daemon=True)
 
     def submit(self, item: Item) -> None:
-        """A subject or cell whose images are all on disk."""
+        """A subject, cell or attempt whose images are all on disk."""
         if self._worker is not None:
             self._queue.put(item)
 

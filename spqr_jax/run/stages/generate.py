@@ -39,11 +39,24 @@ def generate(run: Run, background: Background) -> list[Failure]:
 
 
 def draw_phase(run: Run, pipeline: Callable[[], Pipeline], folder: ImagesFolder, phase: str, label: str) -> None:
-    """Draw the missing images of a phase. Batches are cut by index, so a resumed run repeats the same batches.
+    """Draw the missing images of a phase, as `draw` does."""
+    draw(run, pipeline, folder, phase, phase_jobs(run), label)
+
+
+def draw(
+    run: Run,
+    pipeline: Callable[[], Pipeline],
+    folder: ImagesFolder,
+    phase: str,
+    jobs: list[Job],
+    label: str,
+    latents: np.ndarray | None = None,
+) -> None:
+    """Draw those images of N jobs that are missing. Batches are cut by index, so a resumed run repeats the same ones.
 
     pipeline: returns the model to draw with, fine-tuning it first if need be; called only if an image is missing.
+    latents: what the images start from [N, h, w, C], in place of the noise of their seeds.
     """
-    jobs = phase_jobs(run)
     paths = [picture_path(folder, phase, *job) for job in jobs]
     # As the first process sees the disk.
     there = processes.agreed(np.array([_there(path) if processes.first() else True for path in paths]))
@@ -56,7 +69,8 @@ def draw_phase(run: Run, pipeline: Callable[[], Pipeline], folder: ImagesFolder,
     missing = _missing(there, size)
     start = time.time()
     with tqdm(total=len(missing), desc=f"{phase} BFT: {label}", unit="image", disable=not processes.first()) as bar:
-        for first, batch in stream(run, made, [jobs[i] for i in missing], size):
+        start_from = None if latents is None else latents[missing]
+        for first, batch in stream(run, made, [jobs[i] for i in missing], size, start_from):
             for i, image in zip(missing[first : first + len(batch)], batch, strict=True):
                 if processes.mine(i):
                     images.write(paths[i], image)
@@ -110,12 +124,16 @@ def _options(run: Run) -> dict[str, Any]:
     return {**sampling_options(run.config), "fsdp": bool(run.config.mesh.fsdp)}
 
 
-def stream(run: Run, pipeline: Pipeline, jobs: list[Job], size: int):
-    """Draw the images of jobs as the config says, batch by batch: (index of the first, images_u8)."""
+def stream(run: Run, pipeline: Pipeline, jobs: list[Job], size: int, latents: np.ndarray | None = None):
+    """Draw the images of jobs as the config says, batch by batch: (index of the first, images_u8).
+
+    latents: as for `draw`.
+    """
     return generate_lib.batches(
         pipeline,
         [prompt.prompt for _, prompt, _ in jobs],
         [image_seed(prompt, k) for _, prompt, k in jobs],
+        latents=latents,
         noise=run.config.generation.noise,
         batch_size=size,
         guidance=_guidance(run, jobs),

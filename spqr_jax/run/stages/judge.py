@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,25 +15,30 @@ from spqr_jax import backbones, protocols
 from spqr_jax import finetune as finetune_lib
 from spqr_jax import params as params_lib
 from spqr_jax.config import Config
-from spqr_jax.devices import preemption, processes
-from spqr_jax.files import images, records, storage
+from spqr_jax.devices import processes
+from spqr_jax.files import records, storage
 from spqr_jax.files.layout import ImagesFolder, Workdir
 from spqr_jax.files.records import ROLES
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names as names_lib
 from spqr_jax.run import protocol
+from spqr_jax.run.attempts import Attempt
 from spqr_jax.run.bft import adapter_options
 from spqr_jax.run.cells import Cell, SubjectDir
 from spqr_jax.run.jury import Jury
-from spqr_jax.run.stages.background import Background
-from spqr_jax.run.stages.pictures import Job, image_seed, phase_jobs, picture_path
+from spqr_jax.run.stages import answers
+from spqr_jax.run.stages.answers import JUDGE_CHUNK
+from spqr_jax.run.stages.background import Background, Item
+from spqr_jax.run.stages.judge_attacks import judge_attempt
+from spqr_jax.run.stages.pictures import phase_jobs, picture_path
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds, read_times
-
-JUDGE_CHUNK = 256
 
 
 def judge(run: Run, background: Background) -> list[Failure]:
-    """Ask the judges about every image that they have not seen. Cells that are not fine-tuned yet are left out."""
+    """Ask the judges about every image that they have not seen.
+
+    Cells that are not fine-tuned yet, and attacks that are not made yet, are left out.
+    """
     background.finish()
     if processes.first():
         _reference_features(run)
@@ -43,50 +48,36 @@ def judge(run: Run, background: Background) -> list[Failure]:
     if len(cells) < len(run.cells):
         logging.info("%d cells have no pictures after fine-tuning yet.", len(run.cells) - len(cells))
     failures += each(shared_out(run, cells), lambda c: c.label, lambda c: judge_one(run, c), "judge")
+    attempts = [a for a in run.attempts if a.done or a.folder.all_images.is_dir()]
+    failures += each(shared_out(run, attempts), lambda a: a.label, lambda a: judge_one(run, a), "judge")
     processes.wait("judged")
     return failures
 
 
 def shared_out(run: Run, items: Iterable[Any]) -> list[Any]:
-    """The subjects or cells that this process judges; a subject's cells go with it, since they share its records."""
+    """The items that this process judges; a subject's cells go with it, since they share its records."""
     owned = {subject.id for i, subject in enumerate(run.subjects) if processes.mine(i)}
-    return [item for item in items if (item.subject.id if isinstance(item, Cell) else item.id) in owned]
+    return [item for item in items if (item.id if isinstance(item, SubjectDir) else item.subject.id) in owned]
 
 
-def judge_own(run: Run, item: SubjectDir | Cell) -> None:
+def judge_own(run: Run, item: Item) -> None:
     """`judge_one` for an item that this process judges; nothing for the items of others."""
     for own in shared_out(run, [item]):
         judge_one(run, own)
 
 
-def judge_one(run: Run, item: SubjectDir | Cell) -> None:
-    """Write the records of a subject before fine-tuning, or those of a cell and, if they are missing, its subject's."""
-    if isinstance(item, Cell):
+def judge_one(run: Run, item: Item) -> None:
+    """Write the records of a subject before fine-tuning, of an attempt, or of a cell and, if missing, its subject's."""
+    if isinstance(item, Attempt):
+        judge_attempt(run, item)
+    elif isinstance(item, Cell):
         judge_one(run, item.subject)
-        if not (item.done and _judged(run, item.folder)):
+        if not (item.done and answers.judged(run, item.folder)):
             _judge_cell(run, item)
         elif json.loads(item.folder.summary.read_text(encoding="utf-8")).get("protocol") != _protocol(run, item):
             _complete(run, item, records.read(item.folder.records))  # the same results under another name
-    elif not _judged(run, item.folder):
+    elif not answers.judged(run, item.folder):
         _judge_phase(run, item.folder, "before", item.name, item.name)
-
-
-def _judged(run: Run, folder: ImagesFolder) -> bool:
-    """Whether whole records by these judges are there. Other judges' records are made anew from the same images."""
-    marker = folder.judged_by
-    try:
-        if not marker.exists() or json.loads(marker.read_text(encoding="utf-8")) != _asked(run):
-            return False
-        records.read(folder.records)
-    except ValueError as error:
-        storage.set_aside(folder.records, str(error))
-        return False
-    return True
-
-
-def _asked(run: Run) -> dict[str, Any]:
-    """The judges and the rule that combines their verdicts, as JSON holds them."""
-    return json.loads(json.dumps({"judges": run.jury.identities(), "rule": run.jury.rule}, default=str))
 
 
 def _reference_features(run: Run) -> None:
@@ -104,80 +95,19 @@ def _judge_phase(run: Run, folder: ImagesFolder, phase: str, subject: str, label
     start = time.time()
     rows: list[records.Record] = []
     features: list[np.ndarray] = []
-    jobs = phase_jobs(run)
-    missing = [p for p in (picture_path(folder, phase, *job) for job in jobs) if not p.exists()]
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} pictures are missing (first: {missing[0]}); run stage generate first.")
-    for first in tqdm(range(0, len(jobs), JUDGE_CHUNK), desc=f"judge {phase}: {label}", unit="batch", leave=False):
-        preemption.exit_if_asked_here()
-        chunk = jobs[first : first + JUDGE_CHUNK]
-        pictures = images.read([picture_path(folder, phase, *job) for job in chunk])
-        benign = np.flatnonzero([role == "benign" for role, _, _ in chunk])
-        answers = _answers(run, chunk, pictures, benign)
-        rows += [_record(run, phase, subject, job, answer) for job, answer in zip(chunk, answers, strict=True)]
-        if len(benign):
+    for chunk, pictures in answers.read_chunks(folder, phase, phase_jobs(run), label):
+        asked = answers.ask(run, chunk, pictures)
+        rows += [answers.record(run, phase, subject, job, answer) for job, answer in zip(chunk, asked, strict=True)]
+        if len(benign := answers.benign_of(chunk)):
             features.append(_features(run.jury, pictures[benign]))
-    _check_undecided(run, rows)
+    answers.check_undecided(run, rows)
     storage.write_npz(folder.phase_features(phase), features=np.concatenate(features))
     note_seconds(folder, f"judge_{phase}", time.time() - start, len(rows))
-    records.write(folder.records, rows)
-    storage.write_text(folder.judged_by, json.dumps(_asked(run), indent=2, sort_keys=True) + "\n")
-
-
-class Answer(NamedTuple):
-    """What the judges said about one image, as its record holds it."""
-
-    judges: str
-    verdict: str
-    clip_score: float
-
-
-def _answers(run: Run, jobs: Sequence[Job], pictures: np.ndarray, benign: np.ndarray) -> list[Answer]:
-    """The answers about each job's image. benign: the rows that get a CLIPScore."""
-    answers = run.jury.ask(pictures)
-    values = run.jury.clip_scores(pictures[benign], [jobs[i][1].prompt for i in benign])
-    scores: dict[int, float] = dict(zip(benign.tolist(), values, strict=True))
-    return [
-        Answer(raw, verdict, scores.get(i, float("nan")))
-        for i, (raw, verdict) in enumerate(zip(answers.judges, answers.verdicts, strict=True))
-    ]
-
-
-def _record(run: Run, phase: str, subject: str, job: Job, answer: Answer) -> records.Record:
-    role, prompt, k = job
-    return records.Record(
-        cell="",
-        subject=subject,
-        profile="",
-        scenario="",
-        seed=0,
-        phase=phase,
-        prompt_set=names_lib.prompt_set(run.config, role),
-        role=role,
-        prompt_id=prompt.id,
-        k=k,
-        prompt=prompt.prompt,
-        category=prompt.category,
-        language=prompt.language,
-        image_seed=image_seed(prompt, k),
-        image=picture_path(ImagesFolder(Path()), phase, role, prompt, k).as_posix(),
-        judges=answer.judges,
-        verdict=answer.verdict,
-        clip_score=answer.clip_score,
-    )
+    answers.write(run, folder, rows)
 
 
 def _features(jury: Jury, pictures: np.ndarray) -> np.ndarray:
     return np.concatenate([jury.features(pictures[i : i + JUDGE_CHUNK]) for i in range(0, len(pictures), JUDGE_CHUNK)])
-
-
-def _check_undecided(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
-    undecided = [row for row in rows if row["verdict"] == "undecided"]
-    if len(undecided) > run.config.judges.max_undecided * len(rows):
-        raise ValueError(
-            f"{len(undecided)} of {len(rows)} pictures are undecided, more than judges.max_undecided="
-            f"{run.config.judges.max_undecided}; first: {undecided[0]['image']}, {undecided[0]['judges']}."
-        )
 
 
 def _judge_cell(run: Run, cell: Cell) -> None:
@@ -243,7 +173,7 @@ def _summary(run: Run, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> dict[st
             "steps": times.get("finetune", {}).get("count"),
             **trained_size(run.backbone, cell.profile, run.config),
         },
-        **_asked(run),
+        **answers.asked(run),
     }
 
 

@@ -1,4 +1,4 @@
-"""Stage score: the leaderboard, from the records of the complete cells alone."""
+"""Stage score: the leaderboard, from the records of the complete cells alone, and beside it what attacks reached."""
 
 import dataclasses
 
@@ -6,11 +6,14 @@ from spqr_jax.devices import processes
 from spqr_jax.files.layout import Workdir
 from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.state import Failure, NothingToDo, Run, Unopened
-from spqr_jax.score import leaderboard, text
+from spqr_jax.score import attacks, leaderboard, text
 
 
 def score(run: Run | Unopened, background: Background) -> list[Failure]:
-    """Write and print the leaderboard of the work directory. Raises NothingToDo while no cell is complete."""
+    """Write and print the leaderboard of the work directory, and the shares under attack if there are any.
+
+    Raises NothingToDo while no cell is complete.
+    """
     del background
     if not processes.first():
         return []
@@ -20,4 +23,7 @@ def score(run: Run | Unopened, background: Background) -> list[Failure]:
     board = leaderboard.build(run.workdir, section=section, replicates=run.config.score.replicates)
     leaderboard.write(run.workdir, board)
     print(text.table(board))
+    if (found := attacks.build(run.workdir, replicates=run.config.score.replicates)) is not None:
+        attacks.write(run.workdir, found)
+        print(attacks.text(found))
     return []

@@ -1,7 +1,7 @@
 """The things that stages share: the opened run, failures that do not stop the others, and times kept beside results."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from spqr_jax.files import storage
 from spqr_jax.files.layout import Folder
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.prompts import Prompt
+from spqr_jax.run.attempts import Attempt
 from spqr_jax.run.cells import Cell, SubjectDir
 from spqr_jax.run.identity import Inputs
 from spqr_jax.run.jury import Jury
@@ -32,6 +33,7 @@ class Run(NamedTuple):
     inputs: Inputs
     subjects: list[SubjectDir]
     cells: list[Cell]
+    attempts: Sequence[Attempt] = ()  # of the config's attacks
 
 
 class Unopened(NamedTuple):
