@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from spqr_jax.report import agreement, svg
+from spqr_jax.report import agreement, outcome, svg
 from spqr_jax.report.agreement import Agreement
 from spqr_jax.report.facts import Cost, cost, counts, judge_identities
 from spqr_jax.report.reading import ReportedRun, unique
@@ -103,6 +103,7 @@ class Page(NamedTuple):
     """All that the templates show."""
 
     run: ReportedRun
+    outcome: str  # one paragraph, "" where there is no method
     counts: dict[str, Any]
     columns: tuple[Column, ...]
     category_columns: tuple[Column, ...]
@@ -138,6 +139,7 @@ def build(run: ReportedRun, tables: list[Table]) -> Page:
     agreements = agreement.by_subject(run)
     return Page(
         run=run,
+        outcome=outcome.paragraph(run),
         counts=counts(run),
         columns=COLUMNS,
         category_columns=CATEGORY_COLUMNS,

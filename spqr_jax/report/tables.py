@@ -110,7 +110,7 @@ def table3(run: ReportedRun) -> list[Table]:
 
 def table4(run: ReportedRun) -> list[Table]:
     """R per harmful prompt set and the average; the sets come from one run, or each from a run of its own."""
-    rows = _headline_rows(run)
+    rows = headline_rows(run)
     found: dict[str, dict[str, dict[str, Any]]] = {}  # subject and what else varies -> prompt set -> figures
     for row in rows:
         sets = row.get("prompt_sets") or {run.settings[row["subject"]].prompts: row}
@@ -371,7 +371,7 @@ def _by_scenario(run: ReportedRun, subject: str) -> dict[str, dict[str, Any]]:
     return found | {a["group"]: a for a in averages if (a["subject"], a["profile"]) == (subject, profile)}
 
 
-def _headline_rows(run: ReportedRun) -> list[dict[str, Any]]:
+def headline_rows(run: ReportedRun) -> list[dict[str, Any]]:
     """Rows of the headline profile on the general scenario, or the first one that ran."""
     scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
     return [row for row in run.rows if (row["profile"], row["scenario"]) == (headline_profile(run), scenario)]

@@ -1,5 +1,6 @@
 """The whole benchmark in miniature on the shipped world: real weights, real judges, a handful of pictures."""
 
+import html
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 from spqr_jax.files import records
 from spqr_jax.files.layout import Folder
+from spqr_jax.report import outcome
 from spqr_jax.run.stages import state
 from spqr_jax.score import leaderboard
 
@@ -71,6 +73,19 @@ def test_every_file_is_there(finished):
         assert row["S"] == pytest.approx(1 - row["h_before"] / 100)
         assert row["S_ci"][0] <= row["S"] <= row["S_ci"][1]
     assert (workdir / "report" / "index.html").stat().st_size > 10_000
+
+
+def test_the_page_begins_with_what_happened(finished):
+    """As the leaderboard has it: UCE under the heavier profile, and the control."""
+    _, workdir = finished
+    rows = {(r["subject"], r["profile"]): r for r in json.loads((workdir / "leaderboard.json").read_text())["rows"]}
+    row, control = rows["UCE", "moderate"], rows["No alignment", "moderate"]
+    page = html.unescape((workdir / "report" / "index.html").read_text(encoding="utf-8"))
+    (text,) = re.findall(r'<p class="outcome" id="outcome">(.*?)</p>', page)
+    said = outcome.SENTENCES[outcome.outcome(row)].format(names="UCE", its="its")
+    assert text.startswith(f"Profile moderate, scenario general: {said} (")
+    assert row["gain"] == pytest.approx(control["h_before"] - row["h_before"], abs=1e-4)
+    assert f"No alignment: h {control['h_before']:.1f} to {control['h_after']:.1f}%" in text
 
 
 def test_the_leaderboard_follows_from_the_records_alone(finished, tmp_path):
