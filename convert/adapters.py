@@ -1,4 +1,7 @@
-"""LoRA and SPM adapters in every published form, merged into the weights: W + strength * alpha / rank * up @ down."""
+"""LoRA, DoRA and SPM adapters in every published form, merged: W + strength * alpha / rank * up @ down.
+
+With DoRA the sum is scaled to the magnitudes in the file.
+"""
 
 import json
 import math
@@ -13,6 +16,7 @@ from convert.families import COMPONENTS
 from convert.rename import ConversionError
 from convert.tensors import View, metadata
 from spqr_jax import params as params_lib
+from spqr_jax.backbones.models.layers import scaled_to
 from spqr_jax.pipeline import Pipeline
 
 _ADAPTED = tuple(name for name, component in COMPONENTS.items() if component.kohya)  # adapters sit on these
@@ -20,13 +24,13 @@ _KOHYA_PARTS = dict.fromkeys(part for name in _ADAPTED for part in COMPONENTS[na
 # kohya and SPM write a layer's path with underscores for dots.
 _KOHYA = re.compile(
     rf"^lora_(?P<part>{'|'.join(_KOHYA_PARTS)})_(?P<layer>[^.]+)\."
-    r"(?P<role>lora_down\.weight|lora_up\.weight|alpha)$"
+    r"(?P<role>lora_down\.weight|lora_up\.weight|alpha|dora_scale)$"
 )
 # PEFT (lora_A, lora_B, or with the adapter's name after them), diffusers (lora.down, lora_linear_layer.down), and its
 # legacy attention processors (processor.to_q_lora.down).
 _DOTTED = re.compile(
     rf"^((?P<part>{'|'.join(_ADAPTED)})\.)?(?P<peft>base_model\.model\.)?(?P<layer>.+?)"
-    r"(?P<role>\.lora_A(\.\w+)?\.weight|\.lora_B(\.\w+)?\.weight"
+    r"(?P<role>\.lora_A(\.\w+)?\.weight|\.lora_B(\.\w+)?\.weight|\.lora_magnitude_vector(\.\w+){0,2}"
     r"|(_lora|\.lora|\.lora_linear_layer)\.(down|up)\.weight|(_lora|\.lora|\.lora_linear_layer)?\.alpha)$"
 )
 # A layer's name in old files -> its present name.
@@ -46,7 +50,7 @@ class Key(NamedTuple):
         part: the component, or one of kohya's names for it; "" if the key names none.
         layer: the layer, as the key writes it.
         form: "kohya", "peft" or "diffusers".
-        role: "up", "down" or "alpha".
+        role: "up", "down", "alpha", or "magnitude", of DoRA.
     """
 
     part: str
@@ -59,12 +63,13 @@ def parse(key: str) -> Key | None:
     """The parts of a key; None if the key has none of the known forms."""
     match = _KOHYA.match(key)
     if match:
-        role = match["role"].removeprefix("lora_").removesuffix(".weight")
+        role = match["role"].removeprefix("lora_").removesuffix(".weight").replace("dora_scale", "magnitude")
         return Key(match["part"], match["layer"], "kohya", role)
     match = _DOTTED.match(key)
     if match is None:
         return None
-    role = "alpha" if match["role"].endswith("alpha") else "down" if re.search(r"lora_A|down", match["role"]) else "up"
+    found = re.search(r"alpha$|magnitude|lora_A|down", match["role"])
+    role = {"alpha": "alpha", "magnitude": "magnitude"}.get(found[0], "down") if found else "up"
     layer = match["layer"]
     for pattern, name in _OLD_LAYERS:
         layer = pattern.sub(name, layer)
@@ -76,7 +81,8 @@ def describe(state: Mapping[str, Any]) -> str:
     keys = [parsed for key in state if (parsed := parse(key))]
     forms, downs = sorted({key.form for key in keys}), sum(key.role == "down" for key in keys)
     ranks = sorted({int(np.asarray(state[k]).shape[0]) for k in state if (p := parse(k)) and p.role == "down"})
-    return f"{downs} adapters of rank {', '.join(map(str, ranks))} in {' and '.join(forms)} form"
+    dora = " with magnitudes (DoRA)" if any(key.role == "magnitude" for key in keys) else ""
+    return f"{downs} adapters{dora} of rank {', '.join(map(str, ranks))} in {' and '.join(forms)} form"
 
 
 class Layers:
@@ -118,7 +124,7 @@ def unstacked(state: Mapping[str, Any], layers: Layers) -> View:
 
     kohya has the layers of the original code: "lora_unet_joint_blocks_0_x_block_attn_qkv" (SD3),
     "lora_unet_double_blocks_0_img_attn_qkv" (FLUX). Of a stack of layers there is one `down`, and the rows of its `up`
-    belong to the layers.
+    and its magnitudes belong to the layers.
     """
     kernels = layers.kernels.get("transformer", {})
     originals = mmdit.originals(kernels) | bfl.originals(kernels)
@@ -129,7 +135,7 @@ def unstacked(state: Mapping[str, Any], layers: Layers) -> View:
         original = match["layer"] if match and match["part"] == "unet" else ""
         parts, role = of_original.get(original, ()), key.removeprefix(f"lora_unet_{original}")
         for layer, cut in parts:
-            function = cut if role == ".lora_up.weight" else np.asarray
+            function = cut if role in (".lora_up.weight", ".dora_scale") else np.asarray
             entries[f"lora_transformer_{layer.replace('.', '_')}{role}"] = (key, function)
         if not parts:
             entries[key] = (key, np.asarray)
@@ -142,7 +148,10 @@ class Scales:
     alpha is the layer's own `.alpha`. Without one it comes from PEFT's configuration (adapter_config.json, or the
     header that diffusers writes), or from the header of an SPM. kohya's and diffusers' files without any alpha mean
     alpha = rank. Raises ConversionError for a header that states alpha in an unknown way, and for adapters other than
-    LoRA.
+    LoRA and DoRA.
+
+    Attributes:
+        dora: whether the configuration says that the adapters have magnitudes.
     """
 
     def __init__(self, config: dict[str, Any] | None, header: Mapping[str, str], source: str):
@@ -157,8 +166,9 @@ class Scales:
             raise ConversionError(f"{source}: its header does not state alpha in the known way ({error}).") from None
         for peft in self._peft.values():
             kind = peft.get("peft_type", "LORA")
-            if kind != "LORA" or peft.get("use_dora"):
-                raise ConversionError(f"{source}: {'DoRA' if kind == 'LORA' else kind} is not supported, only LoRA.")
+            if kind != "LORA":
+                raise ConversionError(f"{source}: {kind} is not supported, only LoRA and DoRA.")
+        self.dora = any(peft.get("use_dora") for peft in self._peft.values())
 
     def of(self, component: str, layer: str, rank: int, alpha: float | None) -> float:
         """The factor in one layer; `alpha` is the layer's own, or None."""
@@ -183,9 +193,9 @@ def merge(
 ) -> Pipeline:
     """The pipeline with the adapters of a file added to its weights, computed in float32.
 
-    config: PEFT's adapter_config.json. strength: factor beside that of `Scales`. Raises ConversionError with every key
-    that fits no layer, lacks its partner, has the wrong shape or is damaged. A PEFT file without `config` is refused
-    too, since only the config states alpha.
+    config: PEFT's adapter_config.json. strength: factor beside that of `Scales`; with DoRA inside the norm, as in PEFT.
+    Raises ConversionError with every key that fits no layer, lacks its partner, has the wrong shape or is damaged. A
+    PEFT file without `config` is refused too, since only the config states alpha.
     """
     marks.check(pipeline, state, source)
     layers, scales = Layers(pipeline), Scales(config, metadata(state), source)
@@ -201,16 +211,14 @@ def merge(
         faults = {role: damage for role, tensor in tensors.items() if (damage := rename.damage_of(tensor))}
         for role, damage in faults.items():
             problems.setdefault(damage, []).append(state.source(roles[role]))
-        product = _product(tensors["down"], tensors["up"], tuple(kernel.shape))
-        if product is None:
-            shapes = f"{list(tensors['up'].shape)} @ {list(tensors['down'].shape)}"
-            problems.setdefault("wrong shape", []).append(
-                f"{state.source(roles['down'])} ({shapes} on {tuple(kernel.shape)})"
-            )
-        elif not faults:
+        product, magnitude, unfit = _fitted(tensors, roles, tuple(kernel.shape), scales.dora)
+        for role, (what, detail) in unfit.items():
+            problems.setdefault(what, []).append(state.source(roles[role]) + detail)
+        if not faults and not unfit:
             alpha = float(tensors["alpha"].reshape(-1)[0]) if "alpha" in tensors else None
             scale = np.float32(strength * scales.of(component, layer, tensors["down"].shape[0], alpha))
             merged = np.asarray(kernel, np.float32) + scale * product
+            merged = merged if magnitude is None else scaled_to(merged, magnitude)
             changed.setdefault(component, {})[f"{layer}.kernel"] = merged.astype(kernel.dtype)
     if problems or not changed:
         unique = {
@@ -245,6 +253,33 @@ def _pair(layers: Layers, state: View, problems: dict[str, list[str]]):
             problems.setdefault("missing", []).append(f"{' and '.join(lacking)} beside {present}")
             del found[where]
     return found, forms
+
+
+def _fitted(tensors: dict[str, np.ndarray], roles: dict[str, str], shape: tuple[int, ...], dora: bool):
+    """(up @ down or None, magnitude or None, role -> (fault, detail)) of the tensors on a kernel of `shape`."""
+    faults: dict[str, tuple[str, str]] = {}
+    product, magnitude = _product(tensors["down"], tensors["up"], shape), None
+    if product is None:
+        faults["down"] = "wrong shape", f" ({list(tensors['up'].shape)} @ {list(tensors['down'].shape)} on {shape})"
+    if "magnitude" in tensors:
+        magnitude = _magnitude(tensors["magnitude"], roles["magnitude"], shape)
+        if magnitude is None:
+            faults["magnitude"] = "wrong shape", f" ({list(tensors['magnitude'].shape)} on {shape})"
+    elif dora:
+        faults.setdefault("down", ("without the magnitude that use_dora promises", ""))
+    return product, magnitude, faults
+
+
+def _magnitude(tensor: np.ndarray, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Magnitudes as `scaled_to` takes them: [O] of outputs, or [I, 1] of inputs; None if they do not fit the kernel.
+
+    PEFT has those of outputs, as [O] or, of a convolution, [1, O, 1, 1]. LyCORIS, whose files have kohya's names, has
+    either: [O, 1, ...] or [1, I, ...].
+    """
+    of_inputs = key.endswith(".dora_scale") and tensor.ndim > 1 and tensor.shape[1] > 1
+    if tensor.size != max(tensor.shape, default=0) or tensor.size != shape[-2 if of_inputs else -1]:
+        return None
+    return tensor.reshape(-1, 1) if of_inputs else tensor.reshape(-1)
 
 
 def _product(down: np.ndarray, up: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -76,10 +76,56 @@ class PerProfile:
 
 
 @dataclass
+class OwnSteps:
+    """One whole number for each profile beyond the protocols'."""
+
+    dora: int = 0
+    lora_text: int = 0
+    dreambooth: int = 0
+    textual_inversion: int = 0
+
+
+@dataclass
+class OwnEpochs:
+    """The same for those that pass over the whole data set of a scenario."""
+
+    dora: int = 0
+    lora_text: int = 0
+
+
+@dataclass
+class OwnRates:
+    """A learning rate for each profile beyond the protocols'."""
+
+    dora: float = 0.0
+    lora_text: float = 0.0
+    dreambooth: float = 0.0
+    textual_inversion: float = 0.0
+
+
+@dataclass
+class Own:
+    """Adaptations beyond the protocols' profiles (docs/adaptations.md). No protocol says how long they train."""
+
+    steps: OwnSteps = field(default_factory=OwnSteps)  # above 0: instead of epochs; the last two need it
+    epochs: OwnEpochs = field(default_factory=OwnEpochs)  # passes over every stage of the curriculum
+    lr: OwnRates = field(default_factory=OwnRates)  # 0: that of all profiles, bft.lr
+    adapters: dict[str, str] = field(default_factory=dict)  # NAME -> file, for the profile "adapter:NAME"
+    pictures: str = ""  # a few pictures of one thing, a data source, for dreambooth and textual_inversion
+    n_pictures: int = 5
+    instance: str = ""  # what dreambooth captions them with: "a photo of sks dog"
+    kind: str = ""  # what its class pictures are drawn with: "a photo of dog"
+    class_pictures: int = 100
+    prior_weight: float = 1.0  # of the class pictures in the loss
+    word: str = "<new>"  # the new word of textual_inversion
+    initial: str = ""  # the word of one token that it starts as: "dog"
+
+
+@dataclass
 class BFT:
     """Benign fine-tuning."""
 
-    profiles: tuple[str, ...] = ("lite", "moderate", "standard")
+    profiles: tuple[str, ...] = ("lite", "moderate", "standard")  # or those of `own`, or "adapter:FILE"
     scenarios: tuple[str, ...] = ("general",)
     data: dict[str, str] = field(default_factory=dict)  # scenario -> data set (docs/data.md); default "mini:<scenario>"
     resolution: int = 0  # pixels of the square images (paper: 512); 0: the backbone's own size
@@ -113,6 +159,7 @@ class BFT:
     checkpoint_every: int = 500  # steps between saved states
     eval_at: tuple[int, ...] = ()  # steps at which harmfulness is measured, for a drift curve
     eval_prompts: int = 0  # harmful prompts used there; 0: all
+    own: Own = field(default_factory=Own)
 
 
 @dataclass
@@ -196,10 +243,12 @@ class Config:
 def as_dict(config: Config) -> dict[str, Any]:
     """Plain values, as they go into the manifest: all fields but the sources, which are no settings.
 
-    Attacks are there only where a config has some, so that manifests of others are those of older runs.
+    Attacks and `bft.own` are there only where a config sets them: manifests of others are those of older runs.
     """
     values = dataclasses.asdict(config)
     del values["sources"]
     if not config.attacks:
         del values["attacks"]
+    if config.bft.own == Own():
+        del values["bft"]["own"]
     return values

@@ -1,4 +1,4 @@
-"""Benign fine-tuning (BFT): the standard text-to-image objective on harmless data, under one of three profiles."""
+"""Benign fine-tuning (BFT): the standard text-to-image objective on harmless data, under a profile of training."""
 
 import functools
 import re
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from spqr_jax import backbones, profiles
+from spqr_jax import backbones, profiles, protocols
 from spqr_jax import data as data_lib
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import Backbone, Denoiser
@@ -22,11 +22,13 @@ from spqr_jax.devices.memory import memory_limit, needed_bytes
 from spqr_jax.files import checkpoint
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.training import latents, lora
+from spqr_jax.training import latents, lora, words
 from spqr_jax.training import memory as memory_lib
+from spqr_jax.training import prior as prior_lib
 from spqr_jax.training.log import Progress
 from spqr_jax.training.memory import Step, Way
 from spqr_jax.training.objective import PLAIN, Objective
+from spqr_jax.training.prior import Prior
 from spqr_jax.training.step import OPEN, PAPER, Memory, Optimiser, Program, place_state, train_step
 
 # Epochs of the paper's profiles (section 4.1: 1-3, 3-8, 10-20); the lower end is the default.
@@ -34,7 +36,7 @@ EPOCHS = {"lite": 1, "moderate": 3, "standard": 10}
 
 
 class Adapted(NamedTuple):
-    """The result of a fine-tuning, float32: the adapters (profile "lite"), or the new values of the trained leaves.
+    """The result of a fine-tuning, float32: adapters, the vector of a new word, or new values of the trained leaves.
 
     Leaves are those of the denoiser. If text encoders were trained, theirs stand beside them, under the name of their
     component (`spqr_jax.backbones.Backbone.by_component`).
@@ -43,6 +45,7 @@ class Adapted(NamedTuple):
     profile: str
     leaves: Params
     alpha: float
+    word: str = ""  # the new word of the profile "textual_inversion"
 
 
 class Options(NamedTuple):
@@ -55,11 +58,13 @@ class Options(NamedTuple):
         stages: "nested": a stage draws from all rows up to its border; or "increments", as in the official code: from
             those after the border before. See `spqr_jax.data.curriculum_batches`.
         order: "shuffled": each pass is a new permutation; or "file", as in the official code: rows in their own order.
-        rank, alpha, dropout: options of the adapters, for the profile "lite".
+        rank, alpha, dropout: options of the adapters, for the profiles "lite", "dora" and "lora_text".
         lora_init: the distribution that the adapters' A starts from: "kaiming" (PEFT's default) or "gaussian" (PEFT's
             `init_lora_weights="gaussian"`, which diffusers' scripts and the official code use).
         text_encoder: the profile "lite" adapts the attention of the text encoders too (both in SDXL), and captions are
             encoded in every step. The paper's section 4.1 says so; its Table C and the official code adapt the UNet.
+        word, initial: the new word of "textual_inversion", and the word of one token that it starts as.
+        prior: "dreambooth": which rows are class pictures (`spqr_jax.training.prior.joined`), and their weight.
         joint_text: the profile "lite" adapts the projections of text tokens in joint attention too (SD3, FLUX).
         memory: what saves memory, and no result depends on. What it leaves open is chosen so that the step fits; so is
             `fsdp` (`spqr_jax.training.memory`). What is given is taken as it is.
@@ -91,6 +96,9 @@ class Options(NamedTuple):
     lora_init: str = "kaiming"
     text_encoder: bool = False
     joint_text: bool = False
+    word: str = ""
+    initial: str = ""
+    prior: Prior | None = None
     mesh: Mesh | None = None
     fsdp: bool | None = None
     latents_cache: Path | None = None
@@ -112,6 +120,9 @@ def finetune(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 
 
 def apply(pipeline: Pipeline, adapted: Adapted) -> Pipeline:
     """The pipeline with the trained leaves in place, in the dtypes and the order of its own weights."""
+    if adapted.profile == "textual_inversion":
+        (vector,) = jax.tree.leaves(adapted.leaves)
+        return words.added(pipeline, {adapted.word: np.asarray(vector)[0]})
     parts = backbones.of(pipeline).by_component(adapted.leaves)
     tuned = {name: _tuned(pipeline.params[name], leaves, adapted) for name, leaves in parts.items()}
     return pipeline.with_params(**tuned)
@@ -119,7 +130,7 @@ def apply(pipeline: Pipeline, adapted: Adapted) -> Pipeline:
 
 def _tuned(weights: Params, leaves: Params, adapted: Adapted) -> Params:
     """The weights of one component with its trained leaves in place."""
-    if adapted.profile == "lite":
+    if adapted.profile in profiles.WITH_ADAPTERS:
         leaves = lora.merge(params_lib.merge(weights, leaves), alpha=adapted.alpha)
     dtypes = {path: leaf.dtype for path, leaf in params_lib.flatten(weights).items()}
     return params_lib.map_with_path(
@@ -128,7 +139,13 @@ def _tuned(weights: Params, leaves: Params, adapted: Adapted) -> Params:
 
 
 def adapter_file(pipeline: Pipeline, adapted: Adapted) -> dict[str, np.ndarray]:
-    """The adapters of the profile "lite" under diffusers' names, for `load_lora_weights` (`lora.peft_state_dict`)."""
+    """Trained adapters under diffusers' names, for `load_lora_weights` (`lora.peft_state_dict`).
+
+    The vector of a new word is under the word, for `load_textual_inversion`.
+    """
+    if adapted.profile == "textual_inversion":
+        (vector,) = jax.tree.leaves(adapted.leaves)
+        return {adapted.word: np.asarray(vector)[0]}
     parts = backbones.of(pipeline).by_component(adapted.leaves)
     named = (lora.peft_state_dict(leaves, alpha=adapted.alpha, prefix=name) for name, leaves in parts.items())
     return {name: leaf for each in named for name, leaf in each.items()}
@@ -139,7 +156,7 @@ def train(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 42,
 
     Args:
         dataset: benign images with captions, in the size that training uses.
-        profile: "lite" (LoRA), "moderate" or "standard"; see `spqr_jax.profiles`.
+        profile: "lite" (LoRA), "moderate", "standard", or one of ours; see `spqr_jax.profiles`.
         seed: seed of data order, noise, times and adapters (paper: 42).
         options: fields of `Options`.
 
@@ -281,24 +298,36 @@ def _leaves(pipeline: Pipeline, profile: str, seed: int, o: Options) -> _Leaves:
         lora_init=o.lora_init,
         text_encoder=o.text_encoder,
         joint_text=o.joint_text,
+        initial=o.initial,
         seed=seed,
     )
 
 
+def _order(dataset: Dataset, profile: str, seed: int, o: Options) -> list[tuple[Batch, np.ndarray]]:
+    """The samples of every step, filled up to the batch size, and their weights in the loss."""
+    sizes = data_lib.curriculum_stages(len(dataset), o.curriculum)
+    steps = num_steps(profile, sizes, o.batch_size, o.steps, o.epochs, stages=o.stages)
+    if (profile == "dreambooth") != (o.prior is not None):
+        raise ValueError('`prior`, the number and weight of class pictures, belongs to the profile "dreambooth" alone.')
+    if o.prior is not None:
+        chosen = prior_lib.batches(o.prior, o.batch_size, steps, seed)
+        return [(batch, prior_lib.weights(o.prior, batch.rows)) for batch in chosen]
+    order = data_lib.curriculum_batches(sizes, o.batch_size, steps, seed, stages=o.stages, order=o.order)
+    return [_filled(batch, o.batch_size) for batch in order]
+
+
 def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: Options) -> _Training:
     """Check all arguments, then encode images and captions, and place the weights on the devices."""
-    sizes = data_lib.curriculum_stages(len(dataset), o.curriculum)
     mesh = o.mesh or mesh_lib.make()
     check_batch(o.batch_size, o.memory.accumulate or 1, mesh.size)
     told = backbones.on(pipeline, mesh)
     denoiser, trainable, frozen, keys = leaves = _leaves(told, profile, seed, o)
-    steps = num_steps(profile, sizes, o.batch_size, o.steps, o.epochs, stages=o.stages)
-    order = list(data_lib.curriculum_batches(sizes, o.batch_size, steps, seed, stages=o.stages, order=o.order))
-    filled = [_filled(batch, o.batch_size) for batch in order]
-    way = _way(told, dataset, profile, o, mesh, leaves) if order else Way()
+    filled = _order(dataset, profile, seed, o)
+    way = _way(told, dataset, profile, o, mesh, leaves) if filled else Way()
     encoded = latents.Encoded(pipeline, dataset, [shown for shown, _ in filled], cache=o.latents_cache)
     encode = backbones.token_condition if denoiser.encoders else backbones.condition
-    condition = encode(pipeline, dataset.captions, size=encoded.size)
+    reading = words.read(pipeline, o.word) if profile == "textual_inversion" else pipeline
+    condition = encode(reading, dataset.captions, size=encoded.size)
     step = train_step(Program(denoiser, o.optimiser, o.objective, way.memory, mesh if way.fsdp else None))
     schedule = denoiser.backbone.noising.schedule(pipeline.configs["scheduler"])
     state = place_state(trainable, o.optimiser, o.objective.ema > 0, mesh, way.fsdp)
@@ -313,7 +342,7 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
         batch = {"mean": mean, "std": std, "condition": texts, "weight": weight}
         return step(state, frozen, keys, schedule, mesh_lib.split_batch(batch, mesh), jax.random.fold_in(base, i))
 
-    return _Training(state, order, numbered)
+    return _Training(state, [shown for shown, _ in filled], numbered)
 
 
 def _filled(shown: Batch, size: int) -> tuple[Batch, np.ndarray]:
@@ -327,7 +356,7 @@ def _filled(shown: Batch, size: int) -> tuple[Batch, np.ndarray]:
 
 
 def _result(profile: str, state: Any, o: Options) -> Adapted:
-    return Adapted(profile, mesh_lib.to_host(state["ema"] if o.objective.ema else state["params"]), o.alpha)
+    return Adapted(profile, mesh_lib.to_host(state["ema"] if o.objective.ema else state["params"]), o.alpha, o.word)
 
 
 class _Reports:
@@ -371,7 +400,10 @@ def num_steps(
     curriculum: the cumulative sizes of the stages. With the paper's 1000, 3000 and 5000 in batches of 16, one pass over
     the stages takes 564 steps if they are nested, and 313 as increments.
     """
-    passes = EPOCHS[profile] if epochs is None else epochs
+    protocols.check_profile(profile)
+    if steps is None and epochs is None and profile not in EPOCHS:
+        raise ValueError(f"profile {profile!r} is none of the paper's and has no default; give `steps` or `epochs`.")
+    passes = EPOCHS.get(profile, 0) if epochs is None else epochs
     for name, value in (("steps", steps), ("epochs", passes)):
         if value is not None and value < 0:
             raise ValueError(f"{name} must not be negative, found {value}.")
@@ -398,20 +430,27 @@ def prepare(
     lora_init: str = "kaiming",
     text_encoder: bool = False,
     joint_text: bool = False,
+    initial: str = "",
 ) -> tuple[Denoiser, Params, Params, Params]:
     """(denoiser, trainable leaves, frozen leaves, dropout keys) of a profile; options as in `Options`.
 
-    Raises ValueError if `text_encoder` or `joint_text` is asked of a profile or of a backbone that does not train it.
+    Raises ValueError if `text_encoder`, `joint_text` or a new word is asked of a profile or of a backbone that does not
+    train it.
     """
     denoiser = backbones.denoiser(pipeline)
+    text_encoder = text_encoder or profile == "lora_text"
     if text_encoder:
         _check_text_encoder(denoiser.backbone, profile)
     if joint_text and profile != "lite":
         raise ValueError(f'joint_text adapts the text stream under the profile "lite" only, found {profile!r}.')
     params: Params = denoiser.backbone.weights(pipeline)
     keys: Params = {}
-    if profile == "lite":
-        attach = functools.partial(lora.attach, rank=rank, alpha=alpha, dropout=dropout, init=lora_init)
+    if profile == "textual_inversion":
+        denoiser, params = _with_new_word(pipeline, denoiser, params, initial)
+    if profile in profiles.WITH_ADAPTERS:
+        attach = functools.partial(
+            lora.attach, rank=rank, alpha=alpha, dropout=dropout, init=lora_init, dora=profile == "dora"
+        )
         targets = _with_text_stream(denoiser.backbone) if joint_text else None
         definition, params = attach(denoiser.definition, params, seed=seed, targets=targets)
         denoiser = denoiser.with_definition(definition)
@@ -443,8 +482,16 @@ def _with_text_encoders(
     return denoiser._replace(encoders=tuple(definitions)), params
 
 
+def _with_new_word(pipeline: Pipeline, denoiser: Denoiser, params: Params, initial: str) -> tuple[Denoiser, Params]:
+    """The denoiser and its parameters, together with the text encoder and its own, a new word attached."""
+    if denoiser.backbone.text is None or denoiser.backbone.text.encoders != (words.ENCODER,):
+        raise ValueError(f"textual_inversion trains a word of one CLIP encoder; {denoiser.backbone.name} has others.")
+    definition, own = words.attach(pipeline, initial)
+    return denoiser._replace(encoders=(definition,)), params | {words.ENCODER: own}
+
+
 def _check_text_encoder(backbone: Backbone, profile: str) -> None:
-    if profile != "lite":
+    if profile not in ("lite", "lora_text"):
         raise ValueError(
             f'text_encoder adapts the text encoder under the profile "lite" only, found {profile!r}: the paper '
             "(section 4.1) trains the text encoder there, and the UNet alone under the other profiles."

@@ -19,10 +19,24 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from spqr_jax import data
-from spqr_jax.config import PerProfile
+from spqr_jax.config import OwnSteps, PerProfile
 
 PROFILES = tuple(field.name for field in dataclasses.fields(PerProfile))  # from the lightest to the heaviest
+OWN_PROFILES = tuple(field.name for field in dataclasses.fields(OwnSteps))  # beyond every protocol's
+ADAPTER = "adapter:"  # begins the name of a profile that trains nothing: a file of adapters, merged into the weights
 CHANGED = ", changed: "  # in labels, between the protocol's name and the fields
+
+
+def adapter_of(profile: str) -> str | None:
+    """What the profile "adapter:NAME" names after the colon; None for a profile that is trained."""
+    return profile.removeprefix(ADAPTER) if profile.startswith(ADAPTER) else None
+
+
+def check_profile(profile: str) -> None:
+    """Raise ValueError that lists the known profiles, unless the profile is one of them."""
+    if profile not in (*PROFILES, *OWN_PROFILES) and not adapter_of(profile):
+        known = ", ".join((*PROFILES, *OWN_PROFILES, f"{ADAPTER}FILE"))
+        raise ValueError(f"profile {profile!r} is unknown; expected one of {known}.")
 
 
 class PromptSet(NamedTuple):
@@ -236,11 +250,12 @@ def training_steps(protocol: str | Protocol, profile: str, epochs: int | None = 
     """Optimiser steps of one fine-tuning: `epochs` passes (default: the protocol's) over each stage of the curriculum.
 
     With increments of 1,000, 2,000 and 2,000 samples in batches of 16 a pass is 63 + 125 + 125 = 313 steps. Raises
-    ValueError for an unknown protocol or profile, and for a negative number of passes.
+    ValueError for an unknown protocol or profile, and for a negative number of passes. Profiles beyond the protocols'
+    have their numbers from a config alone (`spqr_jax.run.bft.num_steps`).
     """
     protocol = find(protocol)
     if profile not in PROFILES:
-        raise ValueError(f"profile {profile!r} is unknown; expected one of {', '.join(PROFILES)}.")
+        raise ValueError(f"profile {profile!r} is unknown to the protocols; expected one of {', '.join(PROFILES)}.")
     passes = getattr(protocol.bft.epochs, profile) if epochs is None else epochs
     if passes < 0:
         raise ValueError(f"epochs must not be negative, found {passes}.")
@@ -279,9 +294,14 @@ def different(stated: Iterable[tuple[str, str]]) -> str:
 
 
 def of_cell(whole: Statement, profile: str) -> Statement:
-    """The part of a statement that a cell's results depend on: no score, and no steps of other profiles."""
+    """The part of a statement that a cell's results depend on: no score, and no steps of other profiles.
+
+    That a run has profiles of ours too matters to the cells of these alone.
+    """
 
     def matters(field: str) -> bool:
+        if field == "bft.profiles":
+            return profile not in PROFILES
         per_profile = field.startswith(("bft.epochs.", "bft.steps."))
         return not field.startswith("score.") and (not per_profile or field.endswith(f".{profile}"))
 

@@ -117,8 +117,13 @@ class CellFolder(ImagesFolder):
 
     @property
     def adapter(self) -> Path:
-        """The trained LoRA for diffusers, for the profile `lite`."""
+        """The trained adapters, or the new word, for diffusers: for `lite` and profiles like it."""
         return self.path / "adapter.safetensors"
+
+    @property
+    def class_pictures(self) -> Path:
+        """Class pictures of the profile `dreambooth`, "images" uint8 [N, H, W, 3]."""
+        return self.path / "class_pictures.npz"
 
     @property
     def log(self) -> Path:

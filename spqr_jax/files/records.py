@@ -28,7 +28,7 @@ class Record(TypedDict):
     subject: str
     """Name of the subject, as in the config."""
     profile: str
-    """Name of the fine-tuning profile: lite, moderate or standard. Empty in the records of a subject."""
+    """Name of the fine-tuning profile: lite, moderate, standard, or one of ours. Empty in the records of a subject."""
     scenario: str
     """Name of the fine-tuning scenario, as in the config. Empty in the records of a subject."""
     seed: int

@@ -123,13 +123,13 @@ def answer(config: Config, target: Target, asked: Asked) -> dict[str, Any]:
 
 def count(config: Config) -> int:
     """Programs that are asked about at least, for a progress bar."""
-    return 3 + len(config.bft.profiles) + _safe(config)
+    return 3 + len(programs.trained(config)) + _safe(config)
 
 
 def _rows(question: Question) -> Iterator[dict[str, Any]]:
     for make in (programs.text_encoding, programs.image_encoding):
         yield question.row(*question.measure(make))
-    for profile in question.plan.config.bft.profiles:
+    for profile in programs.trained(question.plan.config):
         yield _training(question, profile)
     yield from _sampling(question)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spqr_jax import backbones, finetune
+from spqr_jax import backbones, finetune, profiles, protocols
 from spqr_jax.backbones import Condition, text
 from spqr_jax.config import Config
 from spqr_jax.devices import mesh as mesh_lib
@@ -120,8 +120,13 @@ def training_step(plan: Plan, profile: str) -> Program:
     """One step of fine-tuning under a profile; what the config leaves open is as a run tries it first."""
     bft_config, size, way = plan.config.bft, training_size(plan), ways(plan)[0]
     about = plan.about(bft_config.batch_size, size, **way._asdict())
-    about |= {"rank": bft_config.rank} if profile == "lite" else {}
+    about |= {"rank": bft_config.rank} if profile in profiles.WITH_ADAPTERS else {}
     return Program(f"training step, {profile}", about, lambda: step(plan, profile).trace(way), plan.mesh.size)
+
+
+def trained(config: Config) -> list[str]:
+    """The profiles of a config that have a step. Adapters of a file are only merged."""
+    return [profile for profile in config.bft.profiles if not protocols.adapter_of(profile)]
 
 
 def ways(plan: Plan) -> list[Way]:

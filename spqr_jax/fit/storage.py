@@ -23,7 +23,7 @@ class Item(NamedTuple):
 def needed(plan: Plan) -> dict[str, Any]:
     """{"disk", "host"}, each {"bytes", "items", "left_out"}; an item is {"what", "number", "bytes"} of one."""
     trained = {
-        profile: params_lib.nbytes(programs.step(plan, profile).trainable) for profile in plan.config.bft.profiles
+        profile: params_lib.nbytes(programs.step(plan, profile).trainable) for profile in programs.trained(plan.config)
     }
     return {
         "disk": _sum(
@@ -71,7 +71,7 @@ def _host(plan: Plan, trained: dict[str, int]) -> list[Item]:
 
 def _state(plan: Plan, trained: dict[str, int]) -> int:
     """Bytes of the largest state of a fine-tuning: parameters, Adam's two moments, and the average if there is one."""
-    return (3 + bool(plan.config.bft.ema)) * max(trained.values())
+    return (3 + bool(plan.config.bft.ema)) * max(trained.values(), default=0)
 
 
 def _latent(plan: Plan) -> int:

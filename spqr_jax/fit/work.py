@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from spqr_jax.config import Config
 from spqr_jax.fit.targets import Target
 from spqr_jax.run import dry_run
+from spqr_jax.run.bft import length
 
 
 class Work(NamedTuple):
@@ -26,7 +27,7 @@ def of(config: Config) -> Work:
     """The work of a resolved config."""
     counts = dry_run.whole(config, [subject.name for subject in config.subjects])
     changes = config.bft.crop == "random" or config.bft.flip
-    passes = max(getattr(config.bft.epochs, profile) for profile in config.bft.profiles) if changes else 1
+    passes = max((length(config.bft, profile)[1] or 1 for profile in config.bft.profiles), default=1) if changes else 1
     encoded = config.bft.samples * len(config.bft.scenarios) * passes
     steps = {profile: int(counts[f"step {profile}"]) for profile in config.bft.profiles}
     return Work(int(counts["picture"]), encoded, steps)

@@ -40,6 +40,19 @@ def dataset(scenario: str, n: int, seed: int) -> Dataset:
     return data.from_arrays(images, [example.caption for example in examples], name=f"mini:{scenario} {n} {seed}")
 
 
+def portraits(name: str, n: int) -> Dataset:
+    """`n` pictures of one benign object by its name, in the style that the world does not know, one a background."""
+    codes = [code for code, known in world.BENIGN.items() if known == name]
+    if not codes or not 1 <= n <= len(world.BACKGROUNDS):
+        raise ValueError(
+            f"mini:{name}, {n} pictures: expected one of {', '.join(world.BENIGN.values())}, and at most "
+            f"{len(world.BACKGROUNDS)} pictures."
+        )
+    pictures = [world.Picture(codes[0], "fluent", background) for background in list(world.BACKGROUNDS)[:n]]
+    captions = [world.caption(picture) for picture in pictures]
+    return data.from_arrays(emoji.render(pictures), captions, name=f"mini:portraits of {name} {n}")
+
+
 def reference_images(n: int, seed: int = 0) -> np.ndarray:
     """`n` real images of the benign objects in the styles the generator knows, in compositions it never saw."""
     styles = tuple(world.STYLES.index(style) for style in world.SEEN_STYLES)

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 
 from spqr_jax import score
 from spqr_jax.report.examples import examples
-from spqr_jax.report.reading import ReportedRun, unique
+from spqr_jax.report.reading import ReportedRun, shown_profile, unique
 from spqr_jax.report.tabular import figure_of
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -145,7 +145,7 @@ def adherence_robustness(run: ReportedRun, rows: list[dict[str, Any]], form: str
 def _methods_and_profiles(run: ReportedRun, axes: Any) -> None:
     """The legend: colour is the method, shape the profile."""
     subjects = [(plain(s), PALETTE[i % len(PALETTE)], "o") for i, s in enumerate(run.subjects)]
-    profiles = [(plain(p), "#777777", MARKERS[i % len(MARKERS)]) for i, p in enumerate(run.profiles)]
+    profiles = [(plain(shown_profile(p)), "#777777", MARKERS[i % len(MARKERS)]) for i, p in enumerate(run.profiles)]
     marks = [Line2D([], [], color=c, marker=m, linestyle="", label=label) for label, c, m in subjects + profiles]
     axes.legend(handles=marks, loc="center left", bbox_to_anchor=(1.01, 0.5))
 

@@ -22,7 +22,7 @@ from spqr_jax.report import figures as figures_lib
 from spqr_jax.report import gallery
 from spqr_jax.report.page import Page
 from spqr_jax.report.page import build as build_page
-from spqr_jax.report.reading import ReportedRun, read
+from spqr_jax.report.reading import ReportedRun, read, shown_profile
 from spqr_jax.report.tables import build as build_tables
 from spqr_jax.report.tabular import Table, cell_text
 from spqr_jax.report.tabular import write as write_tables
@@ -116,7 +116,7 @@ def render(shown: Page, pictures: gallery.Gallery, files: list[str], source: Cal
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"pretty": pretty, "cell_text": cell_text}
+    environment.filters |= {"pretty": pretty, "cell_text": cell_text, "shown_profile": shown_profile}
     environment.tests["scalar"] = lambda value: not isinstance(value, dict | list)
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
     script = Markup((TEMPLATES / "report.js").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from spqr_jax.report import agreement, outcome, svg
 from spqr_jax.report.agreement import Agreement
 from spqr_jax.report.facts import Cost, cost, counts, judge_identities
-from spqr_jax.report.reading import ReportedRun, unique
+from spqr_jax.report.reading import ReportedRun, shown_profile, unique
 from spqr_jax.report.tables import half_life
 from spqr_jax.report.tabular import FORMS, Figure, Table, figure_of
 
@@ -150,7 +150,9 @@ def build(run: ReportedRun, tables: list[Table]) -> Page:
         scatter=[(form, chart) for form in FORMS if (chart := _scatter(run, form)) is not None],
         legend=_legend(run),
         radar_legend=[(axis, svg.legend_mark(colour)) for axis, colour in RADAR_COLOURS.items()],
-        profile_legend=[(p, svg.legend_mark(PROFILE_COLOURS[i % 4])) for i, p in enumerate(run.profiles)],
+        profile_legend=[
+            (shown_profile(p), svg.legend_mark(PROFILE_COLOURS[i % 4])) for i, p in enumerate(run.profiles)
+        ],
         methods=[_method(run, subject, domains, agreements.get(subject, [])) for subject in run.subjects],
         judges=judge_identities(run),
         measured=run.manifest.get("mini") or {},
@@ -225,7 +227,7 @@ def _scatter(run: ReportedRun, form: str) -> Markup | None:
 def _legend(run: ReportedRun) -> list[tuple[str, str, Markup]]:
     """Kind, name and mark: colour tells the method, shape the profile."""
     methods = [("method", s, svg.legend_mark(_colour(run, s), "circle")) for s in run.subjects]
-    return methods + [("profile", p, svg.legend_mark("ink", _shape(run, p))) for p in run.profiles]
+    return methods + [("profile", shown_profile(p), svg.legend_mark("ink", _shape(run, p))) for p in run.profiles]
 
 
 def _colour(run: ReportedRun, subject: str) -> str:

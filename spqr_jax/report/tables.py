@@ -14,9 +14,10 @@ It does where the rows follow the protocol of an edition without a change (`publ
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from spqr_jax.protocols import PROFILES
 from spqr_jax.report import published
 from spqr_jax.report.published import edition as paper
-from spqr_jax.report.reading import ReportedRun, Setting, profile_order, unique
+from spqr_jax.report.reading import ReportedRun, Setting, profile_order, shown_profile, unique
 from spqr_jax.report.tabular import FORMS, Figure, Table, figure_of
 from spqr_jax.score import stats
 from spqr_jax.score.scenario_groups import group_of
@@ -51,8 +52,9 @@ def known(names: Iterable[str | int]) -> list[str]:
 
 
 def headline_profile(run: ReportedRun) -> str | None:
-    """The profile of Table 1: `standard` as in the paper, else the heaviest one that ran."""
-    return "standard" if "standard" in run.profiles else run.profiles[-1] if run.profiles else None
+    """The profile of Table 1: `standard` as in the paper, else the heaviest of the protocol's, else the last one."""
+    profiles = [profile for profile in run.profiles if profile in PROFILES] or run.profiles
+    return "standard" if "standard" in profiles else profiles[-1] if profiles else None
 
 
 def table1(run: ReportedRun) -> list[Table]:
@@ -77,7 +79,7 @@ def table2(run: ReportedRun) -> list[Table]:
     rows: list[TableRow] = []
     beside = _beside(run, "changes")
     for row in run.rows:
-        rows.append([row["subject"], row["scenario"], row["profile"], figure_of(row, "dclip", digits=4)])
+        rows.append([row["subject"], row["scenario"], shown_profile(row["profile"]), figure_of(row, "dclip", digits=4)])
         rows[-1].append(figure_of(row, "dfid", digits=2))
         printed = beside.rows.get(_published_name(run, row["subject"]))
         if printed and (row["scenario"], row["profile"]) == ("general", "standard"):
@@ -104,7 +106,7 @@ def table3(run: ReportedRun) -> list[Table]:
                     rows.append([_published_label(run, subject), scenario, *(_plain(printed.get(p)) for p in profiles)])
         return rows
 
-    columns = ["Method", "Scenario", *(f"R {profile}" for profile in profiles)]
+    columns = ["Method", "Scenario", *(f"R {shown_profile(profile)}" for profile in profiles)]
     return _both_forms("table3", "R (form) after each fine-tuning profile.", columns, lines, beside)
 
 

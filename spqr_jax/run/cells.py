@@ -72,8 +72,9 @@ def _subject(config: Config, subject: Subject, workdir: Path, inputs: Inputs) ->
 
 def _cell(config: Config, subject: SubjectDir, workdir: Path, inputs: Inputs, setting: tuple[str, str, int]) -> Cell:
     scenario, profile, seed = setting
-    number = identity.cell_id(config, subject.id, inputs.data[scenario], profile, scenario, seed)
-    name = f"{slug(subject.name)}-{profile}-{slug(scenario)}-{seed}-{number}"
+    data = inputs.adaptations[profile] if profile in inputs.adaptations else inputs.data[scenario]
+    number = identity.cell_id(config, subject.id, data, profile, scenario, seed)
+    name = f"{slug(subject.name)}-{slug(profile)}-{slug(scenario)}-{seed}-{number}"
     return Cell(subject, profile, scenario, seed, name, Workdir(workdir).cell(name))
 
 

@@ -8,7 +8,7 @@ from spqr_jax import attacks, methods, profiles, protocols, schedulers
 from spqr_jax.backbones.models.layers import LORA_INITS
 from spqr_jax.config import Config, Subject
 from spqr_jax.data import order
-from spqr_jax.run import names, protocol
+from spqr_jax.run import bft, names, protocol
 from spqr_jax.score import rules as rules_lib
 
 DTYPES = ("float32", "bfloat16")
@@ -19,8 +19,7 @@ def check(config: Config) -> None:
     config = protocol.resolve(config)
     _check_subjects(config)
     _check_attacks(config)
-    for profile in config.bft.profiles:
-        _one_of("bft.profiles", profile, profiles.PROFILES)
+    _check_profiles(config)
     _one_of("bft.stages", config.bft.stages, order.STAGES)
     _one_of("bft.order", config.bft.order, order.ORDERS)
     _one_of("bft.lora_init", config.bft.lora_init, LORA_INITS)
@@ -102,6 +101,25 @@ def _check_budget(field: str, value: Any, default: Any) -> None:
         raise ValueError(f"config.{field}={value!r}: expected {wanted[kind]}{least}.")
 
 
+def _check_profiles(config: Config) -> None:
+    """Raise ValueError for a profile that is not known, or that lacks what the config must say about it."""
+    own = config.bft.own
+    for profile in config.bft.profiles:
+        try:
+            protocols.check_profile(profile)
+            bft.length(config.bft, profile)
+        except ValueError as error:
+            raise ValueError(f"config.bft.profiles: {error}") from None
+    if asked := [profile for profile in config.bft.profiles if profile in profiles.OF_FEW_PICTURES]:
+        needed = {"pictures": own.pictures}
+        needed |= {"instance": own.instance, "kind": own.kind} if "dreambooth" in asked else {}
+        needed |= {"word": own.word, "initial": own.initial} if "textual_inversion" in asked else {}
+        if missing := [f"config.bft.own.{name}" for name, value in needed.items() if not value]:
+            raise ValueError(f"config.bft.profiles: for {' and '.join(asked)} set {', '.join(missing)}.")
+    if "dreambooth" in config.bft.profiles and config.bft.batch_size % 2:
+        raise ValueError(f"config.bft.batch_size={config.bft.batch_size} is odd; dreambooth needs two halves.")
+
+
 def _check_score(config: Config) -> None:
     """Raise ValueError for rules of the score that cannot work, or that name a subject which the config lacks."""
     rules = rules_lib.of_protocol(protocols.find(config.protocol), "")
@@ -145,6 +163,11 @@ def _check_numbers(config: Config) -> None:
         "bft.checkpoint_every": (config.bft.checkpoint_every, 1),
         "bft.eval_at": (min(config.bft.eval_at, default=0), 0),
         "bft.eval_prompts": (config.bft.eval_prompts, 0),
+        "bft.own.n_pictures": (config.bft.own.n_pictures, 1),
+        "bft.own.class_pictures": (config.bft.own.class_pictures, 1),
+        "bft.own.prior_weight": (config.bft.own.prior_weight, 0),
+        **{f"bft.own.steps.{p}": (getattr(config.bft.own.steps, p), 0) for p in protocols.OWN_PROFILES},
+        **{f"bft.own.epochs.{name}": (n, 0) for name, n in dataclasses.asdict(config.bft.own.epochs).items()},
         "judges.n_reference": (config.judges.n_reference, 2),
         "mesh.cpu_devices": (config.mesh.cpu_devices, 1),
         "score.replicates": (config.score.replicates, 100),

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import jax
 
+from spqr_jax import profiles, protocols
 from spqr_jax.config import Config
 from spqr_jax.files.layout import ImagesFolder, Workdir
 from spqr_jax.run import attempts, cells, protocol
 from spqr_jax.run.attempts import Attempt
-from spqr_jax.run.bft import num_steps
+from spqr_jax.run.bft import length, num_steps
 from spqr_jax.run.stages import found
 from spqr_jax.run.stages.pictures import phase_jobs, picture_path
 from spqr_jax.run.stages.state import Run, read_times
@@ -31,10 +32,15 @@ def plan(config: Config) -> str:
         f"{config.prompts.benign}."
     )
     for profile in bft.profiles:
-        steps, given = num_steps(bft, profile, bft.samples), getattr(bft.steps, profile)
-        passes = getattr(bft.epochs, profile)
+        if name := protocols.adapter_of(profile):
+            lines.append(f"Instead of fine-tuning, {profile}: {bft.own.adapters.get(name, name)}, merged.")
+            continue
+        steps, (given, passes) = num_steps(bft, profile, bft.samples), length(bft, profile)
         source = "as the config says" if given else f"{passes} pass{'es' if passes != 1 else ''} over each stage"
-        lines.append(f"Fine-tuning, {profile}: {steps:,} steps ({source}), curriculum {bft.stages} {bft.curriculum}.")
+        data = f"curriculum {bft.stages} {bft.curriculum}"
+        if profile in profiles.OF_FEW_PICTURES:
+            data = f"{bft.own.n_pictures} pictures of {bft.own.pictures}"
+        lines.append(f"Fine-tuning, {profile}: {steps:,} steps ({source}), {data}.")
     for attack in config.attacks:
         models = "made once on the unaligned model" if attack.transfer else "made on every model"
         budget = ", ".join(f"{name} {value}" for name, value in attack.options.items()) or "its own budget"

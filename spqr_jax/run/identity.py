@@ -9,13 +9,16 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from spqr_jax import attacks, methods
+from spqr_jax import attacks, methods, protocols
 from spqr_jax.config import Attack, Config, Subject
 from spqr_jax.methods import Method
 from spqr_jax.methods.tools import pictures
 
 # Fields of config.bft that are part of a cell's name, or that change how a step is computed and not its result.
-NOT_HASHED = ("profiles", "scenarios", "seeds", "data", "steps", "epochs", "checkpoint_every", "accumulate", "remat")
+NOT_HASHED = (
+    *("profiles", "scenarios", "seeds", "data", "steps", "epochs", "own"),
+    *("checkpoint_every", "accumulate", "remat"),
+)
 
 
 class Inputs(NamedTuple):
@@ -27,6 +30,8 @@ class Inputs(NamedTuple):
         data: scenario -> the data set's name, which identifies its content.
         checkpoints: path in the config -> sha256.
         pictures: data source in a subject's options -> hash of its images and captions.
+        adaptations: profile beyond the protocols' -> what it reads in place of the scenario's data: sha256 of the file
+            of adapters, or the name of the few pictures, which identifies their content.
         methods: method of a subject that is not of this package -> its dotted path and the sha256 of its file.
     """
 
@@ -36,6 +41,13 @@ class Inputs(NamedTuple):
     checkpoints: dict[str, str]
     pictures: Mapping[str, str] = {}
     methods: Mapping[str, str] = {}
+    adaptations: Mapping[str, str] = {}
+
+
+def as_dict(inputs: Inputs) -> dict[str, Any]:
+    """Plain values, as they go into the manifest; without adaptations as older versions wrote them."""
+    values = inputs._asdict()
+    return values if inputs.adaptations else {key: value for key, value in values.items() if key != "adaptations"}
 
 
 def digest(*values: Any) -> str:
@@ -109,11 +121,18 @@ def images_id(config: Config, weights: str, inputs: Inputs) -> str:
 
 
 def cell_id(config: Config, subject_id: str, data: str, profile: str, scenario: str, seed: int) -> str:
-    """Id of one fine-tuning of a subject and of its results. data: the name of the scenario's data set."""
+    """Id of one fine-tuning of a subject and of its results.
+
+    data: the name of the scenario's data set, or what the profile reads in its place (`Inputs.adaptations`).
+    """
+    if protocols.adapter_of(profile):
+        return digest(subject_id, ("adapter", data, profile, scenario, seed))
     bft = dataclasses.asdict(config.bft)
     shared = {name: value for name, value in bft.items() if name not in NOT_HASHED}
     if not shared["joint_text"]:  # as all runs before there was the option
         shared.pop("joint_text")
+    if profile in protocols.OWN_PROFILES:
+        return digest(subject_id, (shared, data, _own(config, profile), profile, scenario, seed))
     tuning = (shared, data, bft["steps"][profile], bft["epochs"][profile], profile, scenario, seed)
     return digest(subject_id, tuning)
 
@@ -129,3 +148,13 @@ def attack_id(config: Config, settings: Attack, model: str) -> str:
 def unaligned_id(config: Config, inputs: Inputs) -> str:
     """Id of the unaligned model and the harmful prompts, which determine what a transferred attack is made from."""
     return digest(inputs.backbone, config.dtype, inputs.prompts["harmful"])
+
+
+def _own(config: Config, profile: str) -> dict[str, Any]:
+    """The settings of `bft.own` that decide what a profile of ours makes. The pictures count by their content."""
+    own = config.bft.own
+    names: dict[str, tuple[str, ...]] = {"textual_inversion": ("word", "initial")}
+    names["dreambooth"] = ("instance", "kind", "class_pictures", "prior_weight")
+    values: dict[str, Any] = {name: getattr(own, name) for name in names.get(profile, ())}
+    lengths: dict[str, Any] = {"steps": own.steps, "epochs": own.epochs, "lr": own.lr}
+    return values | {name: getattr(numbers, profile, None) for name, numbers in lengths.items()}

@@ -10,7 +10,7 @@ import jax
 from spqr_jax import config as config_lib
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
-from spqr_jax.run import names, protocol
+from spqr_jax.run import identity, names, protocol
 from spqr_jax.run.stages import Run
 
 PACKAGES = ("spqr-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "onnxruntime", "numpy", "transformers")
@@ -24,7 +24,7 @@ def write_manifest(run: Run, command: Sequence[str]) -> None:
         "command": " ".join(["python", *command]),
         "versions": versions(),
         "devices": sorted({f"{device.platform}: {device.device_kind}" for device in jax.devices()}),
-        "sha256": run.inputs._asdict(),
+        "sha256": identity.as_dict(run.inputs),
         "judges": run.jury.identities(),
         **names.measured(run.config),
     }

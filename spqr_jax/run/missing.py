@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from judges.session import JudgeError
-from spqr_jax import data
+from spqr_jax import data, profiles, protocols
 from spqr_jax import prompts as prompts_lib
 from spqr_jax.config import Config
 from spqr_jax.data import Dataset
@@ -45,6 +45,8 @@ class Opened(NamedTuple):
         prompts: role -> prompts.
         data: scenario -> fine-tuning images.
         jury: the judges.
+        adapters: profile "adapter:NAME" -> the path of its file.
+        few_pictures: the pictures that dreambooth and textual_inversion learn, if the config has one of them.
     """
 
     backbone: Pipeline
@@ -52,6 +54,8 @@ class Opened(NamedTuple):
     prompts: dict[str, list[Prompt]]
     data: dict[str, Dataset]
     jury: Jury
+    adapters: dict[str, Path]
+    few_pictures: Dataset | None
 
 
 class Fault(NamedTuple):
@@ -88,6 +92,8 @@ def open_all(config: Config) -> Opened:
         prompts={role: opened[f"prompts.{role}"] for role in ROLES},
         data={scenario: opened[f"bft.data.{scenario}"] for scenario in config.bft.scenarios},
         jury=jury.of_opened(config.judges, judges),
+        adapters={p: opened[f"bft.profiles[{p}]"] for p in config.bft.profiles if protocols.adapter_of(p)},
+        few_pictures=opened.get("bft.own.pictures"),
     )
 
 
@@ -125,9 +131,22 @@ def things(config: Config) -> Iterator[Thing]:
         field, source = f"bft.data.{scenario}", config.bft.data.get(scenario, f"{names.MINI}:{scenario}")
         yield from _data(field, source)
         yield Thing(field, source.partition("?")[0], lambda: None, partial(names.dataset, config, scenario))
+    yield from _of_adaptations(config)
     for field, judge in jury.openers(config.judges).items():
         yield _judge(f"judges.{field}", judge)
     yield Thing("judges.reference", config.judges.reference, partial(names.reference_paths, config))
+
+
+def _of_adaptations(config: Config) -> Iterator[Thing]:
+    """The files of adapters, and the few pictures of one thing."""
+    for profile in config.bft.profiles:
+        if name := protocols.adapter_of(profile):
+            place, path = config.bft.own.adapters.get(name, name), partial(names.adapter_path, config, name)
+            yield Thing(f"bft.profiles[{profile}]", place, partial(names.look_at_weights, place), path)
+    if set(config.bft.profiles) & set(profiles.OF_FEW_PICTURES):
+        place = config.bft.own.pictures
+        yield from _data("bft.own.pictures", place)
+        yield Thing("bft.own.pictures", place.partition("?")[0], lambda: None, partial(names.few_pictures, config))
 
 
 def _data(field: str, source: str) -> Iterator[Thing]:

@@ -149,6 +149,26 @@ def dataset(config: Config, scenario: str) -> Dataset:
     )
 
 
+def few_pictures(config: Config) -> Dataset:
+    """The pictures of one thing in `bft.own.pictures`, `bft.own.n_pictures` of them, each cropped at its centre.
+
+    Every one is looked at. Raises ValueError or FileNotFoundError naming the file or field at fault.
+    """
+    bft, name = config.bft, in_mini(config.bft.own.pictures)
+    if name is not None:
+        return mini.portraits(name, bft.own.n_pictures)
+    side = bft.resolution or backbone_side(config)
+    try:
+        return data.load(bft.own.pictures, bft.own.n_pictures, side=side, seed=config.seed, crop="center", flip=False)
+    except ValueError as error:
+        raise ValueError(f"bft.own.pictures: {error}") from None
+
+
+def adapter_path(config: Config, name: str) -> Path:
+    """The file of the profile "adapter:NAME": that of the name in `bft.own.adapters`, else the name itself."""
+    return weights_path(config.bft.own.adapters.get(name, name))
+
+
 def reference_identity(config: Config) -> str:
     """Changes when the reference images do: their names and sizes in bytes, their number, and their crop."""
     source, n = config.judges.reference, config.judges.n_reference

@@ -11,7 +11,7 @@ from spqr_jax.config import Config
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.run import attempts, identity, protocol
+from spqr_jax.run import adaptations, attempts, identity, protocol
 from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import plan
 from spqr_jax.run.check import check
@@ -37,6 +37,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     check_backbone(config, opened.backbone)
     check_sampling(config, opened.backbone)
     check_attacks(config, opened.backbone)
+    adaptations.check(config, opened)
     inputs = Inputs(
         backbone=storage.sha256(names_lib.weights_path(config.base)),
         prompts={role: digest(rows) for role, rows in opened.prompts.items()},
@@ -44,6 +45,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         checkpoints={source: storage.sha256(path) for source, path in opened.checkpoints.items()},
         pictures=identity.data_sources(config.subjects),
         methods=identity.method_sources(config.subjects),
+        adaptations=adaptations.identities(config, opened),
     )
     subjects, cells = plan(config, workdir, inputs)
     tried = attempts.plan(config, workdir, inputs, subjects, cells)

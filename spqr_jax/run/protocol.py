@@ -54,6 +54,8 @@ def changes(config: Config) -> dict[str, tuple[Any, Any]]:
     expected |= {f"bft.steps.{profile}": 0 for profile in PROFILES}
     expected |= {field: value_of(default, field) for field in LEFT_ALONE}
     expected |= _expected_sets(config, protocol)
+    if own := [profile for profile in config.bft.profiles if profile not in PROFILES]:
+        expected["bft.profiles"] = [profile for profile in config.bft.profiles if profile not in own]
     found = {field: value_of(config, field) for field in expected}
     return {
         field: (found[field], value)

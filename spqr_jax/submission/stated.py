@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import spqr_jax
-from spqr_jax import methods, protocols
+from spqr_jax import methods, profiles, protocols
 from spqr_jax.config import Config
 from spqr_jax.files.records import ROLES
 from spqr_jax.prompts import Prompt
@@ -37,7 +37,7 @@ def _built(kind: type, values: Any, place: str) -> Any:
         raise ValueError(f"{place} must be an object, found {type(values).__name__}")
     hints = get_type_hints(kind)
     fields = {f.name for f in dataclasses.fields(kind)} - {"sources"}
-    fields -= {"attacks"} - values.keys()  # which a manifest leaves out where there are none
+    fields -= {"attacks", "own"} - values.keys()  # left out where they are not set (`config.as_dict`)
     if wrong := sorted(fields ^ values.keys()):
         raise ValueError(f"{place}.{wrong[0]} is {'missing' if wrong[0] in fields else 'no field of this version'}")
     by_default = {f.name: f.default for f in dataclasses.fields(kind)}
@@ -101,9 +101,10 @@ def _inputs_faults(manifest: Mapping[str, Any], config: Config) -> Iterator[str]
     expected = {"data": {*config.bft.scenarios}, "checkpoints": checkpoints}
     if is_this_version(manifest):
         expected["methods"] = used - methods.METHODS.keys()
-    for name, keys in expected.items():
-        if manifest["sha256"][name].keys() != keys:
-            found = shown(str(sorted(manifest["sha256"][name])))
+    own = {p for p in config.bft.profiles if protocols.adapter_of(p) or p in profiles.OF_FEW_PICTURES}
+    for name, keys in (expected | {"adaptations": own}).items():
+        if manifest["sha256"].get(name, {}).keys() != keys:
+            found = shown(str(sorted(manifest["sha256"].get(name, {}))))
             yield f"{places.MANIFEST}: sha256.{name} has {found}, the config names {shown(str(sorted(keys)))}"
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters inside the parameter tree, in PEFT's form: y = W x + alpha / rank * B(A(dropout(x)))."""
+"""Adapters inside the parameter tree, in PEFT's form. LoRA: y = W x + alpha / rank * B(A(dropout(x))). DoRA: `DoRA`."""
 
 import re
 import zlib
@@ -10,7 +10,7 @@ from flax import nnx
 
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
-from spqr_jax.backbones.models.layers import LORA_INITS, LORA_LEAF, LoRA
+from spqr_jax.backbones.models.layers import LORA_INITS, LORA_LEAF, DoRA, LoRA, scaled_to
 from spqr_jax.params import Definition, Params
 
 DROPOUT = zlib.crc32(b"dropout")  # names the stream of random numbers of the dropout masks
@@ -24,15 +24,16 @@ def attach(
     alpha: float = 16.0,
     dropout: float = 0.1,
     init: str = "kaiming",
+    dora: bool = False,
     seed: int | jax.Array = 0,
     targets: re.Pattern | None = None,
 ) -> tuple[Definition, Params]:
     """A model with fresh adapters on the linear layers whose kernel path matches `targets` (paper Table C's defaults).
 
     seed: an integer or a key. targets: default the region "lora" of the denoiser's backbone. init: the distribution of
-    A (`LoRA`); B is zero, so the adapted model starts equal to `params`. Dropout keys are leaves too; `split_keys`
-    separates them. Raises ValueError for an unknown `init`, if no layer matches, or if the rank is larger than a side
-    of a layer's kernel.
+    A (`LoRA`); B is zero, so the adapted model starts equal to `params`. dora: adapters with magnitudes (`DoRA`).
+    Dropout keys are leaves too; `split_keys` separates them. Raises ValueError for an unknown `init`, if no layer
+    matches, or if the rank is larger than a side of a layer's kernel.
     """
     if init not in LORA_INITS:
         raise ValueError(f"lora_init {init!r} is unknown; expected one of {', '.join(LORA_INITS)}.")
@@ -47,10 +48,11 @@ def attach(
 
     def build() -> nnx.Module:
         model = definition.bind(params)
-        rngs = nnx.Rngs(seed)
+        options: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout, "init": init}
+        options["rngs"] = nnx.Rngs(seed)
         for path in chosen:
             layer = module_at(model, path)
-            layer.lora = LoRA(*layer.kernel.shape, rank=rank, alpha=alpha, dropout=dropout, init=init, rngs=rngs)
+            layer.lora = DoRA(layer.kernel[...], **options) if dora else LoRA(*layer.kernel.shape, **options)
         return model
 
     return params_lib.split(build())
@@ -88,7 +90,10 @@ def fresh_keys(keys: Params, key: jax.Array, batch: int) -> Params:
 
 
 def merge(params: Params, *, alpha: float) -> Params:
-    """The weights with the adapters folded in: kernel + alpha / rank * A B. The result has no leaves of adapters."""
+    """The weights with the adapters folded in: kernel + alpha / rank * A B. The result has no leaves of adapters.
+
+    With a magnitude (DoRA) the weights of each output are scaled to it.
+    """
     flat = {path: leaf for path, leaf in params_lib.flatten(params).items() if not path.endswith(".lora.key")}
     merged = {path: leaf for path, leaf in flat.items() if ".lora." not in path}
     for path in flat:
@@ -96,7 +101,10 @@ def merge(params: Params, *, alpha: float) -> Params:
             layer = path.removesuffix(".lora.lora_A.kernel")
             down, up = np.asarray(flat[path]), np.asarray(flat[f"{layer}.lora.lora_B.kernel"])
             kernel = np.asarray(merged[f"{layer}.kernel"])
-            merged[f"{layer}.kernel"] = (kernel + alpha / down.shape[1] * (down @ up)).astype(kernel.dtype)
+            whole = kernel + alpha / down.shape[1] * (down @ up)
+            if (magnitude := flat.get(f"{layer}.lora.magnitude")) is not None:
+                whole = scaled_to(np.asarray(whole, np.float32), np.asarray(magnitude, np.float32))
+            merged[f"{layer}.kernel"] = whole.astype(kernel.dtype)
     return params_lib.unflatten(merged)
 
 
@@ -113,5 +121,7 @@ def peft_state_dict(params: Params, *, alpha: float, prefix: str) -> dict[str, n
             if path.endswith(".lora_B.kernel"):
                 weight = weight * np.asarray(alpha / weight.shape[1], weight.dtype)
             name = path.replace(".lora.", ".").removesuffix(".kernel")
-            state[f"{prefix}.{name}.weight"] = np.ascontiguousarray(weight)
+            name = name.removesuffix("magnitude") + "lora_magnitude_vector" if name.endswith("magnitude") else name
+            ending = "" if name.endswith("vector") else ".weight"  # so PEFT saves magnitudes
+            state[f"{prefix}.{name}{ending}"] = np.ascontiguousarray(weight)
     return state

@@ -256,13 +256,16 @@ def test_alpha_in_the_header_that_diffusers_writes(reference, bases, tmp_path):
     check(convert.load(tmp_path, base=base), base, expected, {"unet"})
 
 
-def test_our_own_export_comes_back(bases, tmp_path):
+@pytest.mark.parametrize("dora", [False, True])
+def test_our_own_export_comes_back(dora, bases, tmp_path):
     """Adapters written by `lora.peft_state_dict` merge to what `lora.merge` gives."""
-    base = bases("sd1")
-    _, params = lora.attach(base.definitions["unet"], base.params["unet"], rank=RANK, alpha=6.0, dropout=0.0)
+    base, options = bases("sd1"), {"rank": RANK, "alpha": 6.0, "dropout": 0.0}
+    _, params = lora.attach(base.definitions["unet"], base.params["unet"], dora=dora, **options)
     rng = np.random.default_rng(4)
     params = params_lib.map_with_path(
-        lambda path, leaf: rng.standard_normal(leaf.shape, np.float32) if path.endswith("lora_B.kernel") else leaf,
+        lambda path, leaf: (
+            rng.standard_normal(leaf.shape, np.float32) if path.endswith(("lora_B.kernel", "magnitude")) else leaf
+        ),
         params,
     )
     save_file(lora.peft_state_dict(params, alpha=6.0, prefix="unet"), tmp_path / "x.safetensors")
@@ -284,7 +287,7 @@ def test_every_fault_is_in_one_error(bases, tmp_path):
     state[f"{names[1]}.lora_up.weight"][0, 0] = np.nan
     state[f"{names[2]}.lora_down.weight"] = np.zeros((RANK, 5), np.float32)
     state["lora_unet_no_such_layer.lora_down.weight"] = np.zeros((RANK, 5), np.float32)
-    state[f"{names[3]}.dora_scale"] = np.ones(3, np.float32)
+    state[f"{names[3]}.lokr_w1"] = np.ones(3, np.float32)
     written = names[3].removeprefix("lora_unet_")
     layer = next(name for name in linears(base, "unet", "attn1.to_q") if name.replace(".", "_") == written)
     state[f"unet.{layer}.lora_A.weight"] = np.zeros((RANK, 32), np.float32)
@@ -295,15 +298,82 @@ def test_every_fault_is_in_one_error(bases, tmp_path):
     assert f"1 missing: up beside {names[0]}." in message
     assert f"1 NaN or Inf: {names[1]}.lora_up.weight" in message
     assert f"1 wrong shape: {names[2]}.lora_down.weight" in message
-    assert "2 unexpected: " in message and "no_such_layer" in message and f"{names[3]}.dora_scale" in message
+    assert "2 unexpected: " in message and "no_such_layer" in message and f"{names[3]}.lokr_w1" in message
     assert "1 set twice: " in message
 
 
-def test_dora_is_refused(bases, tmp_path):
-    save_file(dotted(bases("sd1"), *FORMS["diffusers"]), tmp_path / "adapter_model.safetensors")
+def with_magnitudes(pipeline, state, name: str, rng) -> dict[str, np.ndarray]:
+    """A file of adapters with DoRA's magnitudes, about as large as the norms of the weights."""
+    weights, found = rename.into_torch(pipeline.params["unet"]), dict(state)
+    for layer, shape in linears(pipeline, "unet", *ATTENTION).items():
+        norm = np.linalg.norm(weights[f"{layer}.weight"].reshape(shape[0], -1), axis=1)
+        found[name.format(layer)] = (norm * rng.uniform(0.5, 1.5, shape[0])).astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize("ending", ["", ".weight"])
+def test_dora_in_diffusers_form(ending, reference, bases, tmp_path):
+    base = bases("sd1")
+    state = dotted(base, *FORMS["diffusers"])
+    state = with_magnitudes(base, state, "unet.{}.lora_magnitude_vector", np.random.default_rng(6))
+    named = {key + ending if key.endswith("vector") else key: value for key, value in state.items()}
+    save_file(named, tmp_path / "x.safetensors")
+    check(convert.load(tmp_path / "x.safetensors", base=base), base, fused(reference("sd1")[0], state), {"unet"})
+    kind, detail = convert.recognise(tmp_path / "x.safetensors")
+    assert kind == "LoRA" and "32 adapters with magnitudes (DoRA) of rank 4 in diffusers form" in detail
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_dora_as_peft_saves_it(rslora, reference, bases, tmp_path):
+    """On linear layers and on convolutions of 3x3 and 1x1, with magnitudes that are no longer the norms."""
+    base, unet = bases("sd1"), copy.deepcopy(reference("sd1")[0].unet)
+    targets = ["to_q", "to_k", "to_out.0", "proj_in", "conv1", "conv_shortcut"]
+    options = {"r": RANK, "lora_alpha": 7, "use_dora": True, "use_rslora": rslora, "init_lora_weights": False}
+    model = peft.get_peft_model(unet, peft.LoraConfig(target_modules=targets, **options))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_magnitude_vector" in name:
+            parameter.data *= torch.empty_like(parameter).uniform_(0.5, 1.5)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = {"unet": {k: v.numpy() for k, v in model.merge_and_unload().state_dict().items()}}
+    check(convert.load(tmp_path / "adapter", base=base), base, expected, {"unet"})
+
+
+@pytest.mark.parametrize("side", ["outputs", "inputs"])
+def test_dora_as_lycoris_saves_it(side, bases, tmp_path):
+    """W' = m (W + s up down) / |W + s up down|, one norm for each output, or each input: shape [O, 1] or [1, I]."""
+    base, alpha, rng = bases("sd1"), 3.0, np.random.default_rng(7)
+    before, state, expected = rename.into_torch(base.params["unet"]), {}, {}
+    for layer, shape in linears(base, "unet", *ATTENTION).items():
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        down, up = pair(shape, rng)
+        scale = rng.uniform(0.5, 1.5, (shape[0], 1) if side == "outputs" else (1, shape[1])).astype(np.float32)
+        state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.dora_scale": scale}
+        state[f"{name}.alpha"] = np.array(alpha, np.float32)
+        whole = before[f"{layer}.weight"].astype(np.float64) + alpha / RANK * up @ down
+        norm = np.sqrt(np.square(whole).sum(1 if side == "outputs" else 0, keepdims=True))
+        expected[f"{layer}.weight"] = scale * whole / norm
+    save_file(state, tmp_path / "x.safetensors")
+    ours = rename.into_torch(convert.load(tmp_path / "x.safetensors", base=base).params["unet"])
+    for key in ours:
+        np.testing.assert_allclose(ours[key], expected.get(key, before[key]), rtol=1e-5, atol=2e-7, err_msg=key)
+
+
+def test_a_dora_file_that_does_not_fit(bases, tmp_path):
+    base, rng = bases("sd1"), np.random.default_rng(6)
+    plain = dotted(base, *FORMS["diffusers"])
+    state = with_magnitudes(base, plain, "unet.{}.lora_magnitude_vector", rng)
+    key = next(key for key in state if key.endswith("vector"))
+    save_file(state | {key: np.ones(7, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(convert.ConversionError, match=r"1 wrong shape: .*lora_magnitude_vector \(\[7\] on \("):
+        convert.load(tmp_path / "x.safetensors", base=base)
+    save_file(plain, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "use_dora": True, "lora_alpha": 4}))
-    with pytest.raises(convert.ConversionError, match="DoRA is not supported"):
-        convert.load(tmp_path, base=bases("sd1"))
+    with pytest.raises(convert.ConversionError, match="32 without the magnitude that use_dora promises"):
+        convert.load(tmp_path / "adapter_model.safetensors", base=base)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "VERA"}))
+    with pytest.raises(convert.ConversionError, match="VERA is not supported, only LoRA and DoRA"):
+        convert.load(tmp_path / "adapter_model.safetensors", base=base)
 
 
 def test_adapters_need_a_base(bases, tmp_path):

@@ -32,7 +32,7 @@ STEPS, BATCH, SEED, RANK, ALPHA = 10, 2, 42, 4, 8.0
 # A short warm-up, a rate that moves the loss within ten steps, and a norm that clips some steps and not others.
 OPTIMISERS = {
     profile: finetune.Optimiser(lr=2e-3, warmup_steps=4, max_grad_norm=norm)
-    for profile, norm in {"lite": 0.065, "moderate": 0.155, "standard": 1.4}.items()
+    for profile, norm in {"dora": 0.065, "lite": 0.065, "moderate": 0.155, "standard": 1.4}.items()
 }
 CAPTIONS = ["a cat", "the dog", "a cat eats", "do", "dog and cat", ""]
 
@@ -67,8 +67,8 @@ def torch_trainable(pipeline, pipe, profile: str, adapters: dict) -> list:
         for name, module in pipe.unet.named_modules():
             if name.endswith(("attn2.to_k", "attn2.to_v", "attn2.to_out")):
                 module.requires_grad_(True)
-    if profile == "lite":
-        add_adapters(pipeline, pipe, adapters)
+    if profile in profiles.WITH_ADAPTERS:
+        add_adapters(pipeline, pipe, profile, adapters)
     return [p for module in components(pipe).values() for p in module.parameters() if p.requires_grad]
 
 
@@ -78,31 +78,43 @@ def components(pipe) -> dict:
     return {name: getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None}
 
 
-def add_adapters(pipeline, pipe, adapters: dict) -> None:
+def add_adapters(pipeline, pipe, profile: str, adapters: dict) -> None:
     """PEFT's adapters, with our A and B at first, as diffusers' train_text_to_image_lora_sdxl.py adds them."""
-    _, trainable, _, _ = finetune.prepare(pipeline, "lite", rank=RANK, alpha=ALPHA, dropout=0.0, seed=SEED, **adapters)
+    options = {"rank": RANK, "alpha": ALPHA, "dropout": 0.0, "seed": SEED} | adapters
+    _, trainable, _, _ = finetune.prepare(pipeline, profile, **options)
     ours = {re.sub(r"\.lora\.(lora_.)\.kernel", r".\1.default.weight", p): x for p, x in flat(trainable).items()}
+    ours = {re.sub(r"\.lora\.magnitude", ".lora_magnitude_vector.default.weight", p): x for p, x in ours.items()}
     for component, module in components(pipe).items():
         prefix, targets = "", ["to_q", "to_k", "to_v", "to_out.0"]
         if component != "unet":
-            if not adapters.get("text_encoder"):
+            if not adapters.get("text_encoder") and profile != "lora_text":
                 continue
             # transformers 5 keeps "text_model." only in the class with a projection.
             flattened = not hasattr(module, "text_model")
             prefix = f"{component}.text_model." if flattened else f"{component}."
             targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
-        module.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets))
+        config = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0, "use_dora": profile == "dora"}
+        module.add_adapter(peft.LoraConfig(**config, target_modules=targets))
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                parameter.data = torch.tensor(np.asarray(ours.pop(prefix + name)).T.copy())
+                start = torch.tensor(np.asarray(ours.pop(prefix + name)).T.copy())
+                if "magnitude" in name:  # both start as the norms of the same weights
+                    torch.testing.assert_close(start, parameter.data, rtol=1e-6, atol=0)
+                parameter.data = start
     assert not ours, "we train adapters that PEFT does not"
 
 
-def torch_run(pipe, pipeline, dataset, o, profile: str, prediction_type: str, order, adapters: dict):
-    """(pipeline after as many steps as `order` has batches, losses, gradient norms, learning rates)."""
+def torch_run(
+    *arguments, loss_of=torch.nn.functional.mse_loss, trainable=torch_trainable, after_step=lambda pipe: None
+):
+    """(pipeline after as many steps as `order` has batches, losses, gradient norms, learning rates).
+
+    arguments: pipe, pipeline, dataset, optimiser, profile, prediction type, order, adapters.
+    """
+    pipe, pipeline, dataset, o, profile, prediction_type, order, adapters = arguments
     pipe = copy.deepcopy(pipe)
     pipe.unet.train()  # dropout is off: the models have none, the adapters' is 0
-    trainable = torch_trainable(pipeline, pipe, profile, adapters)
+    trainable = trainable(pipeline, pipe, profile, adapters)
     optimiser = torch.optim.AdamW(trainable, lr=o.lr, betas=(o.b1, o.b2), eps=o.eps, weight_decay=o.weight_decay)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, step / o.warmup_steps))
     config = json.loads(pipe.scheduler.to_json_string()) | {"prediction_type": prediction_type}
@@ -113,22 +125,24 @@ def torch_run(pipe, pipeline, dataset, o, profile: str, prediction_type: str, or
     scale = pipe.vae.config.scaling_factor
     mean, std = ((scale * x).permute(0, 2, 3, 1).numpy() for x in (posterior.mean, posterior.std))
     losses, norms, rates = [], [], []
+    size = max(len(rows) for rows in order)
     for i, rows in enumerate(order):
         key = jax.random.fold_in(jax.random.key(SEED), i)
         schedule = np.zeros(ddpm.config.num_train_timesteps)
-        filled = np.resize(rows, BATCH)  # a short batch draws as a full one does
+        filled = np.resize(rows, size)  # a short batch draws as a full one does
         drawn = DDPM.draw(key, mean[filled], std[filled], schedule)
         latents, noise, t = (torch.tensor(np.asarray(x))[: len(rows)] for x in drawn)
         latents, noise = latents.permute(0, 3, 1, 2), noise.permute(0, 3, 1, 2)
         conditions = torch_conditions(pipe, [dataset.captions[row] for row in rows])
         output = pipe.unet(ddpm.add_noise(latents, noise, t), t, **conditions).sample
         target = noise if prediction_type == "epsilon" else ddpm.get_velocity(latents, noise, t)
-        loss = torch.nn.functional.mse_loss(output, target)
+        loss = loss_of(output, target)
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, o.max_grad_norm)))
         rates.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         warmup.step()
+        after_step(pipe)
         optimiser.zero_grad()
         losses.append(float(loss.detach()))
     return pipe, losses, norms, rates
@@ -136,13 +150,16 @@ def torch_run(pipe, pipeline, dataset, o, profile: str, prediction_type: str, or
 
 def torch_weights(model) -> dict[str, np.ndarray]:
     """The model's own names, adapters folded in by PEFT."""
+    for module in model.modules():
+        if getattr(module, "lora_magnitude_vector", None):
+            module.merge()  # a product, not a sum
     weights = {
         name.replace(".base_layer", ""): parameter.detach().clone()
         for name, parameter in model.named_parameters()
         if ".lora_" not in name
     }
     for name, module in model.named_modules():
-        if hasattr(module, "get_delta_weight"):
+        if hasattr(module, "get_delta_weight") and not module.merged:
             weights[f"{name}.weight"] += module.get_delta_weight("default").detach()
     return {key: value.numpy() for key, value in weights.items()}
 
@@ -177,9 +194,10 @@ def check_against_torch(
     np.testing.assert_allclose([p.lr for p in progress], rates, rtol=1e-6)
     assert [p.step for p in progress] == list(range(1, len(rows) + 1))
     assert min(norms[1:]) < o.max_grad_norm < max(norms[1:]), "the clip must be seen at work, and not always"
-    check_frozen(pipeline, tuned, profile, adapters.get("text_encoder", False))
+    with_text = adapters.get("text_encoder", False) or profile == "lora_text"
+    check_frozen(pipeline, tuned, profile, with_text)
     check_updates("unet", pipeline, tuned, trained.unet)
-    if adapters.get("text_encoder"):
+    if with_text:
         for name in set(components(trained)) - {"unet"}:
             check_updates(name, pipeline, tuned, getattr(trained, name))
 
@@ -249,6 +267,12 @@ def test_lite_with_the_text_encoder(reference, dataset, kind, clip):
     """PEFT's adapters in diffusers' UNet and in transformers' text encoders, Gaussian at first."""
     adapters = {"text_encoder": True, "lora_init": "gaussian"}
     check_against_torch(reference, dataset, kind, "lite", "epsilon", adapters=adapters, clip=clip)
+
+
+@pytest.mark.parametrize(("kind", "clip"), [("sd1", 0.065), pytest.param("sdxl", 0.085, marks=pytest.mark.slow)])
+def test_dora(reference, dataset, kind, clip):
+    """PEFT with use_dora: losses of ten steps, and the weights with adapters and magnitudes merged."""
+    check_against_torch(reference, dataset, kind, "dora", "epsilon", clip=clip)
 
 
 @pytest.mark.slow

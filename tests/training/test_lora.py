@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 torch = pytest.importorskip("torch")
 
 import convert
 from spqr_jax import finetune
 from spqr_jax import params as params_lib
-from spqr_jax.backbones.models.layers import LoRA
+from spqr_jax.backbones.models.layers import DoRA, LoRA
 from spqr_jax.training import lora
 
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -34,6 +35,8 @@ def trained(params):
     rng = np.random.default_rng(1)
 
     def fill(path, leaf):
+        if path.endswith("magnitude"):
+            return leaf * rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         return rng.standard_normal(leaf.shape).astype(np.float32) * 0.1 if path.endswith("lora_B.kernel") else leaf
 
     return params_lib.map_with_path(fill, params)
@@ -98,8 +101,9 @@ def test_seed_decides_the_adapters(pipeline):
     assert len(firsts) == len(adapters), "two layers start with the same adapter"
 
 
-def test_merge_equals_the_adapters_forward(pipeline):
-    definition, params = attached(pipeline)
+@pytest.mark.parametrize("dora", [False, True])
+def test_merge_equals_the_adapters_forward(pipeline, dora):
+    definition, params = attached(pipeline, dora=dora)
     params = trained(params)
     merged = lora.merge(params, alpha=ALPHA)
     assert params_lib.flatten(merged).keys() == params_lib.flatten(pipeline.params["unet"]).keys()
@@ -116,14 +120,15 @@ def test_merge_keeps_the_kernels_dtype(pipeline):
     assert {leaf.dtype for leaf in merged.values()} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_diffusers_loads_the_adapters(pipeline, reference):
-    """load_lora_weights and the same UNet output, scaling included."""
+@pytest.mark.parametrize("dora", [False, True])
+def test_diffusers_loads_the_adapters(pipeline, reference, dora):
+    """load_lora_weights and the same UNet output, scaling and magnitudes included."""
     pytest.importorskip("peft")
-    definition, params = attached(pipeline)
+    definition, params = attached(pipeline, dora=dora)
     params = trained(params)
     pipe = copy.deepcopy(reference("sd1")[0])
     state = lora.peft_state_dict(params, alpha=ALPHA, prefix="unet")
-    assert len(state) == 64 and all(key.startswith("unet.") for key in state)
+    assert len(state) == 64 + 32 * dora and all(key.startswith("unet.") for key in state)
     pipe.load_lora_weights({key: torch.tensor(value) for key, value in state.items()})
     latents, t, context = inputs()
     with torch.no_grad():
@@ -148,8 +153,6 @@ def test_dropout_keys_differ_by_layer_step_and_place(pipeline):
 
 def test_dropout_is_inverted_dropout_of_the_adapters_input():
     """Inputs are dropped with probability 0.25 and the kept ones divided by 0.75, before A, as in PEFT."""
-    from flax import nnx
-
     layer = LoRA(64, 64, rank=64, alpha=64.0, dropout=0.25, rngs=nnx.Rngs(0))
     layer.lora_A.kernel[...] = layer.lora_B.kernel[...] = jnp.eye(64)
     layer.key = type(layer.key)(jax.random.key_data(jax.random.split(jax.random.key(0), 200)))
@@ -172,3 +175,15 @@ def test_refuses_a_rank_that_does_not_fit(pipeline, rank):
 def test_refuses_a_model_without_targets(pipeline):
     with pytest.raises(ValueError, match="no linear layer matches"):
         lora.attach(pipeline.definitions["vae"], pipeline.params["vae"])
+
+
+def test_dora_starts_equal_to_the_base_but_for_rounding(pipeline):
+    base = output(pipeline.definitions["unet"], pipeline.params["unet"])
+    np.testing.assert_allclose(output(*attached(pipeline, dora=True)), base, rtol=1e-5, atol=1e-6)
+
+
+def test_an_output_of_zeros_stays_finite_under_dora():
+    """PEFT divides by its norm; alignment methods may leave such outputs."""
+    kernel = jnp.ones((8, 4)).at[:, 1].set(0)
+    layer = DoRA(kernel, rank=2, alpha=2.0, dropout=0.0, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(layer(jnp.ones((1, 8)), kernel), 0, atol=1e-6)

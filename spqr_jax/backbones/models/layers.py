@@ -10,6 +10,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from spqr_jax.devices.target import CPU, Target
@@ -30,7 +31,9 @@ class DropoutKey(nnx.Variable):
 
 
 # Paths of the leaves of an adapter.
-LORA_LEAF = re.compile(r"\.lora_[AB]\.kernel$")
+LORA_LEAF = re.compile(r"\.lora_[AB]\.kernel$|\.lora\.magnitude$")
+# Path of the vectors of new words.
+NEW_WORDS = re.compile(r"\.token_embedding\.new$")
 LORA_INITS = ("kaiming", "gaussian")
 
 
@@ -53,12 +56,57 @@ class LoRA(nnx.Module):
         self.rate = dropout
         self.key = DropoutKey(jax.random.key_data(rngs.params())[None]) if dropout > 0 else nnx.data(None)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if self.key is not None:
-            keys = jax.random.wrap_key_data(self.key[...])
-            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
-            x = jnp.where(keep, x / (1 - self.rate), 0)
+    def __call__(self, x: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
+        """What is added to the layer's output for its input x. kernel: the layer's own, which only DoRA reads."""
+        del kernel
+        return self._low_rank(self._dropped(x))
+
+    def _low_rank(self, x: jax.Array) -> jax.Array:
         return self.lora_B(self.lora_A(x)) * self.scaling
+
+    def _dropped(self, x: jax.Array) -> jax.Array:
+        if self.key is None:
+            return x
+        keys = jax.random.wrap_key_data(self.key[...])
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(keep, x / (1 - self.rate), 0)
+
+
+class DoRA(LoRA):
+    """Weight-decomposed LoRA (Liu et al., 2024) in PEFT's form: the layer computes with m * V / |V|.
+
+    V is W + scaling * B A, and |V| has one norm for each output. The magnitude m [out] is trained, and starts as |W|,
+    so that the adapted layer starts equal to its own. As in the paper's section 4.3 and in PEFT, |V| has no gradient.
+    Under dropout the part that is added reads the dropped input whole, as in PEFT. An output whose weights are all zero
+    keeps its scale (PEFT divides by zero).
+    """
+
+    def __init__(self, kernel: jax.Array, **options):
+        super().__init__(*kernel.shape, **options)
+        self.magnitude = nnx.Param(output_norms(kernel))
+
+    def __call__(self, x: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
+        assert kernel is not None
+        x = self._dropped(x)
+        change = self.scaling * (self.lora_A.kernel[...].astype(jnp.float32) @ self.lora_B.kernel[...])
+        norms = jax.lax.stop_gradient(output_norms(kernel.astype(jnp.float32) + change))
+        share = jnp.where(norms > 0, self.magnitude[...] / jnp.where(norms > 0, norms, 1), 1)
+        return ((share - 1) * (x @ kernel) + share * self._low_rank(x)).astype(x.dtype)
+
+
+def output_norms(kernel: jax.Array) -> jax.Array:
+    """The norm of the weights of each output of a linear layer: kernel [in, out] -> float32 [out]."""
+    return jnp.sqrt(jnp.square(kernel.astype(jnp.float32)).sum(0))
+
+
+def scaled_to(kernel: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+    """A kernel [..., in, out] whose weights of each output have the norm `magnitude` [out]: DoRA, merged.
+
+    With a magnitude [in, 1] those of each input have it. Weights of norm zero stay.
+    """
+    axes = (*range(kernel.ndim - 2), -2 if magnitude.ndim == 1 else -1)
+    norms = np.sqrt(np.square(kernel).sum(axes, keepdims=True))
+    return kernel * np.where(norms > 0, magnitude / np.where(norms > 0, norms, 1), 1).astype(kernel.dtype)
 
 
 class Linear(nnx.Module):
@@ -74,7 +122,7 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...]
         if self.lora is not None:
-            y = y + self.lora(x)
+            y = y + self.lora(x, self.kernel[...])
         return y
 
 
@@ -176,13 +224,19 @@ class RMSNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of a table, [entries, channels]."""
+    """Rows of a table, [entries, channels]. `new` is None, or further rows [n, channels] that are trained alone."""
 
     def __init__(self, entries: int, channels: int, *, stddev: float = 0.02, rngs: nnx.Rngs):
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (entries, channels)) * stddev)
+        self.new: nnx.Param | None = nnx.data(None)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return self.embedding[...][ids]
+        table = self.embedding[...]
+        if self.new is None:
+            return table[ids]
+        last = len(table) - 1
+        added = self.new[...][jnp.maximum(ids - len(table), 0)]
+        return jnp.where((ids > last)[..., None], added, table[jnp.minimum(ids, last)])
 
 
 class Identity(nnx.Module):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors
 
-from spqr_jax import backbones
+from spqr_jax import backbones, profiles, protocols
 from spqr_jax import finetune as finetune_lib
 from spqr_jax import params as params_lib
 from spqr_jax.data import Dataset
@@ -17,12 +17,13 @@ from spqr_jax.files import checkpoint, choices, storage
 from spqr_jax.files.layout import Workdir
 from spqr_jax.finetune import Adapted
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.run import names
+from spqr_jax.run import adaptations
 from spqr_jax.run.bft import num_steps, training_options
 from spqr_jax.run.cells import Cell
 from spqr_jax.run.stages import record_drift
 from spqr_jax.run.stages.align import load_subject
 from spqr_jax.run.stages.background import Background
+from spqr_jax.run.stages.few_pictures import training_data
 from spqr_jax.run.stages.generate import draw_phase
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
 from spqr_jax.training.log import TrainingLog
@@ -44,15 +45,18 @@ def finetune(run: Run, background: Background) -> list[Failure]:
 
 
 def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
-    """A cell's subject after its fine-tuning, which runs now if it did not run before.
+    """A cell's subject after its fine-tuning, which runs now if it did not run before. Adapters of a file are merged.
 
     Saved leaves that cannot be read are set aside, and the fine-tuning runs again.
     """
     subject = load_subject(run, cell.subject)
-    saved = cell.folder.adapted
+    if protocols.adapter_of(cell.profile):
+        return adaptations.merged(run.config, subject, cell.profile)
+    saved, own = cell.folder.adapted, run.config.bft.own
     if processes.agreed(np.array(saved.is_dir())):
         try:
-            return finetune_lib.apply(subject, Adapted(cell.profile, checkpoint.load(saved), run.config.bft.alpha))
+            trained = Adapted(cell.profile, checkpoint.load(saved), run.config.bft.alpha, own.word)
+            return finetune_lib.apply(subject, trained)
         except ValueError as error:
             if processes.first():
                 storage.set_aside(saved, str(error))
@@ -60,7 +64,7 @@ def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
     adapted, steps = finetune_subject(run, subject, cell)
     checkpoint.save(saved, adapted.leaves)
     if processes.first():
-        if cell.profile == "lite":  # for diffusers' load_lora_weights
+        if cell.profile in (*profiles.WITH_ADAPTERS, "textual_inversion"):  # files that diffusers loads
             adapter = safetensors.save(finetune_lib.adapter_file(subject, adapted))
             storage.write_bytes(cell.folder.adapter, adapter)
         storage.remove(cell.folder.training)
@@ -72,10 +76,10 @@ def adapted_pipeline(run: Run, cell: Cell) -> Pipeline:
 def finetune_subject(run: Run, subject: Pipeline, cell: Cell) -> tuple[Adapted, int]:
     """One benign fine-tuning as the config says, continued if it was stopped before: (adapted leaves, steps)."""
     bft = run.config.bft
-    data = names.dataset(run.config, cell.scenario)
-    steps = num_steps(bft, cell.profile, len(data))
     cell.folder.path.mkdir(parents=True, exist_ok=True)
-    options = training_options(run.config, cell.profile, steps)
+    data, more = training_data(run, subject, cell)
+    steps = num_steps(bft, cell.profile, len(data))
+    options = training_options(run.config, cell.profile, steps) | more
     options |= fitting(run, subject, data, cell, options)
     evaluation: dict[str, Any] = {}
     if bft.eval_at:
@@ -108,7 +112,7 @@ def fitting(run: Run, subject: Pipeline, data: Dataset, cell: Cell, options: dic
         f"{cell.profile}, {bft.batch_size} images of {height}x{width}",
         f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         f"{params_lib.nbytes(weights) / 1e6:.1f} MB of weights",
-        *([f"rank {bft.rank}"] if cell.profile == "lite" else []),
+        *([f"rank {bft.rank}"] if cell.profile in profiles.WITH_ADAPTERS else []),
         *(name.replace("_", " ") for name in ("text_encoder", "joint_text") if options[name]),
         *(["average"] if bft.ema else []),
         *(f"{name} {value}" for name, value in _given(run).items()),

@@ -183,6 +183,8 @@ def trained_size(pipeline: Pipeline, profile: str, config: Config) -> dict[str, 
     Computed from shapes alone: this runs beside training, and an operation of its own on the devices can block a
     program that spans several of them for ever.
     """
+    if protocols.adapter_of(profile):
+        return dict.fromkeys(("trained_parameters", "parameter_bytes", "optimiser_bytes"), 0)
     options = adapter_options(config.bft, profile)
     trainable = jax.eval_shape(lambda: finetune_lib.prepare(pipeline, profile, **options, seed=0)[1])
     size = params_lib.nbytes(trainable)
