@@ -23,8 +23,8 @@ def load(
 
     Args:
         source: a diffusers directory; a directory or file of one component (UNet, whole or partial, VAE, text
-            encoder); a single-file CompVis checkpoint; a LoRA (PEFT, diffusers, kohya, legacy processors) or an SPM
-            adapter, which are merged into the weights; or "hub:owner/name[@revision][/path inside]", the only form
+            encoder); a single-file CompVis checkpoint; a LoRA or DoRA (PEFT, diffusers, kohya, legacy processors) or an
+            SPM adapter, which are merged into the weights; or "hub:owner/name[@revision][/path inside]", the only form
             that downloads. A Pipeline is returned as it is.
         base: the pipeline, or its source, that a partial source changes.
         dtype: type of every parameter, "float32" or "bfloat16".

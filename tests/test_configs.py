@@ -19,7 +19,7 @@ from PIL import Image
 
 import convert
 import launch
-from configs import paper
+from configs import adaptations, paper
 from convert import diffusers_dir
 from spqr_jax import backbones, data, mini, prompts
 from spqr_jax import config as config_lib
@@ -32,7 +32,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(
     p.stem
     for p in CONFIGS.glob("*.py")
-    if p.stem not in ("__init__", "paper", "mini", "mini_full", "mini_settings", "table1_mini")
+    if p.stem not in ("__init__", "paper", "mini", "mini_full", "mini_settings", "table1_mini", "adaptations_mini")
 )
 N, PICTURES = 4, 8
 COUNTS = {
@@ -243,6 +243,46 @@ def test_domain(run):
 
 def test_profiles(run):
     assert of(cells(run("profiles.py:uce")), "profile") == {"lite", "moderate", "standard"}
+
+
+SHORT = {
+    **{f"bft.own.steps.{profile}": 1 for profile in ("lora_text", "dora", "dreambooth", "textual_inversion")},
+    **{"bft.own.n_pictures": 2, "bft.own.class_pictures": 2, "bft.own.initial": "panda"},
+}
+
+
+def test_adaptations(run, assets, tmp_path):
+    """The adapter that `lite` wrote, merged from its file, gives the images that `lite` itself gave."""
+    folder = assets("sd15") / "pictures" / "dog"
+    folder.mkdir()
+    for i in range(2):
+        (folder / f"{i}.jpg").write_bytes(picture(i))
+    (folder / "metadata.csv").write_text("file_name,text\n0.jpg,a dog\n1.jpg,a dog\n")
+    # No warm-up, so that one step moves something.
+    short = SHORT | {"bft.profiles": "('lite',)", "generation.steps": 2, "dtype": "float32"}
+    workdir = run("adaptations.py:none", **short)
+    (lite,) = (workdir / "cells").iterdir()
+    shutil.copy(lite / "adapter.safetensors", assets("sd15") / "weights" / "adapter.safetensors")
+    found = cells(run("adaptations.py:none", **short | {"bft.profiles": str(adaptations.PROFILES)}))
+    assert of(found, "profile") == set(adaptations.PROFILES)
+    steps = {cell["profile"]: cell["finetune"]["steps"] for cell in found}
+    assert steps["adapter:public"] is None and set(steps.values()) == {1, None}
+    images = {cell["profile"]: images_after(workdir / "cells" / cell["cell"]) for cell in found}
+    before = images_after(workdir / "cells" / lite.name, "before")
+    assert (images["adapter:public"] == images["lite"]).all() and (images["lite"] != before).any()
+    assert (images["textual_inversion"] == before).all(), "no prompt holds the new word"
+    assert all((images[profile] != before).any() for profile in ("lora_text", "dora", "dreambooth"))
+    kept = {cell["profile"]: {file.name for file in (workdir / "cells" / cell["cell"]).iterdir()} for cell in found}
+    assert "class_pictures.npz" in kept["dreambooth"] and "adapter.safetensors" not in kept["dreambooth"]
+    assert all("adapter.safetensors" in kept[profile] for profile in ("dora", "lora_text", "textual_inversion"))
+    manifest = json.loads((workdir / "manifest.json").read_text())
+    assert manifest["sha256"]["adaptations"].keys() == {"dreambooth", "textual_inversion", "adapter:public"}
+    assert "dora (ours)" in (workdir / "report" / "index.html").read_text()
+
+
+def images_after(cell: Path, phase: str = "after") -> np.ndarray:
+    files = sorted((cell / "images").glob(f"{phase}*/*.png"))
+    return np.stack([np.asarray(Image.open(file)) for file in files])
 
 
 @pytest.mark.parametrize(("which", "file"), [("i2p", "i2p.csv"), ("rab", "rab.csv")])
