@@ -103,8 +103,9 @@ def _check_same(first: FinishedCell, cell: FinishedCell) -> None:
 
 
 def _shared(statement: Statement) -> dict[str, Any]:
-    """A statement without the steps of single profiles, in which cells of one run may differ."""
-    fields = {f: v for f, v in statement.changed.items() if not f.startswith(("bft.epochs.", "bft.steps."))}
+    """A statement without profiles beyond the paper's and steps of single ones, where cells of a run may differ."""
+    single = ("bft.profiles", "bft.epochs.", "bft.steps.")
+    fields = {f: v for f, v in statement.changed.items() if not f.startswith(single)}
     return {"name": statement.name} | fields
 
 
