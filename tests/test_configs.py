@@ -259,7 +259,13 @@ def test_adaptations(run, assets, tmp_path):
         (folder / f"{i}.jpg").write_bytes(picture(i))
     (folder / "metadata.csv").write_text("file_name,text\n0.jpg,a dog\n1.jpg,a dog\n")
     # No warm-up, so that one step moves something.
-    short = SHORT | {"bft.profiles": "('lite',)", "generation.steps": 2, "dtype": "float32"}
+    short = SHORT | {
+        "bft.profiles": "('lite',)",
+        "bft.warmup_steps": 0,
+        "bft.lr": 0.01,
+        "generation.steps": 2,
+        "dtype": "float32",
+    }
     workdir = run("adaptations.py:none", **short)
     (lite,) = (workdir / "cells").iterdir()
     shutil.copy(lite / "adapter.safetensors", assets("sd15") / "weights" / "adapter.safetensors")
