@@ -203,7 +203,7 @@ class Score:
 class Report:
     """Parts of the report by name; empty: every part. Names: spqr_jax.report.tables.TABLES, .figures.FIGURES."""
 
-    tables: tuple[str, ...] = ()  # of 1, 2, 3, 4, 5, D, E, audit, drift, attacks
+    tables: tuple[str, ...] = ()  # of 1, 2, 3, 4, 5, D, E, kept, audit, drift, attacks
     figures: tuple[str, ...] = ()  # of 2, 3, 4, drift, attacks
     prompts: int = 48  # in the gallery, at most
     blur: bool = True  # blur images of harmful prompts in the figure of examples (2); the page always blurs them
