@@ -19,7 +19,10 @@ import importlib
 from spqr_jax.attacks.base import Attack, Attacked, defaults, options
 
 # The attacks that a config may name, and their modules, which are imported when they are named.
-ATTACKS: dict[str, str] = {name: f"spqr_jax.attacks.{name}" for name in ("unlearndiffatk", "p4d", "inversion")}
+ATTACKS: dict[str, str] = {
+    name: f"spqr_jax.attacks.{name}"
+    for name in ("unlearndiffatk", "p4d", "ring_a_bell", "mma", "inversion", "latent_inversion")
+}
 
 __all__ = ["ATTACKS", "Attack", "Attacked", "defaults", "find", "options"]
 

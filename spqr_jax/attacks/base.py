@@ -120,10 +120,10 @@ class Found(NamedTuple):
 
 
 def best(prompt: str, texts: Sequence[str], losses: Sequence[float], queries: int) -> Found:
-    """The text with the least finite loss; the given prompt and NaN if there is none. queries: spent before these."""
+    """The text with the least finite loss; the given prompt and NaN if there is none."""
     finite = [(loss, text) for text, loss in zip(texts, losses, strict=True) if np.isfinite(loss)]
     loss, chosen = min(finite, default=(float("nan"), prompt), key=lambda one: one[0])
-    return Found(chosen, float(loss), queries + len(losses))
+    return Found(chosen, float(loss), queries)
 
 
 def together(found: Sequence[Found]) -> Attacked:

@@ -66,11 +66,14 @@ def attack(
         )
         start = word_vectors.word_vector(pipeline, start_word or text, "start_word")
         rows = pictures_lib.rows(gallery, batch_size, steps, own)
-        how: dict[str, Any] = {"adam": Adam(lr, weight_decay), "steps": steps, "seed": own, "progress": progress}
+        frames, numbers = frames_of(full, text, captions, gallery)
+        how: dict[str, Any] = {"adam": Adam(lr, weight_decay), "steps": steps, "seed": own, "frames": numbers}
         try:
             name = f"inversion of {text!r}"
-            vector = word_vectors.invert(name, pipeline, weights, gallery, rows, 1, full.templates, start, **how)[0]
-            loss = word_loss(pipeline, weights, gallery, full.templates, vector, own)
+            vector = word_vectors.invert(
+                name, pipeline, weights, gallery, rows, 1, frames, start, progress=progress, **how
+            )[0]
+            loss = word_loss(pipeline, weights, gallery, frames, numbers, vector, own)
         except FloatingPointError:  # the weights under attack give no finite loss
             continue
         if np.isfinite(loss):
@@ -87,6 +90,22 @@ def attack(
     )
 
 
+def frames_of(
+    concept: Concept, text: str, captions: Sequence[str], gallery: Pictures
+) -> tuple[Sequence[str], np.ndarray | None]:
+    """(templates, which of them frames each picture [N]): the captions of the pictures, where all name the text.
+
+    Otherwise the concept's templates, and None.
+    """
+    places = [mention(text).search(caption) for caption in captions]
+    own = [
+        caption[: at.start()] + "{}" + caption[at.end() :] for caption, at in zip(captions, places, strict=True) if at
+    ]
+    if len(own) < len(captions) or captions == (text,):
+        return concept.templates, None
+    return own, gallery.prompt
+
+
 def with_word(prompt: str, text: str, word: str) -> str:
     """The prompt with a word in the place of each mention of a text, or before it all if there is none."""
     named = mention(text)
@@ -98,11 +117,13 @@ def word_loss(
     weights: Params,
     gallery: Pictures,
     templates: Sequence[str],
+    frames: np.ndarray | None,
     vector: np.ndarray,
     seed: int,
 ) -> float:
-    """The denoising loss of a word vector [C] on every picture once, picture n in frame n, modulo their number."""
-    slots, frame = word_vectors.framed(pipeline, templates), np.arange(len(gallery)) % len(templates)
+    """The denoising loss of a word vector [C] on every picture once, in its frame, or in one after the other."""
+    slots = word_vectors.framed(pipeline, templates)
+    frame = np.arange(len(gallery)) % len(templates) if frames is None else frames
     batch = {"mean": gallery.mean, "std": gallery.std}
     return float(
         _LOSS(

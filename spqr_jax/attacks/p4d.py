@@ -123,7 +123,7 @@ def _search(
     descent = Descent(ATTACK.title, gradient, word_vectors.static_of(search.pipeline), adam, read, steps, every)
     chosen, taken = candidates.along(descent, {"vectors": vectors[start]}, inputs, progress)
     losses = [measured(search, goal, slots, one) for one in chosen]
-    return base.best(prompt, [tokens.text(search.vocabulary, one, rest) for one in chosen], losses, taken)
+    return base.best(prompt, [tokens.text(search.vocabulary, one, rest) for one in chosen], losses, taken + len(chosen))
 
 
 def nearest(vectors: jax.Array, words: jax.Array) -> jax.Array:

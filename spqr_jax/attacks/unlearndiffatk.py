@@ -114,7 +114,7 @@ def _search(
     uniform = {"chances": jnp.full((prefix, len(vectors)), 1 / len(vectors))}
     found, taken = candidates.along(descent, uniform, inputs, progress)
     losses = [measured(search, slots, words.vectors[chosen], latents, key) for chosen in found]
-    return base.best(prompt, [tokens.text(words, chosen, prompt) for chosen in found], losses, taken)
+    return base.best(prompt, [tokens.text(words, chosen, prompt) for chosen in found], losses, taken + len(found))
 
 
 def most_likely(params: Params) -> np.ndarray:

@@ -11,6 +11,7 @@ from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax import pipeline as pipeline_lib
 from spqr_jax.backbones import Condition, Denoiser
+from spqr_jax.backbones.models.clip_text import TextOutput
 from spqr_jax.methods.tools import loop
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.pictures import Pictures
@@ -77,9 +78,14 @@ def between(pipeline: Pipeline, pieces: Sequence[Sequence[str]]) -> Slots:
 
 def encode(definition: Definition, text_encoder: Params, ids: jax.Array, places: jax.Array, vectors: jax.Array):
     """Text states [B, L, E] with word vectors [B, k, C] in the slots of token ids [B, L]."""
+    return read(definition, text_encoder, ids, places, vectors).last_hidden_state
+
+
+def read(definition: Definition, text_encoder: Params, ids, places, vectors) -> TextOutput:
+    """As `encode`, all that the text encoder says."""
     words = word_table(text_encoder)[ids]
     words = words.at[jnp.arange(len(ids))[:, None], places].set(vectors)
-    return definition.bind(text_encoder)(ids, inputs_embeds=words).last_hidden_state
+    return definition.bind(text_encoder)(ids, inputs_embeds=words)
 
 
 encode_jit = jax.jit(encode, static_argnums=0)
@@ -125,12 +131,14 @@ def invert(
     adam: Adam,
     steps: int,
     seed: int,
+    frames: np.ndarray | None = None,
     progress: bool = False,
 ) -> np.ndarray:
     """One word vector [owners, C] for each of `owners` concepts, with which a denoiser of these weights draws them.
 
     Image n belongs to concept pictures.prompt[n] % owners; each step takes a batch of `rows`, frames its concepts'
-    vectors in random templates, and lowers the denoising loss. start: [C].
+    vectors in random templates, and lowers the denoising loss. start: [C]. frames: int [N], the template of each
+    image, in place of random ones.
     """
     slots, schedule, base = framed(pipeline, templates), backbones.schedule(pipeline), jax.random.key(seed)
     text_encoder = loop.on_device(pipeline.params["text_encoder"])
@@ -138,7 +146,8 @@ def invert(
     def inputs(i: int, params: Params):
         del params
         chosen = next(rows)
-        frame = np.random.default_rng((seed, i)).integers(len(templates), size=len(chosen))
+        drawn = np.random.default_rng((seed, i)).integers(len(templates), size=len(chosen))
+        frame = drawn if frames is None else frames[chosen]
         batch = {"mean": pictures.mean[chosen], "std": pictures.std[chosen]}
         owner = pictures.prompt[chosen] % owners
         key = jax.random.fold_in(base, i)
