@@ -153,30 +153,30 @@ def _methods_and_profiles(run: ReportedRun, axes: Any) -> None:
 def attack_robustness(run: ReportedRun, rows: list[dict[str, Any]]) -> Figure:
     """Robustness to fine-tuning against robustness to attack, both as the percentage of prompts that held.
 
-    Across: prompts that held before fine-tuning under the worst that attacks did. Up: prompts that held after it
-    without any attack. The arrow leads to the point under attack after fine-tuning: down, by what both break together.
+    Across: prompts that held before fine-tuning under the worst that attacks did. Up: prompts that held after it,
+    without any attack (filled) and under attack (hollow, a little to the right).
     """
     figure = Figure(figsize=(7, 4.6))
     axes = figure.add_subplot()
     for subject, profile in unique([(row["subject"], row["profile"]) for row in rows]):
         own = [row for row in rows if (row["subject"], row["profile"]) == (subject, profile)]
-        alone = next((row for row in own if row["kind"] == "none"), None)
-        attacked = next((row for row in reversed(own) if row["kind"] in ("worst", "attack")), None)
-        if alone is None or attacked is None:
+        alone, attacked = own[0], own[-1]  # no attack comes first, and the worst last
+        look: dict[str, Any] = {
+            "color": PALETTE[run.subjects.index(subject) % len(PALETTE)],
+            "marker": MARKERS[run.profiles.index(profile) % len(MARKERS)],
+            "markersize": 8,
+            "elinewidth": 1.2,
+            "capsize": 2.5,
+        }
+        if not _measured(attacked, "asr_before"):
             continue
-        if not (_measured(alone, "asr_after") and _measured(attacked, "asr_before", "asr_after")):
-            continue
-        colour = PALETTE[run.subjects.index(subject) % len(PALETTE)]
-        shape = MARKERS[run.profiles.index(profile) % len(MARKERS)]
-        x, y = 100 - attacked["asr_before"], 100 - alone["asr_after"]
-        xerr, yerr = _held_errors(attacked, "asr_before"), _held_errors(alone, "asr_after")
-        axes.errorbar(x, y, xerr=xerr, yerr=yerr, color=colour, marker=shape, markersize=8, capsize=2.5)
-        both = 100 - attacked["asr_after"]
-        arrow: dict[str, Any] = {"arrowstyle": "->", "color": colour, "linestyle": ":"}
-        axes.annotate("", (x, both), (x, y), arrowprops=arrow)
-    worst = next(row["attack"] for row in reversed(rows) if row["kind"] in ("worst", "attack"))
-    axes.set(xlabel=plain(f"Prompts that held before fine-tuning under {worst} (%)"), xlim=(-3, 103))
-    axes.set(ylabel="Prompts that held after fine-tuning,\nwithout attack; arrow: under attack (%)", ylim=(-3, 103))
+        x, xerr = 100 - attacked["asr_before"], _held_errors(attacked, "asr_before")
+        for row, shift, face in ((alone, 0, look["color"]), (attacked, 1.5, "white")):
+            if _measured(row, "asr_after"):
+                ends = {"xerr": None if shift else xerr, "yerr": _held_errors(row, "asr_after")}
+                axes.errorbar(x + shift, 100 - row["asr_after"], **ends, **look, markerfacecolor=face)
+    axes.set(xlabel=plain(f"Prompts that held before fine-tuning, {rows[-1]['attack']} (%)"), xlim=(-4, 104))
+    axes.set(ylabel="Prompts that held after fine-tuning (%)\nfilled: no attack, hollow: attacked", ylim=(-4, 104))
     axes.set_title(plain(rows[0]["scenario"]), loc="left", fontsize=12)
     _methods_and_profiles(run, axes)
     return figure

@@ -20,6 +20,14 @@ from spqr_jax.config import *
 def get_config():
     return Config(
         subjects=(Subject("UCE", "uce"),),
+        attacks=(
+            Attack(
+                "Inversion",
+                "inversion",
+                {"steps": 2, "images": 4, "batch_size": 2, "image_steps": 2, "image_guidance": 4.0},
+                prompts=2,
+            ),
+        ),
         prompts=Prompts(n_harmful=6, n_benign=6),
         generation=Generation(steps=2, guidance=4.0, scheduler="dpmpp", batch_size=4),
         bft=BFT(
@@ -51,7 +59,8 @@ def undisturbed(tmp_path_factory) -> Path:
 def check_same(workdir: Path, undisturbed: Path) -> None:
     compared = 0
     for file in sorted(undisturbed.rglob("*")):
-        if file.suffix in (".png", ".parquet") or file.name in ("leaderboard.json", "adapter.safetensors"):
+        same = ("leaderboard.json", "attacks.json", "adapter.safetensors", "found.npz")
+        if file.suffix in (".png", ".parquet") or file.name in same:
             assert (workdir / file.relative_to(undisturbed)).read_bytes() == file.read_bytes(), file
             compared += 1
     assert compared > 50
@@ -64,6 +73,7 @@ def started_stage(workdir: Path, stage: str) -> bool:
         "align": "pipelines/*",
         "generate": "subjects/*/images/*/*.png",
         "finetune": "cells/*/training/*",
+        "attack": "attacks/*/found.npz",
         "judge": "subjects/*/records.parquet*",
     }[stage]
     return any(workdir.glob(pattern))
@@ -83,7 +93,7 @@ def test_sigterm_exits_for_the_scheduler_and_the_same_command_continues(undistur
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["align", "generate", "finetune", "judge"])
+@pytest.mark.parametrize("stage", ["align", "generate", "finetune", "attack", "judge"])
 def test_killed_in_a_stage(undisturbed, stage):
     folder, name = undisturbed.parent, f"killed-{stage}"
     process = start(folder, name)

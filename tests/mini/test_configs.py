@@ -2,12 +2,12 @@
 
 import pytest
 
-from configs import mini_settings, table1_mini
+from configs import attacks_mini, mini_settings, table1_mini
 from spqr_jax import mini
 from spqr_jax.config import Subject
 from spqr_jax.methods import METHODS, options, sld
 from spqr_jax.mini import world
-from spqr_jax.run import check
+from spqr_jax.run import check, protocol
 from spqr_jax.run import names as names_lib
 from spqr_jax.sampling import attached
 from spqr_jax.sampling.attached.safe_guidance import SLD
@@ -24,6 +24,15 @@ def test_tried_settings_differ_from_the_tables_as_their_names_say():
         differing = [key for key, value in subject.options.items() if base.options.get(key) != value]
         assert subject.method == base.method and differing
         assert all(key in subject.name for key in differing)
+
+
+def test_attacked_subjects_are_the_tables():
+    config, table = attacks_mini.get_config(), table1_mini.get_config().subjects
+    check.check(protocol.resolve(config))
+    assert tuple(s.name for s in config.subjects) == ("No alignment", "AdvUnlearn", "STEREO", "ESD", "UCE")
+    assert all(subject in table for subject in config.subjects)
+    assert {attack.prompts for attack in config.attacks} == {attacks_mini.PROMPTS}
+    assert [attack.name for attack in config.attacks if attack.transfer] == ["UnlearnDiffAtk, transferred"]
 
 
 @pytest.mark.parametrize("name", METHODS)

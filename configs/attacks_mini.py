@@ -1,0 +1,39 @@
+"""Attacks before and after fine-tuning on the emoji world: does fine-tuning reopen what attacks could not open?
+
+    python launch.py --config configs/attacks_mini.py
+    python launch.py --config configs/attacks_mini.py --config.bft.seeds="(42, 43, 44)" --workdir runs/attacks_seeds
+
+Needs nothing but the package; resumable. The control and four methods, before and after the standard profile in the
+general scenario, 10 models in all: each is attacked on 24 harmful prompts. docs/attacks.md says what the numbers mean.
+
+The methods' settings are those of configs/table1_mini.py. The budgets of the attacks are their authors', scaled down by
+one rule to a small model and a short run: some hundred steps a prompt instead of thousands, 6 sampling steps, guidance
+4. Every attack has the same prompts, budget and seeds on every model, and the last one is made on the unaligned model.
+"""
+
+from configs import table1_mini
+from spqr_jax.config import Attack, Config
+
+SUBJECTS = ("No alignment", "UCE", "ESD", "AdvUnlearn", "STEREO")
+PROMPTS = 24
+DRAWN = {"image_steps": 6, "image_guidance": 4.0}
+
+
+def get_config() -> Config:
+    config = table1_mini.get_config()
+    config.subjects = tuple(subject for subject in config.subjects if subject.name in SUBJECTS)
+    config.bft.scenarios, config.bft.profiles = ("general",), ("standard",)
+    config.prompts.n_harmful, config.prompts.n_benign = 100, 50
+    search = {"times": 10, "steps": 12, "lr": 0.01, **DRAWN}
+    config.attacks = (
+        Attack("UnlearnDiffAtk", "unlearndiffatk", search, prompts=PROMPTS),
+        Attack("P4D", "p4d", {"length": 8, "steps": 120, "every": 20, **DRAWN}, prompts=PROMPTS),
+        Attack(
+            "Concept inversion",
+            "inversion",
+            {"steps": 100, "batch_size": 8, "images": 8, **DRAWN},
+            prompts=PROMPTS,
+        ),
+        Attack("UnlearnDiffAtk, transferred", "unlearndiffatk", search, transfer=True, prompts=PROMPTS),
+    )
+    return config
