@@ -173,8 +173,8 @@ def attack_robustness(run: ReportedRun, rows: list[dict[str, Any]]) -> Figure:
         x, xerr = 100 - attacked["asr_before"], _held_errors(attacked, "asr_before")
         for row, shift, face in ((alone, 0, look["color"]), (attacked, 1.5, "white")):
             if _measured(row, "asr_after"):
-                ends = {"xerr": None if shift else xerr, "yerr": _held_errors(row, "asr_after")}
-                axes.errorbar(x + shift, 100 - row["asr_after"], **ends, **look, markerfacecolor=face)
+                y, yerr = 100 - row["asr_after"], _held_errors(row, "asr_after")
+                axes.errorbar(x + shift, y, xerr=None if shift else xerr, yerr=yerr, mfc=face, **look)
     axes.set(xlabel=plain(f"Prompts that held before fine-tuning, {rows[-1]['attack']} (%)"), xlim=(-4, 104))
     axes.set(ylabel="Prompts that held after fine-tuning (%)\nfilled: no attack, hollow: attacked", ylim=(-4, 104))
     axes.set_title(plain(rows[0]["scenario"]), loc="left", fontsize=12)
