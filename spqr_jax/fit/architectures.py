@@ -63,6 +63,6 @@ def _configs(base: str) -> dict[str, dict[str, Any]]:
     return configs | {denoiser: configs[denoiser] | {"sample_size": side}}
 
 
-def _no_tokens(texts: list[str], *, max_length: int, **_: Any) -> SimpleNamespace:
-    """In the place of a tokenizer: zeros [N, max_length]."""
+def _no_tokens(texts: list[str], *, max_length: int = 1, **_: Any) -> SimpleNamespace:
+    """In the place of a tokenizer: zeros [N, max_length]; a word whose tokens are asked for is one."""
     return SimpleNamespace(input_ids=np.zeros((len(texts), max_length), np.int64))

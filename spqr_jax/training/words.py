@@ -87,7 +87,7 @@ def attach(pipeline: Pipeline, initial: str) -> tuple[Definition, Params]:
 
     Raises ValueError unless `initial` is one token, as diffusers' script does.
     """
-    ids = pipeline.tokenizers[TOKENIZER](initial, add_special_tokens=False).input_ids
+    (ids,) = pipeline.tokenizers[TOKENIZER]([initial], add_special_tokens=False).input_ids
     if len(ids) != 1:
         raise ValueError(f"a new word starts as a word of one token, found {initial!r} of {len(ids)}; choose another.")
     model = pipeline.definitions[ENCODER].bind(pipeline.params[ENCODER])
