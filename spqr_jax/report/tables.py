@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from spqr_jax.protocols import PROFILES
 from spqr_jax.report import published
 from spqr_jax.report.published import edition as paper
-from spqr_jax.report.reading import ReportedRun, Setting, profile_order, shown_profile, unique
+from spqr_jax.report.reading import ReportedRun, Setting, shown_profile, unique
 from spqr_jax.report.tabular import FORMS, Figure, Table, figure_of
 from spqr_jax.score import stats
 from spqr_jax.score.scenario_groups import group_of
@@ -57,6 +57,12 @@ def headline_profile(run: ReportedRun) -> str | None:
     return "standard" if "standard" in profiles else profiles[-1] if profiles else None
 
 
+def _headline(run: ReportedRun) -> str | None:
+    """The headline profile in captions."""
+    profile = headline_profile(run)
+    return profile and shown_profile(profile)
+
+
 def table1(run: ReportedRun) -> list[Table]:
     """S, P and Q, which all scenarios share, then R and SPQR per scenario, for the headline profile."""
     groups = unique([group_of(scenario) for scenario in run.scenarios])
@@ -70,7 +76,7 @@ def table1(run: ReportedRun) -> list[Table]:
                 rows.append([_published_label(run, subject), *_printed(row, groups)])
         return rows
 
-    caption = f"S, P and Q shared by all scenarios; R (form) and SPQR per scenario, profile {headline_profile(run)}."
+    caption = f"S, P and Q shared by all scenarios; R (form) and SPQR per scenario, profile {_headline(run)}."
     return _both_forms("table1", caption, ["Method", "S", "P", "Q", *_scenario_columns(groups)], lines, beside)
 
 
@@ -90,8 +96,8 @@ def table2(run: ReportedRun) -> list[Table]:
 
 
 def table3(run: ReportedRun) -> list[Table]:
-    """R per profile, one row per method and scenario; profiles from the heaviest to the lightest as in the paper."""
-    profiles = sorted(run.profiles, key=profile_order, reverse=True)
+    """R per profile, one row per method and scenario; from the heaviest to the lightest as in the paper, then ours."""
+    profiles = [p for p in run.profiles[::-1] if p in PROFILES] + [p for p in run.profiles if p not in PROFILES]
     beside = _beside(run, "by_profile")
 
     def lines(form: str) -> list[TableRow]:
@@ -134,7 +140,7 @@ def table4(run: ReportedRun) -> list[Table]:
                 result.append([_published_label(run, methods[name]), *known])
         return result
 
-    caption = f"R (form) per harmful prompt set, profile {headline_profile(run)}; average over the sets that ran."
+    caption = f"R (form) per harmful prompt set, profile {_headline(run)}; average over the sets that ran."
     return _both_forms("table4", caption, ["Method", *columns, "average"], lines, beside)
 
 
@@ -155,7 +161,7 @@ def table5(run: ReportedRun) -> list[Table]:
                 rows.append([_published_label(run, subject), *(_plain(printed.get(name)) for name in columns)])
         return rows
 
-    caption = f"R (form) after fine-tuning on each data set, profile {headline_profile(run)}."
+    caption = f"R (form) after fine-tuning on each data set, profile {_headline(run)}."
     return _both_forms("table5", caption, ["Method", *columns], lines, beside)
 
 
@@ -176,7 +182,7 @@ def table_d(run: ReportedRun) -> list[Table]:
                 rows += [[f"{label} (published)", b, *_printed(row, groups)] for b, row in printed.items() if row]
         return rows
 
-    caption = f"S, P, Q, R (form) and SPQR by backbone, profile {headline_profile(run)}."
+    caption = f"S, P, Q, R (form) and SPQR by backbone, profile {_headline(run)}."
     return _both_forms(
         "tableD", caption, ["Method", "Backbone", "S", "P", "Q", *_scenario_columns(groups)], lines, beside
     )

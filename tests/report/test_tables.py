@@ -92,6 +92,20 @@ def test_published_rows_are_found_by_method_and_by_name_and_only_in_the_exponent
     assert changes["Erased", "general", "standard"]["ΔFID"][:3] == pytest.approx((-0.6, -0.65, -0.55))
 
 
+def test_profiles_of_ours_come_after_the_papers_and_are_marked(tmp_path):
+    directory = make_run(tmp_path / "run")
+    text = (directory / "leaderboard.json").read_text()
+    board = json.loads(text)
+    board["rows"] += [row | {"profile": p} for p in ("dora", "adapter:x") for row in board["rows"] if row["rank"] == 1]
+    (directory / "leaderboard.json").write_text(json.dumps(board))
+    run = read(directory)
+    (third, _) = tables.build(run, ["3"])
+    assert third.columns[2:] == ["R standard", "R lite", "R dora (ours)", "R adapter:x (ours)"]
+    assert tables.headline_profile(run) == "standard"
+    (directory / "leaderboard.json").write_text(text.replace('"standard"', '"dora"'))
+    assert tables.headline_profile(read(directory)) == "lite", "a profile of ours is no headline beside the paper's"
+
+
 def captions(directory: Path) -> dict[str, str]:
     return {t.name: t.caption for t in tables.build(read(directory), ["1", "2", "3", "4", "5", "D", "E"])}
 
@@ -296,7 +310,8 @@ def test_names_of_tables(tmp_path):
 
 def test_braces_in_a_name_do_not_matter(tmp_path):
     directory = make_run(tmp_path / "run")
-    text = (directory / "leaderboard.json").read_text().replace('"standard"', '"{0} {x}"')
+    text = (directory / "leaderboard.json").read_text()
+    text = text.replace('"standard"', '"{0} {x}"').replace('"lite"', '"a {1}"')
     (directory / "leaderboard.json").write_text(text)
     assert "{0} {x}" in tables.build(read(directory), ["1"])[0].caption
 
