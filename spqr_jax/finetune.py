@@ -29,7 +29,7 @@ from spqr_jax.training.log import Progress
 from spqr_jax.training.memory import Step, Way
 from spqr_jax.training.objective import PLAIN, Objective
 from spqr_jax.training.prior import Prior
-from spqr_jax.training.step import OPEN, PAPER, Memory, Optimiser, Program, place_state, train_step
+from spqr_jax.training.step import OPEN, PAPER, Memory, Optimiser, place_state, train_step
 
 # Epochs of the paper's profiles (section 4.1: 1-3, 3-8, 10-20); the lower end is the default.
 EPOCHS = {"lite": 1, "moderate": 3, "standard": 10}
@@ -328,7 +328,7 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
     encode = backbones.token_condition if denoiser.encoders else backbones.condition
     reading = words.read(pipeline, o.word) if profile == "textual_inversion" else pipeline
     condition = encode(reading, dataset.captions, size=encoded.size)
-    step = train_step(Program(denoiser, o.optimiser, o.objective, way.memory, mesh if way.fsdp else None))
+    step = train_step(memory_lib.program(denoiser, o.optimiser, o.objective, way, mesh))
     schedule = denoiser.backbone.noising.schedule(pipeline.configs["scheduler"])
     state = place_state(trainable, o.optimiser, o.objective.ema > 0, mesh, way.fsdp)
     frozen = mesh_lib.place(frozen, mesh, fsdp=way.fsdp)

@@ -26,6 +26,17 @@ class Target:
 
 CPU = Target()
 
+# XLA for GPUs rewrites a program that takes more than the card has, instruction by instruction. That takes many minutes
+# and ends just below XLA's own limit, which is above ours (`devices.memory.SHARE`) where JAX takes its usual share of
+# the card. So the rewritten program would not be taken either: a step that is too large is computed in another way
+# (`spqr_jax.training.memory`).
+_WITHOUT_OWN_REMAT = {"xla_disable_hlo_passes": "rematerialization"}
+
+
+def step_options(platform: str) -> dict[str, str]:
+    """What the compiler of a platform is told for a training step, as jax.jit's `compiler_options`."""
+    return _WITHOUT_OWN_REMAT if platform in ("cuda", "rocm") else {}
+
 
 def here() -> Target:
     """One device of the kind that this process computes on."""

@@ -51,7 +51,7 @@ class Asked(NamedTuple):
 
     def wait(self, program: Program, target: Target) -> Wait:
         """How long to wait for the compiler of a program."""
-        return Wait(self.ends(target), self.seconds, self.cache, lambda: self.report(program, None))
+        return Wait(self.ends(target), self.seconds, self.cache, lambda: self.report(program, None), target.limit)
 
 
 class Question(NamedTuple):

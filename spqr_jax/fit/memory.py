@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
+from spqr_jax.devices import target as target_lib
 from spqr_jax.fit import flop, hlo, planned, targets
 from spqr_jax.fit.programs import Program
 from spqr_jax.fit.targets import TRITON, Target
@@ -140,7 +141,8 @@ def _refused(error: Exception, count: float, seconds: float) -> Measured:
 
 def _key(lowered: Any, target: Target) -> str:
     """A hash of the program, the target, the compilers and their flags, and what is kept."""
-    versions = (jax.__version__, jaxlib.__version__, _compiler(target), os.environ.get("XLA_FLAGS"), Measured._fields)
+    told = os.environ.get("XLA_FLAGS"), target_lib.step_options(target.platform)
+    versions = (jax.__version__, jaxlib.__version__, _compiler(target), *told, Measured._fields)
     text = repr((target.name, target.topology, versions)) + lowered.as_text()
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

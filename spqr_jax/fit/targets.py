@@ -42,6 +42,7 @@ class Target(NamedTuple):
         peak_float32: the same for float32 products as JAX computes them unless told otherwise: on TPUs in one pass of
             bfloat16, on NVIDIA's cards in TF32.
         peak_source: where the peaks are from.
+        cards: how many GPUs there are, all on one host. The topology of TPUs says how many they are.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Target(NamedTuple):
     peak: float = 0.0
     peak_float32: float = 0.0
     peak_source: str = ""
+    cards: int = 1
 
     @property
     def limit(self) -> int:
@@ -122,8 +124,9 @@ def _tpu(name: str, topology: str, memory: float, peak: float) -> Target:
     return Target(f"tpu-{name}", "tpu", topology, int(memory * GIB), LIBTPU, peak, peak, page)
 
 
-def _gpu(name: str, peak: float = 0.0, source: str = SPECS) -> Target:
-    return Target(name, "cuda", name, CARDS[name].memory, SPECS, peak, peak / 2, source if peak else "")
+def _gpu(card: str, peak: float = 0.0, source: str = SPECS, cards: int = 1) -> Target:
+    name = f"{card}-{cards}" if cards > 1 else card
+    return Target(name, "cuda", card, CARDS[card].memory, SPECS, peak, peak / 2, source if peak else "", cards)
 
 
 _ALL = (
@@ -134,6 +137,7 @@ _ALL = (
     _tpu("v5p-8", "v5p:2x2x1", 95.73, 459e12),  # 8 cores, which are 4 devices
     _tpu("v6e-8", "v6e:2x4", 31.24, 918e12),
     _gpu("h100", 989e12),
+    _gpu("h100", 989e12, cards=8),
     _gpu("h200", 989e12),
     _gpu("b200", 2225e12),
     _gpu("a100-80", 312e12, "NVIDIA A100 data sheet"),
@@ -184,7 +188,7 @@ def _description(target: Target) -> dict[str, Any]:
         return {"topology_name": target.topology}
     _start_cuda()
     text = DESCRIPTION.format(**CARDS[target.topology]._asdict())
-    return {"topology_name": target.topology, "topology": "1x1x1", "target_config": text}
+    return {"topology_name": target.topology, "topology": f"1x1x{target.cards}", "target_config": text}
 
 
 def _start_cuda() -> None:

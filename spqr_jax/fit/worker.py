@@ -57,12 +57,18 @@ class Wait(NamedTuple):
         seconds: after these the compiler is stopped; 0: never. A plan that is there by then is the answer.
         cache: directory of earlier results, or None.
         tick: called again and again meanwhile.
+        limit: bytes that are there; 0: not known. A plan that takes more is the answer, as no machine code helps.
     """
 
     until: str = "code"
     seconds: float = 0.0
     cache: Path | None = None
     tick: Callable[[], None] = lambda: None
+    limit: int = 0
+
+    def answered(self, until: str, total: int | None) -> bool:
+        """Whether a result that goes as far as `until` ("plan", "code") is the answer. total: its bytes."""
+        return UNTIL.index(until) >= UNTIL.index(self.until) or bool(self.limit and total and total > self.limit)
 
 
 def measure(job: Job, wait: Wait) -> Measured:
@@ -91,7 +97,7 @@ def measure(job: Job, wait: Wait) -> Measured:
 
 def _answer(receiver: Connection, folder: Path, wait: Wait) -> Measured:
     """Wait for the process's two messages, the plan, or the end of patience. Raises EOFError if the process ends."""
-    start, begun = time.monotonic(), None
+    start, begun, plan = time.monotonic(), None, None
     while True:
         wait.tick()
         seconds = time.monotonic() - start
@@ -103,7 +109,8 @@ def _answer(receiver: Connection, folder: Path, wait: Wait) -> Measured:
             if kept := _kept(begun, wait):
                 return kept
         late = bool(wait.seconds) and seconds > wait.seconds
-        if begun and (late or wait.until == "plan") and (plan := planned.read(folder)):
+        plan = plan or (planned.read(folder) if begun else None)
+        if begun and plan and (late or wait.answered("plan", planned.total(plan.parts))):
             return _keep(memory.of_plan(plan, begun, seconds), begun, wait)
         if late:
             return memory.unknown(f"stopped after {seconds:.0f} s; whether it fits is not known", seconds)
@@ -134,7 +141,7 @@ def _kept(begun: Begun, wait: Wait) -> Measured | None:
     if file is None or not file.exists():
         return None
     found = Measured(**json.loads(file.read_text(encoding="utf-8")))
-    return found._replace(cached=True) if UNTIL.index(found.until) >= UNTIL.index(wait.until) else None
+    return found._replace(cached=True) if wait.answered(found.until, found.bytes) else None
 
 
 def _keep(measured: Measured, begun: Begun | None, wait: Wait) -> Measured:

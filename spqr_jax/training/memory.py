@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from spqr_jax.backbones import Denoiser
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import processes
+from spqr_jax.devices import target as target_lib
 from spqr_jax.devices.memory import gigabytes
 from spqr_jax.params import Params
 from spqr_jax.training.objective import Objective
@@ -126,6 +127,12 @@ def remedies(ways: Sequence[Way]) -> str:
     return ", or ".join(found)
 
 
+def program(denoiser: Denoiser, optimiser: Optimiser, objective: Objective, way: Way, mesh: Mesh) -> Program:
+    """The program that computes a step in this way on these devices."""
+    split, platform = mesh if way.fsdp else None, target_lib.of(mesh).platform
+    return Program(denoiser, optimiser, objective, way.memory, split, platform)
+
+
 class Step(NamedTuple):
     """What the programs of a step are compiled from: shapes, and the options that all ways share.
 
@@ -149,8 +156,7 @@ class Step(NamedTuple):
     def trace(self, way: Way) -> jax.stages.Traced:
         """The traced program. A run's own arguments have these shapes and places, so it does not compile again."""
         state, frozen = self._placed(way.fsdp)
-        split = self.mesh if way.fsdp else None
-        step = train_step(Program(self.denoiser, self.optimiser, self.objective, way.memory, split))
+        step = train_step(program(self.denoiser, self.optimiser, self.objective, way, self.mesh))
         key = jax.eval_shape(lambda: jax.random.key(0))
         return step.trace(state, frozen, self.keys, self.schedule, mesh_lib.batch_shapes(self.batch, self.mesh), key)
 

@@ -14,6 +14,7 @@ from spqr_jax import params as params_lib
 from spqr_jax.backbones import Condition, Denoiser, Drawn
 from spqr_jax.backbones.models.remat import rematerialised
 from spqr_jax.devices import mesh as mesh_lib
+from spqr_jax.devices import target as target_lib
 from spqr_jax.params import Params
 from spqr_jax.training import lora
 from spqr_jax.training.objective import Objective, denoising_loss
@@ -101,6 +102,7 @@ class Program(NamedTuple):
         denoiser: the model in training, with its adapters if the profile has them.
         split: the mesh that state and frozen weights are split over, or None. Each leaf is gathered for its use.
             Gradients and the new state are split like the old state.
+        platform: what it is compiled for, as in `devices.target.Target`.
     """
 
     denoiser: Denoiser
@@ -108,6 +110,7 @@ class Program(NamedTuple):
     objective: Objective
     memory: Memory
     split: Mesh | None = None
+    platform: str = "cpu"
 
 
 @functools.lru_cache(maxsize=16)
@@ -121,7 +124,7 @@ def train_step(program: Program):
     """
     optimiser, objective, split = program.optimiser, program.objective, program.split
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=target_lib.step_options(program.platform))
     def step(state, frozen, keys, schedule, batch, key):
         noising = program.denoiser.backbone.noising
         drawn = noising.draw(key, batch["mean"], batch["std"], schedule, objective.noise_offset)
@@ -172,6 +175,8 @@ def _loss(program: Program, trainable: Params, frozen: Params, schedule: jax.Arr
     dtype = jax.tree.leaves(frozen)[0].dtype if jax.tree.leaves(frozen) else part.condition.context.dtype
     weights = params_lib.merge(frozen, part.keys, params_lib.cast(trainable, dtype))
     if program.split:
+        # Split after the cast too, or the compiler gathers before it, in float32.
+        weights = mesh_lib.constrain(weights, program.split, fsdp=True)
         weights = mesh_lib.constrain(weights, program.split, fsdp=False)
     predict = program.denoiser.bind(weights)
     denoiser, gamma = program.denoiser, program.objective.snr_gamma

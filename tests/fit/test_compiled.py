@@ -71,6 +71,15 @@ def test_the_step_on_four_devices_of_a_cpu():
     assert split["parts"]["arguments"] < 0.3 * whole["parts"]["arguments"]
 
 
+def test_split_weights_are_gathered_in_the_type_of_the_computation():
+    """On eight GPUs each weight crosses once in bfloat16, and so does its gradient, which is summed where it stays."""
+    (split,) = lines("compiled", "h100-8", "small-8", "bfloat16", "standard-fsdp")
+    found, whole = split["hlo"]["collectives"], 2 * split["elements"]
+    assert 0.9 * whole <= found["all-gather"]["bytes"] <= whole, found
+    assert 0.9 * whole <= found["reduce-scatter"]["bytes"] <= whole, found
+    assert found["all-reduce"]["bytes"] < 0.05 * whole, found  # leaves that are too small to be split
+
+
 def test_step_and_sampler_compile_once_for_all_subjects():
     first, data = tiny.pipeline(real=False), tiny.dataset(6)
     second = first._replace(params=first.params | {"unet": jax.tree.map(lambda x: 2 * x, first.params["unet"])})

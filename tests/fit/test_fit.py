@@ -246,6 +246,29 @@ def test_every_target_compiles_the_emoji_world(platform, plugin):
     assert run.stdout.splitlines() == [f"{name} True " for name in names], run.stderr[-2000:]
 
 
+TOO_BIG = """
+import os
+from spqr_jax.fit.environment import ENVIRONMENT
+os.environ.update(ENVIRONMENT)
+from spqr_jax.fit import programs
+from tests.fit.compiled import question
+asked = question("h100", "small-48", "bfloat16")
+asked.plan.config.bft.batch_size = 4096
+compiled = programs.training_step(asked.plan, "standard").trace().lower().compile()
+print(compiled.memory_analysis().temp_size_in_bytes // 10**9, compiled.as_text().count(".remat"))
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason=f"not installed: {targets.INSTALL['cuda']}"
+)
+def test_a_step_that_is_too_big_for_a_gpu_is_not_rewritten_until_it_nearly_fits():
+    """XLA would compute instructions again until its own limit is met, 64.5 GB here, and take many minutes for it."""
+    run = subprocess.run([sys.executable, "-c", TOO_BIG], cwd=ROOT, capture_output=True, text=True)
+    temporaries, computed_again = map(int, run.stdout.split())
+    assert temporaries > 100 and computed_again == 0, run.stderr[-2000:]
+
+
 HOLD = """
 import os, sys
 from spqr_jax.fit.environment import ENVIRONMENT

@@ -43,6 +43,15 @@ def small(plan):
     return Program("small", {"batch": 1}, lambda: jax.jit(_step, donate_argnums=0).trace(shape, shape))
 
 
+def long(plan):
+    """A program whose machine code takes longer than its plan: many loops of different shapes."""
+
+    def chain(x):
+        return sum(jnp.sin(x[i:] * i).sum() for i in range(1, 60))
+
+    return Program("long", {"batch": 1}, lambda: jax.jit(chain).trace(jax.ShapeDtypeStruct((256, 256), np.float32)))
+
+
 def endless(plan):
     """A program whose tracing does not end."""
     return Program("endless", {"batch": 1}, lambda: jax.jit(lambda: time.sleep(3600)).trace())
@@ -89,6 +98,14 @@ def test_the_plan_that_a_compiler_writes_down_is_what_it_says_in_the_end(tmp_pat
 
 
 FIELDS = {"arguments": "argument", "outputs": "output", "temporaries": "temp", "aliased": "alias"}
+
+
+def test_a_plan_that_takes_more_than_there_is_is_the_answer(tmp_path):
+    too_large = Wait(cache=tmp_path, limit=WEIGHTS)
+    first, second = (worker.measure(job(long), too_large) for _ in range(2))
+    assert first.compiles and first.until == "plan" and first.bytes > WEIGHTS and second == first._replace(cached=True)
+    enough = worker.measure(job(long), too_large._replace(limit=2 * first.bytes))
+    assert enough.until == "code" and not enough.cached and enough.bytes == pytest.approx(first.bytes, rel=1e-3)
 
 
 def test_a_compiler_that_takes_too_long_is_stopped():

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models.remat import rematerialised
+from spqr_jax.devices import target as target_lib
 from spqr_jax.devices.memory import limit_here, needed_bytes
 from spqr_jax.methods.tools import element_mask
 from spqr_jax.params import Params
@@ -59,7 +60,7 @@ def compiled(gradient: Gradient, static: Any, adam: Adam, remat: bool = False, p
     """
     optimiser = transform(adam)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=target_lib.step_options(target_lib.here().platform))
     def update(params, state, mask, *inputs):
         with rematerialised() if remat else contextlib.nullcontext():
             loss, grads = gradient(static, params, *inputs)
