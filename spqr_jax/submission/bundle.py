@@ -48,6 +48,7 @@ class Bundle(NamedTuple):
 
     Attributes:
         reference: "mu" float64 [D], "sigma" float64 [D, D], "identity"; None where a run has no reference images.
+        id: of the submission that this was read from (`id_of`); "" for one that is not written yet.
     """
 
     manifest: dict[str, Any]
@@ -55,24 +56,22 @@ class Bundle(NamedTuple):
     leaderboard: dict[str, Any]
     reference: Arrays | None
     cells: tuple[BundledCell, ...]
+    id: str = ""
 
     @property
     def evidence(self) -> str:
-        """Digest of all that the scores are computed from: everything but the leaderboard. leaderboard.json has it."""
-        return _digest({name: d for name, d in _digests(self).items() if name != places.LEADERBOARD})
+        """Digest of all that the scores are computed from: everything but the leaderboard. leaderboard.json has it.
 
-    @property
-    def id(self) -> str:
-        """The id of the submission: 64 hexadecimal digits, a digest of the evidence and the leaderboard."""
+        It is one of values, not of their encoding in Parquet or npz, since it is computed before they are written.
+        """
         return _digest(_digests(self))
 
 
 def _digests(bundle: Bundle) -> dict[str, str]:
-    """name of each file -> digest of what it says."""
+    """name of each file but the leaderboard -> digest of what it says."""
     texts = {
         places.MANIFEST: bundle.manifest,
         places.PROMPTS: bundle.prompts,
-        places.LEADERBOARD: bundle.leaderboard,
         **{f"cells/{cell.name}/cell.json": cell.info for cell in bundle.cells},
     }
     found = {name: hashlib.sha256(documents.dumps(value)).hexdigest() for name, value in texts.items()}
@@ -86,8 +85,13 @@ def _digests(bundle: Bundle) -> dict[str, str]:
     return found
 
 
-def _digest(digests: Mapping[str, str]) -> str:
-    text = json.dumps([SCHEMA, sorted(digests.items())], ensure_ascii=False)
+def id_of(files: Mapping[str, Entry]) -> str:
+    """The id of a submission, 64 hexadecimal digits: a digest of names, sizes and hashes of all files but the index."""
+    return _digest(files)
+
+
+def _digest(named: Mapping[str, Any]) -> str:
+    text = json.dumps([SCHEMA, sorted(named.items())], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -112,12 +116,11 @@ def read(directory: str | os.PathLike[str]) -> Bundle:
             faults.append(f"{name}: {sizes[name]:,} bytes, the index has {index[name].bytes:,}; the file was changed")
     if head["bytes"] != sum(entry.bytes for entry in index.values()):
         faults.append(f"{places.INDEX}: bytes is {head['bytes']}, the sum of its files is another")
+    if (found := id_of(index)) != head["id"]:
+        faults.append(f"{places.INDEX}: id {head['id'][:12]}, its files give {found[:12]}; something was changed")
     if faults:
         raise Refused(faults)
-    bundle = _decoded(path, index)
-    if bundle.id != head["id"]:
-        raise Refused([f"{places.INDEX}: id {head['id'][:12]}, the files give {bundle.id[:12]}: something was changed"])
-    return bundle
+    return _decoded(path, index)._replace(id=head["id"])
 
 
 def read_index(directory: Path) -> dict[str, Any]:
@@ -195,15 +198,15 @@ def write(bundle: Bundle, directory: str | os.PathLike[str]) -> Path:
     """
     path = Path(directory)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        if path.is_dir() and _id_in(path) == bundle.id:
+        if path.is_dir() and _holds(path, bundle):
             return path
         raise FileExistsError(f"{path} is there and holds something else; choose another directory, or remove it.")
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     partial = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         write_files(bundle, partial)
-        _write_index(bundle, partial)
-        if read(partial).id != bundle.id:
+        write_index(partial)
+        if not _holds(partial, bundle):
             raise RuntimeError(f"{path}: the bundle does not read back as it was written.")
         os.replace(partial, path)
     finally:
@@ -211,10 +214,13 @@ def write(bundle: Bundle, directory: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _id_in(path: Path) -> str:
-    with contextlib.suppress(Refused):
-        return read(path).id
-    return ""
+def _holds(path: Path, bundle: Bundle) -> bool:
+    """Whether a directory holds a submission with these values."""
+    try:
+        found = read(path)
+    except Refused:
+        return False
+    return found.evidence == bundle.evidence and found.leaderboard == bundle.leaderboard
 
 
 def write_files(bundle: Bundle, directory: Path) -> None:
@@ -234,16 +240,12 @@ def write_files(bundle: Bundle, directory: Path) -> None:
                 records.write_table(file, table)
 
 
-def _write_index(bundle: Bundle, directory: Path) -> None:
-    files: dict[str, Any] = {
-        file.relative_to(directory).as_posix(): {
-            "bytes": file.stat().st_size,
-            "sha256": storage.sha256(file),
-        }
-        for file in sorted(directory.rglob("*"))
-        if file.is_file()
-    }
-    head = {"schema": SCHEMA, "id": bundle.id, "bytes": sum(f["bytes"] for f in files.values()), "files": files}
+def write_index(directory: Path) -> None:
+    """Write submission.json for the files that are there."""
+    there = sorted(file for file in directory.rglob("*") if file.is_file() and file != directory / places.INDEX)
+    files = {f.relative_to(directory).as_posix(): Entry(f.stat().st_size, storage.sha256(f)) for f in there}
+    head: dict[str, Any] = {"schema": SCHEMA, "id": id_of(files), "bytes": sum(entry.bytes for entry in files.values())}
+    head["files"] = {name: entry._asdict() for name, entry in files.items()}
     storage.write_bytes(directory / places.INDEX, documents.dumps(head))
 
 

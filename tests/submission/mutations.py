@@ -59,7 +59,7 @@ def sealed(changed: Bundle, target: Path) -> Path:
     """Write a bundle with an index and an id that fit, without any check, in place of what is there."""
     storage.remove(target)
     bundle_lib.write_files(changed, target)
-    bundle_lib._write_index(changed, target)
+    bundle_lib.write_index(target)
     return target
 
 
