@@ -34,6 +34,13 @@ def knows(identity: Mapping[str, Any]) -> bool:
     return identity.get("judge") in RULES
 
 
+def without_provider(identity: Any) -> Any:
+    """An identity, or several, without the provider that ran the graphs, which differs between machines."""
+    if isinstance(identity, Mapping):
+        return {name: without_provider(value) for name, value in identity.items() if name != "provider"}
+    return [without_provider(value) for value in identity] if isinstance(identity, list) else identity
+
+
 def fault(answer: Any, identity: Mapping[str, Any]) -> str:
     """The first thing in which an answer contradicts the rule of its judge, in words; "" if nothing does.
 

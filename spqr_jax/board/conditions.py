@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from judges import recorded
 from spqr_jax.protocols import Statement
 from spqr_jax.score.rules import Rules
 from spqr_jax.submission.bundle import Bundle, BundledCell
@@ -59,7 +60,7 @@ def of_row(bundle: Bundle, cell: BundledCell, rules: Rules) -> Conditions:
         "backbone": [info["backbone"], manifest["sha256"]["backbone"]],
         "data": manifest["sha256"]["data"].get(info["scenario"], ""),
         "prompts": {role: part["sha256"] for role, part in bundle.prompts.items()},
-        "judges": _without_provider(manifest["judges"]),
+        "judges": recorded.without_provider(manifest["judges"]),
         "rule": config["judges"]["rule"],
         "reference": None if bundle.reference is None else _reference(bundle.reference),
     }
@@ -75,13 +76,4 @@ def _backbone(base: str, architecture: str) -> str:
 
 def _reference(arrays: Mapping[str, Any]) -> Any:
     """What the reference images are said to be. `tables` compares their features, which two machines round apart."""
-    return _without_provider(json.loads(str(arrays["identity"])))
-
-
-def _without_provider(identity: Any) -> Any:
-    """Identities without the provider that ran the judges, which differs between machines."""
-    if isinstance(identity, Mapping):
-        return {name: _without_provider(value) for name, value in identity.items() if name != "provider"}
-    if isinstance(identity, list):
-        return [_without_provider(value) for value in identity]
-    return identity
+    return recorded.without_provider(json.loads(str(arrays["identity"])))

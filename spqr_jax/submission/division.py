@@ -40,20 +40,14 @@ def pins_of(bundle: Bundle) -> dict[str, Any]:
     "prompts": role -> the accepted sha256 of its rows. "judges": kind -> the entries that a judge's identity must have.
     "reference": the accepted digests of the real images' features.
     """
+    judges = sorted(bundle.manifest["judges"].items())
     return {
         bundle.manifest["protocol"]["name"]: {
             "prompts": {role: [bundle.prompts[role]["sha256"]] for role in sorted(bundle.prompts)},
-            "judges": {str(j.get("judge")): _pinned(j) for _, j in sorted(bundle.manifest["judges"].items())},
+            "judges": {str(j.get("judge")): recorded.without_provider(j) for _, j in judges},
             "reference": [] if bundle.reference is None else [_reference(bundle)],
         }
     }
-
-
-def _pinned(identity: Any) -> Any:
-    """An identity without the provider that ran it, which differs between machines."""
-    if isinstance(identity, dict):
-        return {name: _pinned(value) for name, value in identity.items() if name != "provider"}
-    return identity
 
 
 def _reference(bundle: Bundle) -> str:
@@ -94,7 +88,7 @@ def _judge_reason(judge: str, identity: Mapping[str, Any], pinned: Mapping[str, 
     if not pinned:
         yield f"judge {shown(judge)} is not pinned for this protocol"
         return
-    place = _difference(pinned, _pinned(identity))
+    place = _difference(pinned, recorded.without_provider(identity))
     if place:
         yield f"judge {shown(judge)} is not the pinned one ({place})"
 
