@@ -18,6 +18,6 @@ A bundle is a directory with the files of a work directory that scores are compu
 JSON is UTF-8 in one canonical form (`documents.dumps`), and the shape of every document is a JSON Schema in the folder
 `schemas`. The text of a prompt is in prompts.json only where its licence allows that. No image is in a bundle.
 
-The id of a submission is a digest of all bytes of its files: names, sizes and hashes, as the index has them. Who changes
-a byte has another id.
+The id of a submission is a digest of all bytes of its files: of names, sizes and hashes, as the index has them. Who
+changes a byte has another id.
 """
