@@ -74,7 +74,7 @@ def _digests(bundle: Bundle) -> dict[str, str]:
         places.PROMPTS: bundle.prompts,
         **{f"cells/{cell.name}/cell.json": cell.info for cell in bundle.cells},
     }
-    found = {name: hashlib.sha256(documents.dumps(value)).hexdigest() for name, value in texts.items()}
+    found = {name: documents.sha256(value) for name, value in texts.items()}
     if bundle.reference is not None:
         found[places.REFERENCE] = evidence.digest_of_arrays(bundle.reference)
     for cell in bundle.cells:

@@ -1,6 +1,7 @@
 """The JSON documents of a bundle: one canonical form, read strictly, and checked by the schemas in this package."""
 
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -61,6 +62,16 @@ def _finite_float(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text} is infinite")
     return value
+
+
+def sha256(value: Any) -> str:
+    """Hexadecimal sha256 of a value's canonical form."""
+    return hashlib.sha256(dumps(value)).hexdigest()
+
+
+def sha256_of_text(text: str) -> str:
+    """Hexadecimal sha256 of a text as UTF-8: what stands for the text of a prompt."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,6 +1,5 @@
 """A finished run as a submission: `python -m spqr_jax.report submit RUN --out DIR`."""
 
-import hashlib
 import json
 import os
 from collections.abc import Collection
@@ -17,8 +16,9 @@ from spqr_jax.files.records import ROLES
 from spqr_jax.prompts import Prompt
 from spqr_jax.run import names
 from spqr_jax.run.identity import digest
-from spqr_jax.submission import documents, scores, stated
+from spqr_jax.submission import scores, stated
 from spqr_jax.submission.bundle import Arrays, Bundle, BundledCell
+from spqr_jax.submission.documents import sha256_of_text
 
 
 def of_run(workdir: str | os.PathLike[str], clear: Collection[str] = ()) -> Bundle:
@@ -42,7 +42,7 @@ def of_run(workdir: str | os.PathLike[str], clear: Collection[str] = ()) -> Bund
                 f"{manifest['sha256']['prompts'][role]}; put the run's own prompt file in its place."
             )
     texts = {role: _role(names.prompt_set(config, role), rows[role], clear) for role in ROLES}
-    hashed = {text: sha for own in rows.values() for text, sha in ((p.prompt, sha256(p.prompt)) for p in own)}
+    hashed = {text: sha for own in rows.values() for text, sha in ((p.prompt, sha256_of_text(p.prompt)) for p in own)}
     cells = tuple(_cell(cell, hashed) for cell in folder.complete_cells())
     # A submission is about the score, in which attacks have no part. What they found stays with whoever made them.
     manifest["config"] = {name: value for name, value in manifest["config"].items() if name != "attacks"}
@@ -50,11 +50,6 @@ def of_run(workdir: str | os.PathLike[str], clear: Collection[str] = ()) -> Bund
     bundle = bundle._replace(leaderboard=scores.recomputed(bundle))
     _check_scored(folder, bundle)
     return bundle
-
-
-def sha256(text: str) -> str:
-    """Hexadecimal sha256 of a text as UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _json(path: Path) -> Any:
@@ -78,7 +73,7 @@ def _role(prompt_set: str, rows: list[Prompt], clear: Collection[str]) -> dict[s
     listed = [
         {
             "id": prompt.id,
-            "sha256": sha256(prompt.prompt),
+            "sha256": sha256_of_text(prompt.prompt),
             "category": prompt.category,
             "language": prompt.language,
             "seed": prompt.seed,
@@ -86,10 +81,9 @@ def _role(prompt_set: str, rows: list[Prompt], clear: Collection[str]) -> dict[s
         }
         for prompt in rows
     ]
-    digest_of_rows = hashlib.sha256(documents.dumps(listed)).hexdigest()
     if in_clear:
         listed = [entry | {"text": prompt.prompt} for entry, prompt in zip(listed, rows, strict=True)]
-    return {"set": prompt_set, "sha256": digest_of_rows, "clear": in_clear, "prompts": listed}
+    return {"set": prompt_set, "sha256": stated.digest_of_rows(listed), "clear": in_clear, "prompts": listed}
 
 
 def is_own(prompt_set: str) -> bool:

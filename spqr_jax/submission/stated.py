@@ -1,7 +1,6 @@
 """What the config in a manifest says that a submission must hold: its fields, cells, prompts and judges."""
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections import Counter
@@ -233,7 +232,7 @@ def _prompts_faults(bundle: Bundle, config: Config, role: str) -> Iterator[str]:
         yield f"{where}: clear must be true where every prompt has a text, and false where none has"
     elif stated["clear"]:
         for row in rows:
-            if hashlib.sha256(row["text"].encode()).hexdigest() != row["sha256"]:
+            if documents.sha256_of_text(row["text"]) != row["sha256"]:
                 yield f"{where}: prompt {shown(row['id'])}: sha256 is not that of its text"
         found = identity.digest([_prompt(row) for row in rows])
         if found != bundle.manifest["sha256"]["prompts"][role]:
@@ -253,7 +252,7 @@ def _own_faults(bundle: Bundle, config: Config, role: str, where: str) -> Iterat
 
 def digest_of_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """sha256 of the prompts of a role, without their texts: of the entries that prompts.json has."""
-    return hashlib.sha256(documents.dumps([{k: v for k, v in row.items() if k != "text"} for row in rows])).hexdigest()
+    return documents.sha256([{k: v for k, v in row.items() if k != "text"} for row in rows])
 
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:

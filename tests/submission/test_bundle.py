@@ -76,7 +76,7 @@ def test_texts_stay_out_unless_their_licence_lets_them(made, tmp_path, monkeypat
     hidden = bundle_lib.write(pack.of_run(made / "run"), tmp_path / "hidden")
     held = b"".join(file.read_bytes() for file in hidden.rglob("*") if file.is_file())
     assert text.encode() not in held
-    assert pack.sha256(text).encode() in held
+    assert documents.sha256_of_text(text).encode() in held
 
 
 def test_a_run_without_one_of_its_cells_is_not_packed(made, tmp_path):
