@@ -7,15 +7,13 @@ Exit status: 0, or 2 with one line of explanation.
 """
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
 import convert
 from spqr_jax import params as params_lib
+from spqr_jax.files import storage
 from spqr_jax.pipeline import Pipeline
-
-BLOCK = 1 << 22
 
 
 def main(argv: list[str]) -> int:
@@ -51,23 +49,14 @@ def main(argv: list[str]) -> int:
 def report(pipeline: Pipeline, source: Path, out: Path) -> None:
     """Prints counts and dtypes of every component, and the sha256 of the file read and of every weight file written."""
     if source.is_file():
-        print(f"sha256 {sha256(source)}  {source}")
+        print(f"sha256 {storage.sha256(source)}  {source}")
     for component, params in pipeline.params.items():
         leaves = params_lib.flatten(params)
         dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves.values()}))
         print(f"{component}: {len(leaves)} tensors, {params_lib.count(params):,} parameters, {dtypes}")
     for path in sorted(out.rglob("*.safetensors")):
-        print(f"sha256 {sha256(path)}  {path}")
+        print(f"sha256 {storage.sha256(path)}  {path}")
     print(f"written to {out}")
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

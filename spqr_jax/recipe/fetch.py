@@ -4,7 +4,6 @@ A package is downloaded once by the npm client (``npm pack``) into a cache folde
 Archives are never unpacked to disk: wanted members are read into memory, so no member name can leave the cache folder.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -13,6 +12,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from spqr_jax.files import storage
 
 DEFAULT_CACHE = Path.home() / ".cache" / "spqr_jax"
 NPM_TIMEOUT_S = 1800
@@ -59,7 +60,7 @@ def fetch(package: Package, cache: Path = DEFAULT_CACHE) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _npm_pack(package, path)
-    found = _sha256(path)
+    found = storage.sha256(path)
     if found != package.sha256:
         raise ValueError(f"{path}: sha256 is {found}, expected {package.sha256}; delete the file and run again")
     return path
@@ -96,8 +97,3 @@ def _npm_pack(package: Package, path: Path) -> None:
                 f"npm pack {spec} failed (exit {done.returncode}): {reason[0]}; check the npm registry access"
             )
         os.replace(packed, path)  # whole or not at all
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
