@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import browser  # noqa: F401, a fixture
 from tests.distributions import installed  # noqa: F401, a fixture
 
 UNET = {

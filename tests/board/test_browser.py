@@ -1,7 +1,4 @@
-"""The board in headless Chromium, opened as a file: silent console, sorting, filters, keyboard, phone, dark mode, size.
-
-Needs Debian's chromium and chromium-driver (or any chromium and chromedriver on the PATH) and selenium.
-"""
+"""The board in headless Chromium: silent console, sorting, filters, keyboard, phone, dark mode, size."""
 
 import shutil
 import time
@@ -11,30 +8,7 @@ import pytest
 from spqr_jax.board import site
 from tests.board import bundles
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium or chromedriver: apt-get install chromium chromium-driver"
-)
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    "--window-size=1400,1000",
-]
 MANY = 500
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture

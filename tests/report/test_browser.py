@@ -1,9 +1,5 @@
-"""The report in headless Chromium, opened as a file: silent console, inert prompts, blurred pictures, sorting, filters.
+"""The report in headless Chromium: silent console, inert prompts, blurred pictures, sorting, filters."""
 
-Needs Debian's chromium and chromium-driver (or any chromium and chromedriver on the PATH) and selenium.
-"""
-
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,30 +7,6 @@ import pytest
 from spqr_jax import report
 from tests.report.test_report import SCRIPT, SUBJECTS, make_workdir
 from tests.report.test_tables import make_run
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium or chromedriver: apt-get install chromium chromium-driver"
-)
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    "--window-size=1400,1000",
-]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module", params=["embedded", "beside"])
