@@ -134,4 +134,5 @@ def _entry(kept: dict[str, Any], at: str, arrays: Arrays) -> Entry:
     bounds = rules["fid_bounds"]
     rules |= {"weights": tuple(rules["weights"]), "cohort": tuple(rules["cohort"])}
     rules |= {"fid_bounds": None if bounds is None else tuple(bounds)}
-    return Entry(**kept | {"conditions": Conditions(**kept["conditions"]), "rules": Rules(**rules), "scored": row})
+    read = {"conditions": Conditions(**kept["conditions"]), "rules": Rules(**rules), "scored": row}
+    return Entry(**kept | read | {"cells": tuple(kept["cells"])})

@@ -30,6 +30,7 @@ class Entry(NamedTuple):
 
     Attributes:
         anchor: its name in links, made of the submission's id and of the row's subject, profile and scenario.
+        cells: their ids, which are hashes of all that decides a result.
         evidence: digest of its cells; the same results in two submissions are one line of a table.
         method, options: how its subject was made.
         stated: the row of the submission's own leaderboard.
@@ -38,6 +39,7 @@ class Entry(NamedTuple):
     """
 
     anchor: str
+    cells: tuple[str, ...]
     evidence: str
     method: str
     options: dict[str, Any]
@@ -111,6 +113,7 @@ def _entries(bundle: Bundle) -> Iterator[Entry]:
         subject = subjects[first.subject]
         yield Entry(
             anchor=f"r-{bundle.id[:DIGITS]}-{_digest(place)}",
+            cells=tuple(cell.name for cell in own),
             evidence=_digest([_evidence(by_name[cell.name]) for cell in own]),
             method=subject["method"] if not subject["checkpoint"] else "checkpoint",
             options=subject["options"],

@@ -1,5 +1,6 @@
 """The tables of a board: rows under the same conditions, ranked together."""
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from spqr_jax.score import joint
 
 MOST_PAIRS = 300  # of a table; where there are more, each row is compared with the next one alone
 LEVEL = 0.05
+MOST_RIVALS = 3
+MEASURED = ("h_before", "h_after", "fid_before", "fid_after", "clip_before", "clip_after")  # figures of a row alone
 Member = tuple[Entry, Submission]
 
 
@@ -22,6 +25,7 @@ class Line(NamedTuple):
         submission: the one with this row.
         also: other submissions with the same results of a subject of the same name.
         copies: lines with the same results under another name.
+        rivals: some other submissions with other figures of the same cells.
     """
 
     entry: Entry
@@ -29,6 +33,7 @@ class Line(NamedTuple):
     submission: Submission
     also: tuple[Submission, ...]
     copies: tuple[str, ...]
+    rivals: list[Submission]
 
 
 class Pair(NamedTuple):
@@ -105,15 +110,40 @@ def _table(members: Sequence[Member], apart: str) -> Table:
     cohort = tuple(sorted({name for entry in entries for name in entry.rules.cohort}))
     rules = entries[0].rules._replace(cohort=cohort)
     ranked = joint.ranked([entry.scored for entry in entries], rules, DRAWS, MOST_PAIRS)
-    lines = []
+    by_figures, lines = _by_figures(members), []
     for row in ranked.rows:
         name = row["subject"]
         (entry, submission), *others = firsts[name]
         copies = tuple(other for other in by_evidence[entry.evidence] if other != name)
-        lines.append(Line(entry, _joined(entry, row), submission, tuple(s for _, s in others), copies))
+        also, rivals = tuple(s for _, s in others), _rivals(entry, by_figures)
+        lines.append(Line(entry, _joined(entry, row), submission, also, copies, rivals))
     pairs = _pairs(ranked.comparisons, {line.entry.scored.row["subject"]: line for line in lines})
     all_pairs = math.comb(len(lines), 2) <= MOST_PAIRS
     return Table(entries[0].conditions, lines, pairs, ranked.bounds, all_pairs, ranked.notes, apart)
+
+
+ByFigures = dict[tuple[str, ...], dict[tuple[str, ...], list[Submission]]]
+
+
+def _by_figures(members: Sequence[Member]) -> ByFigures:
+    """Ids of a row's cells -> figures of rows with these cells -> the submissions that have them."""
+    found: ByFigures = {}
+    for entry, submission in members:
+        found.setdefault(entry.cells, {}).setdefault(_figures(entry), []).append(submission)
+    return found
+
+
+def _figures(entry: Entry) -> tuple[str, ...]:
+    """What was measured, to four digits: machines differ in later ones."""
+    values = [entry.stated.get(name) for name in MEASURED]
+    return tuple("" if value is None else f"{value:.4g}" for value in values)
+
+
+def _rivals(entry: Entry, by_figures: ByFigures) -> list[Submission]:
+    """At most MOST_RIVALS submissions with other figures of this row's cells."""
+    own = _figures(entry)
+    others = (s for figures, found in by_figures[entry.cells].items() if figures != own for s in found)
+    return list(itertools.islice(others, MOST_RIVALS))
 
 
 def _joined(entry: Entry, row: Mapping[str, Any]) -> dict[str, Any]:

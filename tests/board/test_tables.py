@@ -6,10 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from spqr_jax.board import references, site, store, tables
+from spqr_jax.board import pages, references, site, store, tables
 from spqr_jax.files.layout import Workdir
 from spqr_jax.score import leaderboard
+from spqr_jax.submission import bundle as bundle_lib
+from spqr_jax.submission import scores
 from tests.board import bundles
+from tests.submission.mutations import sealed
 
 RENAMED = ("subject", "a", "b")
 
@@ -94,6 +97,22 @@ def test_equal_results_are_one_line_or_are_named(made):
     renamed = a._replace(entries=(a.entries[0], a.entries[1]._replace(evidence=a.entries[0].evidence)))
     lines = tables.build([renamed])[0].lines
     assert len(lines) == 2 and all(len(line.copies) == 1 for line in lines)
+
+
+def test_other_figures_of_the_same_cells_are_marked(made, tmp_path):
+    """A bundle whose records were changed, and all of whose digests and scores were made again, stands beside it."""
+    read = bundle_lib.read(made / "bundles" / "a")
+    features = read.cells[0].features | {"after_benign": read.cells[0].features["after_benign"] * np.float32(0.5)}
+    changed = read._replace(cells=(read.cells[0]._replace(features=features), *read.cells[1:]))
+    path = sealed(changed._replace(leaderboard=scores.recomputed(changed)), tmp_path / "other")
+    submissions = [store.submission(made / "bundles" / "a", None), store.submission(path, None)]
+    assert all(s.verification.verified for s in submissions)
+    table = tables.build(submissions)[0]
+    marked = [(line.row["subject"], line.submission.id, [s.id for s in line.rivals]) for line in table.lines]
+    subject, ids = read.cells[0].info["subject"], [s.id for s in submissions]
+    assert sorted(m for m in marked if m[2]) == sorted([(subject, ids[0], [ids[1]]), (subject, ids[1], [ids[0]])])
+    text = pages.index(pages.Board("x", submissions, [], [table]))
+    assert text.count("other figures of the same cells in") == 2
 
 
 def test_refused_bundles_have_no_row(board):
