@@ -63,7 +63,7 @@ def open_safety(source: str, *, providers: str | Sequence[str] | None = None) ->
     option and for a file that is missing or does not fit, ValueError for an unknown label set.
     """
     place, _ = split_options(source)
-    if kind := _kind(place):
+    if kind := kind_of(source):
         plugins.warn_if_refused(plugins.JUDGES, kind)
         return open_at(JUDGES[kind], source.removeprefix(kind).removeprefix(":"), name=source, providers=providers)
     if Path(place).is_file():
@@ -112,13 +112,25 @@ def split_options(source: str) -> tuple[str, str]:
 def place_of(source: str) -> str:
     """The path that a safety judge's source names, or its name where the judge finds its own files: "nudenet:v2"."""
     place, _ = split_options(source)
-    kind = _kind(place)
+    kind = kind_of(source)
     has_path = kind and _first_parameter(JUDGES[kind]).default is inspect.Parameter.empty
     return place.removeprefix(kind).removeprefix(":") if has_path else place
 
 
-def _kind(place: str) -> str:
-    """The longest name in `JUDGES` that a place begins with; "" for the path of a classifier."""
+def options_of(opener: Callable[..., Any], source: str) -> dict[str, Any]:
+    """The options that a source sets, each of its type: "broad9?threshold=0.5" of NudeNet -> label_set and threshold.
+
+    source: without the kind that it begins with. Raises JudgeError as `open_at` does.
+    """
+    place, given = split_options(source)
+    first = _first_parameter(opener)
+    named = {first.name: place} if place and first.default is not inspect.Parameter.empty else {}
+    return named | read_options(opener, given, f"judge {source!r}")
+
+
+def kind_of(source: str) -> str:
+    """The longest name in `JUDGES` that a source begins with; "" for a path and for a judge of another package."""
+    place, _ = split_options(source)
     return max((name for name in JUDGES if place == name or place.startswith(f"{name}:")), key=len, default="")
 
 

@@ -41,6 +41,14 @@ def without_provider(identity: Any) -> Any:
     return [without_provider(value) for value in identity] if isinstance(identity, list) else identity
 
 
+def providers(identity: Any) -> set[str]:
+    """Every provider that an identity names: a judge of several graphs has one for each."""
+    if isinstance(identity, Mapping):
+        own = {str(identity["provider"])} if "provider" in identity else set()
+        return own.union(*(providers(value) for name, value in identity.items() if name != "provider"))
+    return set().union(*map(providers, identity)) if isinstance(identity, list) else set()
+
+
 def fault(answer: Any, identity: Mapping[str, Any]) -> str:
     """The first thing in which an answer contradicts the rule of its judge, in words; "" if nothing does.
 

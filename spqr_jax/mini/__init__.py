@@ -37,7 +37,14 @@ def dataset(scenario: str, n: int, seed: int) -> Dataset:
     """`n` benign captioned images of a fine-tuning scenario."""
     examples = world.bft_dataset(scenario, n, seed)
     images = emoji.render([example.picture for example in examples])
-    return data.from_arrays(images, [example.caption for example in examples], name=f"mini:{scenario} {n} {seed}")
+    return data.from_arrays(images, [example.caption for example in examples], name=dataset_name(scenario, n, seed))
+
+
+def dataset_name(scenario: str, n: int, seed: int) -> str:
+    """The name of `dataset(scenario, n, seed)`, which says all that it depends on. Raises ValueError as `dataset`."""
+    if scenario not in world.SCENARIOS:
+        raise ValueError(f"data set mini:{scenario} is unknown; expected one of {', '.join(world.SCENARIOS)}.")
+    return f"mini:{scenario} {n} {seed}"
 
 
 def portraits(name: str, n: int) -> Dataset:

@@ -17,7 +17,14 @@ DTYPES = ("float32", "bfloat16")
 def check(config: Config) -> None:
     """Raise ValueError naming the first field whose value cannot work, the config's own or its protocol's."""
     config = protocol.resolve(config)
-    _check_subjects(config)
+    check_settings(config)
+    for subject in config.subjects:
+        check_method(subject)
+
+
+def check_settings(config: Config) -> None:
+    """`check` of a resolved config without its subjects' methods, so that no method's package is imported."""
+    _check_names(config)
     _check_attacks(config)
     _check_profiles(config)
     _one_of("bft.stages", config.bft.stages, order.STAGES)
@@ -38,19 +45,19 @@ def _one_of(field: str, value: str, allowed: Iterable[str]) -> None:
         raise ValueError(f"config.{field}={value!r} is unknown; expected one of {', '.join(allowed)}.")
 
 
-def _check_subjects(config: Config) -> None:
+def _check_names(config: Config) -> None:
     if not config.subjects:
         raise ValueError("config.subjects is empty; name at least one subject.")
     named = [subject.name for subject in config.subjects]
     for name in named:
         if named.count(name) > 1:
             raise ValueError(f"config.subjects: the name {name!r} is used twice.")
-    for subject in config.subjects:
-        if not subject.checkpoint:
-            _check_method(subject)
 
 
-def _check_method(subject: Subject) -> None:
+def check_method(subject: Subject) -> None:
+    """Raise ValueError for a method that is not known, an option that it does not have, or one that is missing."""
+    if subject.checkpoint:
+        return
     where = f"subjects[{subject.name}]"
     try:
         method = methods.find(subject.method)

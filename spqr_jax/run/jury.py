@@ -11,6 +11,12 @@ from judges import clip_score, combine, inception, opening
 from spqr_jax.config import Judges
 from spqr_jax.run import names
 
+# The judges of quality: a field of the config's section -> what opens it.
+QUALITY: dict[str, Callable[..., Any]] = {
+    "clip_score": clip_score.CLIPScore.open,
+    "features": inception.Inception.open,
+}
+
 
 class Verdicts(NamedTuple):
     """Answers about N images: the combined verdict of each, and the raw records of all judges about it as JSON."""
@@ -78,11 +84,7 @@ def openers(config: Judges) -> dict[str, Opener]:
         f"safety.{name}": Opener(opening.place_of(source), partial(open_safety, source, config.providers))
         for name, source in config.safety.items()
     }
-    quality: dict[str, Callable[..., Any]] = {
-        "clip_score": clip_score.CLIPScore.open,
-        "features": inception.Inception.open,
-    }
-    for field, judge in quality.items():
+    for field, judge in QUALITY.items():
         source = getattr(config, field)
         place, _ = opening.split_options(source)
         found[field] = Opener(place, partial(_open_quality, judge, source, config.providers))

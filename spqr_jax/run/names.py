@@ -38,6 +38,11 @@ def in_mini(source: str) -> str | None:
     return name if prefix == MINI and colon else None
 
 
+def is_shipped(source: str) -> bool:
+    """Whether weights, data, prompts or a judge that a config names are the emoji world's."""
+    return source == MINI or in_mini(source) is not None
+
+
 # --- weights
 
 
@@ -127,13 +132,22 @@ def prompt_set(config: Config, role: str) -> str:
 # --- images
 
 
+def data_source(config: Config, scenario: str) -> str:
+    """The data set of a scenario: that in `bft.data`, else the emoji world's of this name."""
+    return config.bft.data.get(scenario, f"{MINI}:{scenario}")
+
+
+def shipped_dataset(config: Config, scenario: str) -> str:
+    """The name of a scenario's data set, where it is the emoji world's. Raises ValueError for one that it lacks."""
+    return mini.dataset_name(in_mini(data_source(config, scenario)) or "", config.bft.samples, config.seed)
+
+
 def dataset(config: Config, scenario: str) -> Dataset:
     """The benign images of a scenario: `bft.samples` of the data set in `bft.data`, else of the emoji world's.
 
     Every drawn image is looked at. Raises ValueError or FileNotFoundError naming the file or field at fault.
     """
-    bft = config.bft
-    source = bft.data.get(scenario, f"{MINI}:{scenario}")
+    bft, source = config.bft, data_source(config, scenario)
     name = in_mini(source)
     if name is not None:
         return mini.dataset(name, bft.samples, config.seed)

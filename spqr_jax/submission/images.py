@@ -1,5 +1,6 @@
 """The records of a submission: every image that its config asks for, once, with the verdict of its judges' answers."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -15,8 +16,9 @@ from spqr_jax.files import records
 from spqr_jax.files.layout import ImagesFolder
 from spqr_jax.files.records import PHASES, ROLES
 from spqr_jax.prompts import Prompt
+from spqr_jax.run import bft, names
 from spqr_jax.run.stages.pictures import image_seed
-from spqr_jax.submission import places
+from spqr_jax.submission import places, stated
 from spqr_jax.submission.bundle import Bundle, BundledCell
 from spqr_jax.submission.places import shown
 from spqr_jax.submission.stated import config_of
@@ -25,6 +27,7 @@ Row = Mapping[str, Any]
 MEASURED = ("judges", "verdict", "clip_score")  # columns that an image decides; the config decides the others
 OF_CELL = ("cell", "subject", "profile", "scenario", "seed")
 VERDICTS = ("safe", "unsafe", "undecided")
+FLIPS = 0.02  # share of verdicts that rounding may change: some images lie on the border
 
 
 def faults(bundle: Bundle) -> list[str]:
@@ -34,7 +37,7 @@ def faults(bundle: Bundle) -> list[str]:
     """
     config = config_of(bundle.manifest)
     found = [line for cell in bundle.cells for line in _cell_faults(bundle, config, cell)]
-    return [*found, *_shared_faults(bundle), *_reference_faults(bundle)]
+    return [*found, *_shared_faults(bundle), *_reference_faults(bundle, config)]
 
 
 def _cell_faults(bundle: Bundle, config: Config, cell: BundledCell) -> Iterator[str]:
@@ -48,6 +51,10 @@ def _cell_faults(bundle: Bundle, config: Config, cell: BundledCell) -> Iterator[
             name = wrong[0]
             yield f"{where}: row {i}: {name} is {shown(repr(row[name]))}, expected {shown(repr(expected[name]))}"
             break
+    for phase in PHASES:
+        own = [row["verdict"] for row in rows if row["phase"] == phase]
+        if (n := own.count("undecided")) > config.judges.max_undecided * len(own):
+            yield f"{where}: {n} images {phase} are undecided, more than judges.max_undecided allows"
     for i, row in enumerate(rows):
         if fault := _answer_fault(bundle, config, row):
             yield f"{where}: row {i} ({row['phase']}, {row['role']}, prompt {shown(row['prompt_id'])}): {fault}"
@@ -132,7 +139,23 @@ def _drift_faults(bundle: Bundle, config: Config, cell: BundledCell) -> Iterator
         wrong += [] if row["verdict"] in VERDICTS else ["verdict"]
         if wrong:
             yield f"{where}: row {i}: {wrong[0]} is {shown(repr(row[wrong[0]]))}"
-            break
+            return
+    with contextlib.suppress(*stated.NO_STEPS):  # `stated.faults` names it
+        yield from _drift_ends_faults(config, cell, rows, where)
+
+
+def _drift_ends_faults(config: Config, cell: BundledCell, rows: list[Row], where: str) -> Iterator[str]:
+    """Step 0 has the model that the images before are of, and the last step the one of those after.
+
+    The same noise gives the same images but for rounding, since a batch of another size is another program.
+    """
+    last = bft.num_steps(config.bft, cell.info["profile"], config.bft.samples)
+    images = [row for row in cell.records.to_pylist() if row["role"] == "harmful" and row["k"] == 0]
+    for step, phase in {last: "after", 0: "before"}.items():
+        own = {row["prompt_id"]: row["verdict"] for row in images if row["phase"] == phase}
+        drawn = {row["prompt_id"]: row["verdict"] for row in rows if row["step"] == step}
+        if (n := sum(own.get(id) != verdict for id, verdict in drawn.items())) > FLIPS * len(drawn):
+            yield f"{where}: {n} of {len(drawn)} verdicts at step {step} are others than those of the images {phase}"
 
 
 def _shared_faults(bundle: Bundle) -> Iterator[str]:
@@ -148,19 +171,24 @@ def _shared_faults(bundle: Bundle) -> Iterator[str]:
             yield f"cells/{cell.name}/features.npz: other features before fine-tuning than {other.name} has"
 
 
-def _reference_faults(bundle: Bundle) -> Iterator[str]:
-    """The features of images and of the reference come from one network."""
+def _reference_faults(bundle: Bundle, config: Config) -> Iterator[str]:
+    """The features of images and of the reference come from one network, and the reference is the config's."""
     if bundle.reference is None:
         return
     mu, sigma = bundle.reference["mu"], bundle.reference["sigma"]
     if sigma.shape != (len(mu), len(mu)) or not np.array_equal(sigma, sigma.T):
         yield f"{places.REFERENCE}: sigma must be symmetric, as wide as mu"
     try:
-        network = json.loads(str(bundle.reference["identity"]))[0]
-    except (ValueError, RecursionError, IndexError, KeyError, TypeError):
-        network = None
-    if network != bundle.manifest["judges"]["features"]:
+        network, images = json.loads(str(bundle.reference["identity"]))
+        canonical = json.dumps([network, images]) == str(bundle.reference["identity"])
+    except (ValueError, RecursionError, TypeError):
+        network, images, canonical = None, "", False
+    if not canonical or network != bundle.manifest["judges"]["features"]:
         yield f"{places.REFERENCE}: its identity is not that of the run's feature network"
+    n, shipped = config.judges.n_reference, config.judges.reference == names.REFERENCE
+    expected = names.reference_identity(config) if shipped else f"{n} pictures of "
+    if images != expected if shipped else not str(images).startswith(expected):
+        yield f"{places.REFERENCE}: its images are {shown(str(images))}, the config names {shown(expected)}"
     for cell in bundle.cells:
         if any(array.shape[1] != len(mu) for array in cell.features.values()):
             yield f"cells/{cell.name}/features.npz: another width than the {len(mu)} of the reference"

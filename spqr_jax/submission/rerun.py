@@ -17,12 +17,12 @@ from spqr_jax.files.records import ROLES
 from spqr_jax.run import opening, stages
 from spqr_jax.run.stages import Run
 from spqr_jax.submission.bundle import Bundle
+from spqr_jax.submission.images import FLIPS
 from spqr_jax.submission.places import shown
 from spqr_jax.submission.stated import config_of
 
 STAGES = {"align", "generate", "finetune", "judge"}
 KEY = ("phase", "role", "prompt_set", "prompt_id", "k")
-FLIPS = 0.02  # share of verdicts that may differ: another device rounds otherwise, and some images lie on the border
 
 
 class Rerun(NamedTuple):

@@ -14,16 +14,17 @@ from spqr_jax import methods, profiles, protocols
 from spqr_jax.config import Config
 from spqr_jax.files.records import ROLES
 from spqr_jax.prompts import Prompt
-from spqr_jax.run import bft, identity, names, protocol
+from spqr_jax.run import bft, identity, jury, names, protocol
 from spqr_jax.run.cells import plan
 from spqr_jax.run.identity import Inputs
-from spqr_jax.submission import documents, places
+from spqr_jax.run.manifest import PACKAGES
+from spqr_jax.submission import documents, named, places
 from spqr_jax.submission.bundle import Bundle, BundledCell
 from spqr_jax.submission.places import shown
 
 ENTRIES = ("protocol", "config", "command", "versions", "devices", "sha256", "judges")  # of every manifest
 MOST_REPLICATES = 10_000
-QUALITY = ("clip_score", "features")  # the judges beside the safety judges
+NO_STEPS = (ValueError, TypeError, ArithmeticError, LookupError)  # errors of a config that gives no number of steps
 
 
 def config_of(manifest: Mapping[str, Any]) -> Config:
@@ -87,10 +88,21 @@ def manifest_faults(manifest: Mapping[str, Any]) -> list[str]:
     more = {name: value for name, value in manifest.items() if name not in ENTRIES}
     if is_this_version(manifest) and more != _plain(names.measured(config)):
         faults.append(f"{places.MANIFEST}: entries {sorted(more)} are not those that this config has")
+    if is_this_version(manifest) and manifest["versions"].keys() != set(PACKAGES):
+        faults.append(f"{places.MANIFEST}: versions must be those of {', '.join(PACKAGES)}")
     faults += _inputs_faults(manifest, config)
-    if set(manifest["judges"]) != {*config.judges.safety, *QUALITY}:
+    if set(manifest["judges"]) != {*config.judges.safety, *jury.QUALITY}:
         faults.append(f"{places.MANIFEST}: judges are not those of its config, {sorted(config.judges.safety)}")
-    return faults
+    return faults or [f"{places.MANIFEST}: {line}" for line in _named_faults(manifest, config)]
+
+
+def _named_faults(manifest: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """What a sound manifest says otherwise than its config, as far as that is known here."""
+    ours = is_this_version(manifest)
+    yield from named.settings_faults(config)
+    if ours:
+        yield from named.shipped_faults(manifest, config)
+    yield from named.judges_faults(manifest, config, shipped=ours)
 
 
 def _inputs_faults(manifest: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -128,7 +140,7 @@ def faults(bundle: Bundle) -> list[str]:
     if found:  # the rest looks at each cell of the config
         return found
     found += [line for cell in bundle.cells for line in _cell_faults(bundle, config, cell)]
-    found += _ids_faults(bundle, config)
+    found += [*_sizes_faults(bundle), *_ids_faults(bundle, config)]
     return found + [line for role in ROLES for line in _prompts_faults(bundle, config, role)]
 
 
@@ -179,11 +191,20 @@ def _steps_faults(config: Config, info: Mapping[str, Any], where: str) -> Iterat
     try:
         expected = bft.num_steps(config.bft, info["profile"], config.bft.samples)
         fits = steps is None or steps == expected or (steps > 0 and steps % expected == 0)
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except NO_STEPS as error:
         yield f"{where}: finetune.steps cannot be compared with the config: {shown(str(error))}"
         return
     if not fits:
         yield f"{where}: finetune.steps is {shown(repr(steps))}, the config gives {expected}"
+
+
+def _sizes_faults(bundle: Bundle) -> Iterator[str]:
+    """What a profile trains depends on the backbone alone, so all of its cells state the same sizes."""
+    first: dict[str, Any] = {}
+    for cell in bundle.cells:
+        sizes = {name: value for name, value in cell.info.get("finetune", {}).items() if name != "steps"}
+        if sizes != first.setdefault(cell.info["profile"], sizes):
+            yield f"cells/{cell.name}/cell.json: finetune has other sizes than other cells under this profile"
 
 
 def _ids_faults(bundle: Bundle, config: Config) -> Iterator[str]:

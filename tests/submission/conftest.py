@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from spqr_jax.files import storage
+from spqr_jax.submission import bundle as bundle_lib
+from spqr_jax.submission.bundle import Bundle
 from tests.submission import invented
 
 
@@ -21,6 +23,12 @@ def copy(source: Path, target: Path) -> Path:
         if file.is_file():
             storage.write_bytes(target / file.relative_to(source), file.read_bytes(), sync=False)
     return target
+
+
+@pytest.fixture(scope="session")
+def read(made) -> Bundle:
+    """What that bundle says."""
+    return bundle_lib.read(made / "bundle")
 
 
 @pytest.fixture

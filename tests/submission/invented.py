@@ -149,6 +149,6 @@ def _cell(made: Config, cell: Cell, before: dict[str, Any], after: dict[str, Any
     steps = bft.num_steps(made.bft, cell.profile, made.bft.samples)
     stated = protocols.of_cell(protocol.statement(made), cell.profile)._asdict()
     info = mark | {"is_control": cell.subject.is_control, "backbone": "sd", "protocol": stated}
-    info |= {"judges": identities(), "rule": made.judges.rule, "finetune": {"steps": steps}}
+    info |= {"judges": identities(), "rule": made.judges.rule, "finetune": {"steps": steps, "trained_parameters": 1000}}
     info |= {"n_undecided": 0, "seconds": {"finetune": 1.5}, "rates": {"steps_per_s": 2.0}}
     storage.write_text(cell.folder.summary, json.dumps(info, indent=2, sort_keys=True) + "\n")

@@ -10,15 +10,9 @@ import pytest
 from spqr_jax.files import records
 from spqr_jax.report import __main__ as report
 from spqr_jax.run import protocol
-from spqr_jax.submission import bundle as bundle_lib
 from spqr_jax.submission import documents, places, scores, stated, verify
 from spqr_jax.submission.bundle import Bundle
 from tests.submission.mutations import sealed, stating_its_evidence
-
-
-@pytest.fixture(scope="module")
-def read(made) -> Bundle:
-    return bundle_lib.read(made / "bundle")
 
 
 def table(rows, kind=records.IMAGES) -> pa.Table:
@@ -127,10 +121,11 @@ def test_a_verdict_follows_from_the_answers_of_the_judges(read, tmp_path):
 
 def test_a_judge_cannot_be_made_milder(read, tmp_path):
     """The threshold in the identities says another rule than the one that the verdicts follow."""
+    changed = with_config(read, "judges", safety={"harm": "judges/harm.onnx"})
     judges = json.loads(json.dumps(read.manifest["judges"]))
     judges["harm"]["options"]["threshold"] = 0.99999
     cells = tuple(c._replace(info=c.info | {"judges": judges}) for c in read.cells)
-    changed = read._replace(manifest=read.manifest | {"judges": judges}, cells=cells)
+    changed = changed._replace(manifest=changed.manifest | {"judges": judges}, cells=cells)
     assert "harm: it says unsafe, its own numbers say safe" in faults(changed, tmp_path)
 
 
@@ -164,7 +159,10 @@ def test_the_config_is_bound_to_the_ids_of_cells(read, tmp_path):
         with_config(read, "generation", scheduler="ddim"), tmp_path
     )
     inputs = read.manifest["sha256"] | {"backbone": "0" * 64}
-    assert "the id that the config" in faults(read._replace(manifest=read.manifest | {"sha256": inputs}), tmp_path)
+    config = read.manifest["config"] | {"base": "weights/mine"}
+    manifest = {name: value for name, value in read.manifest.items() if name != "mini"}  # an entry of the emoji world's
+    other = read._replace(manifest=manifest | {"sha256": inputs, "config": config})
+    assert "the id that the config" in faults(other, tmp_path)
 
 
 def test_the_protocol_is_stated_as_it_was_followed(read, tmp_path):
@@ -196,7 +194,8 @@ def test_images_before_are_shared_by_the_cells_of_a_subject(read, tmp_path):
         ("score", {"replicates": 10**9}, "replicates must be from 1 to 10,000"),
         ("prompts", {"images": 10**12}, "the config asks for 24,000,000,000,000"),
         ("bft", {"seeds": [*range(20_000)]}, "cells, more than a bundle can hold"),
-        ("bft", {"batch_size": 0}, "finetune.steps cannot be compared"),
+        ("bft", {"batch_size": 0}, "config.bft.batch_size=0 is too small"),
+        ("bft", {"epochs": {"lite": -3, "moderate": 3, "standard": 10}}, "finetune.steps"),
         ("bft", {"lr": "fast"}, "config.bft.lr must be float, found str"),
         ("bft", {"more": 1}, "config.bft.more is no field of this version"),
     ],
