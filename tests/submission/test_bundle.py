@@ -11,7 +11,7 @@ import pytest
 
 from spqr_jax.files import records, storage
 from spqr_jax.submission import bundle as bundle_lib
-from spqr_jax.submission import documents, evidence, pack, places
+from spqr_jax.submission import documents, evidence, pack, places, verify
 from spqr_jax.submission.places import Refused
 from tests.submission import invented
 
@@ -77,6 +77,15 @@ def test_texts_stay_out_unless_their_licence_lets_them(made, tmp_path, monkeypat
     held = b"".join(file.read_bytes() for file in hidden.rglob("*") if file.is_file())
     assert text.encode() not in held
     assert documents.sha256_of_text(text).encode() in held
+
+
+def test_the_texts_of_a_set_that_is_named_are_in(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "is_own", lambda prompt_set: False)
+    read = bundle_lib.read(bundle_lib.write(pack.of_run(made / "run", ["mini:benign"]), tmp_path / "one"))
+    assert read.prompts["benign"]["clear"] and not read.prompts["harmful"]["clear"]
+    texts = {role: {"text" in row for row in read.prompts[role]["prompts"]} for role in read.prompts}
+    assert texts == {"benign": {True}, "harmful": {False}}
+    assert verify.check(tmp_path / "one").verified
 
 
 def test_a_run_without_one_of_its_cells_is_not_packed(made, tmp_path):

@@ -218,6 +218,24 @@ def test_code_that_a_bundle_names_is_not_imported(read, tmp_path, monkeypatch):
     assert "the ids of cells of trap_of_a_bundle.align, a method of another package" in found.remarks
 
 
+def test_verification_writes_nothing(copied, tmp_path, monkeypatch):
+    """Neither into the bundle nor beside it, and it leaves no temporary file."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+
+    def files() -> dict:
+        return {f: (f.stat().st_mtime_ns, f.read_bytes() if f.is_file() else b"") for f in tmp_path.rglob("*")}
+
+    before = files()
+    assert verify.check(copied).verified
+    next(copied.glob("cells/*/records.parquet")).write_bytes(b"PAR1")
+    changed = files()
+    assert not verify.check(copied).verified
+    assert changed == files() and before.keys() == changed.keys()
+
+
 def test_text_of_a_bundle_stays_text(read, tmp_path):
     for name in ("<script>alert(1)</script>", "a\x1b[2J", "a\u202eb", ""):
         cells = tuple(c._replace(info=c.info | {"subject": name}) for c in read.cells[:1]) + read.cells[1:]
