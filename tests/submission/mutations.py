@@ -1,10 +1,12 @@
-"""Random single changes of a bundle, as an accident, a careless cheater and a careful one would make them.
+"""Random single changes of a bundle, as an accident, a careless cheater and careful ones would make them.
 
-A change is made to one value, one row, one byte or one file. Then nothing more is done ("naive"), or the index is
-rewritten to fit the files ("indexed"), or every digest is, as if the project's own code had written the bundle
-("sealed"). A sealed change is another submission, with another id.
+A change is made to one value, one row, one byte or one file. Then nothing more is done ("naive"). Or sizes and hashes
+of the index are rewritten to fit the files ("indexed"). Or every digest is, and the id, as if the project's own code
+had written the bundle ("sealed"). Or the scores are computed again as well, where that can be done ("scored"). What is
+sealed or scored has another id, and passes where it contradicts nothing else.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -16,11 +18,11 @@ import pyarrow as pa
 
 from spqr_jax.files import records, storage
 from spqr_jax.submission import bundle as bundle_lib
-from spqr_jax.submission import documents, scores
+from spqr_jax.submission import documents, places, scores
 from spqr_jax.submission.bundle import Bundle
 from tests.submission.conftest import copy
 
-SEALS = ("naive", "indexed", "sealed")
+SEALS = ("naive", "indexed", "sealed", "scored")
 
 
 class Change(NamedTuple):
@@ -35,19 +37,29 @@ def change(source: Path, read: Bundle, target: Path, rng: np.random.Generator) -
     """Write a copy of a bundle with one random change into `target`, which is emptied before. read: what it says."""
     storage.remove(target)
     seal = str(rng.choice(SEALS))
-    if seal == "sealed":
-        file, place, changed = _value_changed(read, rng)
-        sealed(changed if file == "leaderboard.json" else stating_its_evidence(changed), target)
-        return Change(seal, file, place)
-    copy(source, target)
-    if rng.random() < 0.4:
-        file, place = _bytes_changed(target, rng) if rng.random() < 0.75 else _files_changed(target, rng)
+    if rng.random() < (0.4 if seal in ("naive", "indexed") else 0.1):
+        copy(source, target)
+        file, place = _bytes_changed(target, rng, seal) if rng.random() < 0.75 else _files_changed(target, rng)
     else:
         file, place, changed = _value_changed(read, rng)
+        if seal in ("sealed", "scored"):
+            sealed(changed if file == places.LEADERBOARD else _restated(changed, seal), target)
+            return Change(seal, file, place)
+        copy(source, target)
         _write_one(changed, file, target)
     if seal == "indexed":
         reindexed(target)
+    elif seal != "naive":
+        bundle_lib.write_index(target)
     return Change(seal, file, place)
+
+
+def _restated(changed: Bundle, seal: str) -> Bundle:
+    """The bundle with its own evidence stated, and with its own scores where they can be computed."""
+    if seal == "scored":
+        with contextlib.suppress(Exception):
+            return changed._replace(leaderboard=scores.recomputed(changed))
+    return stating_its_evidence(changed)
 
 
 def stating_its_evidence(changed: Bundle) -> Bundle:
@@ -84,8 +96,10 @@ def reindexed(path: Path) -> None:
     (path / "submission.json").write_bytes(documents.dumps(head))
 
 
-def _bytes_changed(target: Path, rng: np.random.Generator) -> tuple[str, str]:
-    files = [file for file in sorted(target.rglob("*")) if file.is_file()]
+def _bytes_changed(target: Path, rng: np.random.Generator, seal: str) -> tuple[str, str]:
+    """seal: but for "naive", the index is written again, so that a change of it is none."""
+    kept = () if seal == "naive" else (places.INDEX,)
+    files = [file for file in sorted(target.rglob("*")) if file.is_file() and file.name not in kept]
     file = files[rng.integers(len(files))]
     data, at = bytearray(file.read_bytes()), 0
     at = int(rng.integers(len(data)))
@@ -133,7 +147,7 @@ def _value_changed(read: Bundle, rng: np.random.Generator) -> tuple[str, str, Bu
         value, place = _json_changed(getattr(read, kind), rng)
         return f"{kind}.json", place, read._replace(**{kind: value})
     if kind == "reference":
-        arrays, place = _array_changed({k: a for k, a in read.reference.items() if a.dtype.kind == "f"}, rng)
+        arrays, place = _array_changed(read.reference, rng)
         return "reference_features.npz", place, read._replace(reference=read.reference | arrays)
     i = int(rng.integers(len(read.cells)))
     cell = read.cells[i]
@@ -213,6 +227,8 @@ def _table_changed(table: pa.Table, schema: pa.Schema, rng: np.random.Generator)
 def _array_changed(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> tuple[dict[str, np.ndarray], str]:
     name = str(rng.choice(sorted(arrays)))
     array = arrays[name].copy()
+    if array.dtype.kind == "U":
+        return arrays | {name: np.array(_other(str(array), rng))}, name
     at = tuple(int(rng.integers(n)) for n in array.shape)
     step = rng.random()
     array[at] = np.nextafter(array[at], np.inf) if step < 0.4 else array[at] + 0.1 if step < 0.9 else np.nan
