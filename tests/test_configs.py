@@ -32,7 +32,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(
     p.stem
     for p in CONFIGS.glob("*.py")
-    if p.stem not in ("__init__", "paper") and "mini" not in p.stem  # those of the emoji world have tests of their own
+    # Those of the emoji world, and that of the profiles beyond the paper's, have tests of their own.
+    if p.stem not in ("__init__", "paper", "adaptations") and "mini" not in p.stem
 )
 N, PICTURES = 4, 8
 COUNTS = {
