@@ -1,4 +1,4 @@
-"""Benign fine-tuning (BFT): the standard text-to-image objective on harmless data, under a profile of training."""
+"""Benign fine-tuning (BFT): the standard text-to-image objective on harmless data, under one of several profiles."""
 
 import functools
 import re
@@ -176,7 +176,7 @@ def train(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 42,
             evaluate(0, state)
         for i in range(done, len(training.order)):
             state, report = training.step(state, i)
-            reported.add(i, training.order[i].rows, report)
+            reported.add(i, training.order[i], report)
             bar.update()
             _keep(i + 1, state, o, saved, reported)
             evaluate(i + 1, state)
@@ -210,7 +210,7 @@ class _Training(NamedTuple):
     """A fine-tuning that is ready to begin: the first state, the samples of every step, and the step function."""
 
     state: Any
-    order: list[Batch]
+    order: list[np.ndarray]
     step: Callable[[Any, int], tuple[Any, Any]]
 
 
@@ -342,7 +342,7 @@ def _prepare(pipeline: Pipeline, dataset: Dataset, profile: str, seed: int, o: O
         batch = {"mean": mean, "std": std, "condition": texts, "weight": weight}
         return step(state, frozen, keys, schedule, mesh_lib.split_batch(batch, mesh), jax.random.fold_in(base, i))
 
-    return _Training(state, [shown for shown, _ in filled], numbered)
+    return _Training(state, [shown.rows[weight > 0] for shown, weight in filled], numbered)
 
 
 def _filled(shown: Batch, size: int) -> tuple[Batch, np.ndarray]:

@@ -23,6 +23,7 @@ from spqr_jax.devices import preemption
 from spqr_jax.finetune import Memory
 from spqr_jax.training import latents
 from spqr_jax.training.log import TrainingLog
+from spqr_jax.training.prior import Prior
 from spqr_jax.training.step import clip as clipped
 from tests import tiny
 
@@ -200,6 +201,40 @@ def test_short_batches_compile_no_second_program(pipeline, dataset, monkeypatch)
     compiled = step._cache_size()
     train(pipeline, dataset, "moderate", batch_size=2)
     assert step is made[1] and step._cache_size() == compiled
+
+
+@pytest.mark.parametrize("profile", ["dreambooth", "textual_inversion", "dora"])
+def test_an_adaptation_that_is_killed_continues_to_the_same_bits(pipeline, dataset, tmp_path, profile):
+    options: dict = {"prior": Prior(2, 4, 0.5)} if profile == "dreambooth" else {}
+    options |= {"word": "<new>", "initial": "cat"} if profile == "textual_inversion" else {}
+    whole = train(pipeline, dataset, profile, **options)
+    saved = {"checkpoints": tmp_path / "training", "checkpoint_every": 2}
+
+    def kill(progress):
+        if progress.step == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(pipeline, dataset, profile, on_step=kill, **saved, **options)
+    assert same(train(pipeline, dataset, profile, **saved, **options), whole)
+    start = train(pipeline, dataset, profile, **options | {"steps": 0})
+    assert not same(start, whole) and start.profile == profile
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "message"),
+    [
+        ("dreambooth", {}, '`prior`, the number and weight of class pictures, belongs to the profile "dreambooth"'),
+        ("moderate", {"prior": Prior(2, 4)}, '`prior`, .* belongs to the profile "dreambooth" alone'),
+        ("dora", {"steps": None}, "profile 'dora' is none of the paper's and has no default; give `steps` or `epochs`"),
+        ("textual_inversion", {"word": "<new>", "initial": "a cat"}, "a word of one token, found 'a cat' of 2"),
+        ("textual_inversion", {"word": "cat", "initial": "cat"}, "'cat' cannot be added: it is a token already"),
+        ("adapter:x", {}, "profile 'adapter:x' is unknown; expected one of lite, moderate, standard, dora"),
+    ],
+)
+def test_adaptations_that_cannot_work_are_refused_before_any_step(pipeline, dataset, profile, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(pipeline, dataset, profile, **options, on_step=lambda _: pytest.fail("a step was made"))
 
 
 def test_a_run_that_is_killed_within_a_stage_continues_to_the_same_bits(tmp_path):
