@@ -53,7 +53,7 @@ def weights_path(source: str) -> Path:
     if source.startswith("hub:"):
         return hub.fetch(source)
     if not Path(source).exists():
-        raise FileNotFoundError(f"weights: {source} does not exist; set config.base, or the subject's checkpoint.")
+        raise FileNotFoundError(f"weights: {source} does not exist; set config.base, the checkpoint, or the adapter.")
     return Path(source)
 
 
