@@ -203,6 +203,18 @@ def test_short_batches_compile_no_second_program(pipeline, dataset, monkeypatch)
     assert step is made[1] and step._cache_size() == compiled
 
 
+def test_lora_text_is_lite_with_the_text_encoder(pipeline):
+    """So what is compared with PEFT under `lite` with `text_encoder` holds for the profile by its own name."""
+    options = {"rank": 4, "alpha": 8.0, "dropout": 0.1, "seed": 3}
+    named = finetune.prepare(pipeline, "lora_text", **options)
+    asked = finetune.prepare(pipeline, "lite", text_encoder=True, **options)
+    assert named[0] == asked[0]
+    for ours, theirs in zip(named[1:], asked[1:], strict=True):
+        ours, theirs = params_lib.flatten(ours), params_lib.flatten(theirs)
+        assert ours.keys() == theirs.keys() and all(np.array_equal(ours[path], theirs[path]) for path in ours)
+    assert any(path.startswith("text_encoder.") for path in params_lib.flatten(named[1]))
+
+
 @pytest.mark.parametrize("profile", ["dreambooth", "textual_inversion", "dora"])
 def test_an_adaptation_that_is_killed_continues_to_the_same_bits(pipeline, dataset, tmp_path, profile):
     options: dict = {"prior": Prior(2, 4, 0.5)} if profile == "dreambooth" else {}
