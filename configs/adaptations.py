@@ -25,12 +25,17 @@ PROFILES = ("lite", "lora_text", "dora", "dreambooth", "textual_inversion", "ada
 
 def get_config(chosen: str = "") -> Config:
     config = paper.experiment(paper.subjects(chosen), profiles=PROFILES)
+    adapter, pictures = paper.at("weights/adapter.safetensors"), paper.at("pictures/dog")
+    config.sources |= {
+        adapter: "any LoRA or DoRA for Stable Diffusion 1.5",
+        pictures: "diffusers/dog-example on the hub",
+    }
     config.bft.own = Own(
         steps=OwnSteps(dreambooth=400, textual_inversion=3000),
         epochs=OwnEpochs(lora_text=1, dora=1),
         lr=OwnRates(dreambooth=5e-6, textual_inversion=5e-4),
-        adapters={"public": str(paper.ASSETS / "weights/adapter.safetensors")},
-        pictures=f"folder:{paper.ASSETS / 'pictures/dog'}",
+        adapters={"public": adapter},
+        pictures=f"folder:{pictures}",
         instance="a photo of sks dog",
         kind="a photo of dog",
         word="<sks-dog>",

@@ -11,8 +11,10 @@ from spqr_jax.training.objective import Objective
 def length(bft: BFT, profile: str) -> tuple[int | None, int | None]:
     """(steps that the config gives or None, passes over every stage or None) of a profile.
 
-    An adapter from a file takes no step. Raises ValueError for a profile of ours whose length the config leaves open.
+    An adapter from a file takes no step. Raises ValueError for an unknown profile, and for one of ours whose length the
+    config leaves open.
     """
+    protocols.check_profile(profile)
     if protocols.adapter_of(profile):
         return 0, None
     if profile in protocols.PROFILES:

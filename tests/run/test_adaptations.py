@@ -12,7 +12,7 @@ import convert
 from spqr_jax import config as config_lib
 from spqr_jax import mini, protocols
 from spqr_jax.config import BFT, Config, Own, OwnEpochs, OwnRates, OwnSteps, Subject
-from spqr_jax.run import adaptations, check, identity, missing, names, protocol
+from spqr_jax.run import adaptations, check, dry_run, identity, missing, names, protocol
 from spqr_jax.run.bft import num_steps, training_options
 from spqr_jax.run.cells import plan
 from spqr_jax.run.identity import Inputs
@@ -38,6 +38,8 @@ def test_an_unknown_profile_lists_the_known():
         "lora",
     )
     refused(r"profile 'adapter:' is unknown", "adapter:")
+    with pytest.raises(ValueError, match=r"profile 'lora' is unknown; expected one of lite"):
+        dry_run.plan(config_with("lora"))  # which comes before the check
 
 
 @pytest.mark.parametrize("profile", ["dora", "lora_text"])
