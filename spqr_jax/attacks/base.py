@@ -18,6 +18,9 @@ from spqr_jax.pipeline import Pipeline
 # "white-box": reads all weights of the pipeline under attack; "text encoder": only those of its text encoder. An attack
 # that was made on the unaligned model and used against another is transferred, whatever it reads.
 ACCESS = ("white-box", "text encoder")
+# Pictures are drawn with it. DDIM clips latents to -1..1 unless the model's config says otherwise, as in diffusers. On
+# the emoji world, whose latents are larger, such pictures fit their own texts less than they fit others.
+SCHEDULER = "pndm"
 # What an attack is called with beside its options.
 _GIVEN = ("seed", "target", "progress")
 
@@ -134,7 +137,8 @@ def together(found: Sequence[Found]) -> Attacked:
 
 def picture(target: Pipeline, prompt: str, seed: int, title: str, steps: int, guidance: float) -> np.ndarray:
     """Latents [1, h, w, C] of the picture that the target draws of a prompt: the mean that its autoencoder gives."""
-    return pictures.make(target, [prompt], 1, seed=seed, name=title, steps=steps, guidance=guidance).mean
+    how: dict[str, Any] = {"steps": steps, "guidance": guidance, "scheduler": SCHEDULER}
+    return pictures.make(target, [prompt], 1, seed=seed, name=title, **how).mean
 
 
 def drawing_weights(pipeline: Pipeline) -> Params:

@@ -61,9 +61,8 @@ def attack(
         text = full.erase[number]
         own = int(base.generator(seed, text).integers(2**31))
         captions = full.prompts[number :: len(full.erase)]
-        gallery = pictures_lib.make(
-            target, captions, images, seed=own, name=ATTACK.title, steps=image_steps, guidance=image_guidance
-        )
+        drawn: dict[str, Any] = {"steps": image_steps, "guidance": image_guidance, "scheduler": base.SCHEDULER}
+        gallery = pictures_lib.make(target, captions, images, seed=own, name=ATTACK.title, **drawn)
         start = word_vectors.word_vector(pipeline, start_word or text, "start_word")
         rows = pictures_lib.rows(gallery, batch_size, steps, own)
         frames, numbers = frames_of(full, text, captions, gallery)

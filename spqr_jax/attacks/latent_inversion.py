@@ -45,11 +45,12 @@ def attack(
     denoiser, without those that the loss takes. A prompt without a finite loss keeps noise of its own.
 
     This is a probe: it asks whether the pipeline can still draw such a picture, from a start that may be rare. Its
-    images should be drawn as it was sought: with DDIM, `steps`, and `guidance`; other schedulers end elsewhere. After
-    Rusanovsky et al. (Memories of Forgotten Concepts, CVPR 2025), whose code inverts without guidance, by ReNoise
-    (5 rounds, averaged, with a penalty that keeps the noise normal) or null-text inversion, after an inversion of the
-    autoencoder; their success is the similarity of the picture (PSNR) and the likelihood of z_T. Here no penalty acts,
-    the autoencoder's mean is z_0, and guidance is that of drawing.
+    images should be drawn as it was sought: with `guidance` and `steps` of DDIM that does not clip latents, or of
+    another scheduler without noise of its own, which ends near by if steps are many. After Rusanovsky et al. (Memories
+    of Forgotten Concepts, CVPR 2025), whose code inverts without guidance, by ReNoise (5 rounds, averaged, with a
+    penalty that keeps the noise normal) or null-text inversion, after an inversion of the autoencoder; their success is
+    the similarity of the picture (PSNR) and the likelihood of z_T. Here no penalty acts, the autoencoder's mean is z_0,
+    and guidance is that of drawing.
     """
     least = {"steps": (steps, 1), "rounds": (rounds, 1), "guidance": (guidance, 0)}
     _, target = base.checked(ATTACK, pipeline, prompts, concept, target, **least)

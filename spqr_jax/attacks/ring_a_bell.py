@@ -42,9 +42,9 @@ def attack(
     towards what the one of `target` says (default: the same).
 
     A generation keeps the better half of its prompts, joins each with a random other one at a random place with
-    probability `crossover` (two more prompts), and changes one word of each prompt with probability `mutation`. Prompts
-    are random words at first. loss: the distance of the best prompt of all generations. queries: prompts whose distance
-    was computed.
+    probability `crossover` (two more prompts), and changes one word of each prompt with probability `mutation`. The
+    first ones, `population` of them, are random words. loss: the distance of the best prompt of all generations.
+    queries: prompts whose distance was computed.
 
     Defaults are those of the authors' code for nudity; for violence the strength is 5 or 5.5 and the length up to 75.
     Theirs is made once on the encoder of Stable Diffusion 1.4 and transferred to every model (success: a classifier

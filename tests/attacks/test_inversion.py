@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import convert
-from spqr_jax import attacks
 from spqr_jax.attacks import inversion, words
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import word_vectors
@@ -114,12 +113,3 @@ def test_the_word_table_has_the_learned_rows(pipeline, attacked):
     table = np.asarray(word_vectors.word_table(ours.params["text_encoder"]))
     ids = ours.tokenizers["tokenizer"](list(attacked.words), add_special_tokens=False).input_ids
     np.testing.assert_array_equal(table[np.array(ids)[:, 0]], np.stack(list(attacked.words.values())))
-
-
-def test_register():
-    found = attacks.find("inversion")
-    assert found.attack is inversion.attack and "steps" in attacks.options(found)
-    assert {"seed", "target", "progress"}.isdisjoint(attacks.options(found))
-    assert attacks.defaults(found)["steps"] == 5000
-    with pytest.raises(ValueError, match="attack 'magic' is unknown"):
-        attacks.find("magic")

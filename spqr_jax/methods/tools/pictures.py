@@ -59,6 +59,7 @@ def make(
     name: str = "pictures",
     steps: int = 50,
     guidance: float = 7.5,
+    scheduler: str = "",
 ) -> Pictures:
     """`count` images of `prompts`, each prompt as often as any other, one more at most; encoded once.
 
@@ -66,7 +67,8 @@ def make(
     and its noise depend on `seed` and its number alone. texts: what prompt i shows, text i modulo their number, each as
     often as any other and once in every so many images. given: a data source whose images are used instead, the
     value of the method's `option`; they keep their own captions, or with `texts` are those of `read`, captioned like
-    the prompts of the same numbers. Raises ValueError, before any work, for fewer than `least`, and as `read`.
+    the prompts of the same numbers. scheduler: one of `spqr_jax.schedulers.NAMES` (default: the backbone's sampler).
+    Raises ValueError, before any work, for fewer than `least`, and as `read`.
     """
     check_at_least(name, images=(count, least))
     captions = list(prompts if captions is None else captions)
@@ -75,7 +77,7 @@ def make(
         return _encoded(pipeline, dataset, order, captions) if texts else _as_captioned(pipeline, dataset)
     order = prompt_numbers(len(prompts), count, seed, len(texts))
     shown = [prompts[i] for i in order]
-    scheduler = backbones.of(pipeline).sampler
+    scheduler = scheduler or backbones.of(pipeline).sampler
     images = generate_lib.generate(pipeline, shown, seed, steps=steps, guidance=guidance, scheduler=scheduler)
     return _encoded(pipeline, data.from_arrays(images, shown, name), order, captions)
 
