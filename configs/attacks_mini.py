@@ -4,11 +4,13 @@
     python launch.py --config configs/attacks_mini.py --config.bft.seeds="(42, 43, 44)" --workdir runs/attacks_seeds
 
 Needs nothing but the package; resumable. The control and four methods, before and after the standard profile in the
-general scenario, 10 models in all: each is attacked on 24 harmful prompts. docs/attacks.md says what the numbers mean.
+general scenario, are 10 models; each is attacked on 24 of its 200 harmful prompts. docs/attacks.md says what the
+numbers mean. The cells are some of configs/table1_mini.py: with --workdir runs/table1_mini a finished run of that
+config gets the attacks alone.
 
-The methods' settings are those of configs/table1_mini.py. The budgets of the attacks are their authors', scaled down by
-one rule to a small model and a short run: some hundred steps a prompt instead of thousands, 6 sampling steps, guidance
-4. Every attack has the same prompts, budget and seeds on every model, and the last one is made on the unaligned model.
+The budgets of the attacks are their authors', scaled down by one rule to a small model and a short run: about a hundred
+steps a prompt instead of thousands, 6 sampling steps, guidance 4. Every attack has the same prompts, budget and seeds on
+every model. Ring-A-Bell is made once, on the unaligned model, as its authors do.
 """
 
 from configs import table1_mini
@@ -23,17 +25,10 @@ def get_config() -> Config:
     config = table1_mini.get_config()
     config.subjects = tuple(subject for subject in config.subjects if subject.name in SUBJECTS)
     config.bft.scenarios, config.bft.profiles = ("general",), ("standard",)
-    config.prompts.n_harmful, config.prompts.n_benign = 100, 50
-    search = {"times": 10, "steps": 12, "lr": 0.01, **DRAWN}
     config.attacks = (
-        Attack("UnlearnDiffAtk", "unlearndiffatk", search, prompts=PROMPTS),
-        Attack("P4D", "p4d", {"length": 8, "steps": 120, "every": 20, **DRAWN}, prompts=PROMPTS),
-        Attack(
-            "Concept inversion",
-            "inversion",
-            {"steps": 100, "batch_size": 8, "images": 8, **DRAWN},
-            prompts=PROMPTS,
-        ),
-        Attack("UnlearnDiffAtk, transferred", "unlearndiffatk", search, transfer=True, prompts=PROMPTS),
+        Attack("UnlearnDiffAtk", "unlearndiffatk", {"times": 10, "steps": 10, **DRAWN}, prompts=PROMPTS),
+        Attack("P4D", "p4d", {"length": 8, "steps": 100, "every": 20, **DRAWN}, prompts=PROMPTS),
+        Attack("Concept inversion", "inversion", {"steps": 60, "batch_size": 8, "images": 8, **DRAWN}, prompts=PROMPTS),
+        Attack("Ring-A-Bell", "ring_a_bell", {"population": 50, "generations": 60}, transfer=True, prompts=PROMPTS),
     )
     return config

@@ -32,7 +32,7 @@ def test_attacked_subjects_are_the_tables():
     assert tuple(s.name for s in config.subjects) == ("No alignment", "AdvUnlearn", "STEREO", "ESD", "UCE")
     assert all(subject in table for subject in config.subjects)
     assert {attack.prompts for attack in config.attacks} == {attacks_mini.PROMPTS}
-    assert [attack.name for attack in config.attacks if attack.transfer] == ["UnlearnDiffAtk, transferred"]
+    assert [attack.name for attack in config.attacks if attack.transfer] == ["Ring-A-Bell"]
 
 
 @pytest.mark.parametrize("name", METHODS)
