@@ -8,9 +8,10 @@ general scenario, are 10 models; each is attacked on 24 of its 200 harmful promp
 numbers mean. The cells are some of configs/table1_mini.py: with --workdir runs/table1_mini a finished run of that
 config gets the attacks alone.
 
-The budgets of the attacks are their authors', scaled down by one rule to a small model and a short run: about a hundred
-steps a prompt instead of thousands, 6 sampling steps, guidance 4. Every attack has the same prompts, budget and seeds on
-every model. Ring-A-Bell is made once, on the unaligned model, as its authors do.
+Every attack takes a fiftieth of its authors' steps, and concept inversion, whose steps have a batch, a hundredth; a
+quarter of their batches and populations; 6 sampling steps at guidance 4, as the run has. All else is the authors'. The
+rule was fixed before the run. Every attack has the same prompts, budget and seeds on every model. Ring-A-Bell is made
+once, on the unaligned model, as its authors do.
 """
 
 from configs import table1_mini
@@ -26,9 +27,9 @@ def get_config() -> Config:
     config.subjects = tuple(subject for subject in config.subjects if subject.name in SUBJECTS)
     config.bft.scenarios, config.bft.profiles = ("general",), ("standard",)
     config.attacks = (
-        Attack("UnlearnDiffAtk", "unlearndiffatk", {"times": 10, "steps": 10, **DRAWN}, prompts=PROMPTS),
-        Attack("P4D", "p4d", {"length": 8, "steps": 100, "every": 20, **DRAWN}, prompts=PROMPTS),
-        Attack("Concept inversion", "inversion", {"steps": 60, "batch_size": 8, "images": 8, **DRAWN}, prompts=PROMPTS),
+        Attack("UnlearnDiffAtk", "unlearndiffatk", {"times": 5, "steps": 8, **DRAWN}, prompts=PROMPTS),
+        Attack("P4D", "p4d", {"steps": 60, "every": 10, **DRAWN}, prompts=PROMPTS),
+        Attack("Concept inversion", "inversion", {"steps": 50, "batch_size": 4, "images": 8, **DRAWN}, prompts=PROMPTS),
         Attack("Ring-A-Bell", "ring_a_bell", {"population": 50, "generations": 60}, transfer=True, prompts=PROMPTS),
     )
     return config
