@@ -14,7 +14,7 @@ from spqr_jax import config as config_lib
 from spqr_jax import report
 from spqr_jax.config import BFT, Attack, Config, Generation, Judges, PerProfile, Prompts, Score, Subject
 from spqr_jax.files import records
-from spqr_jax.run import check, command, opening, protocol, stages
+from spqr_jax.run import check, command, dry_run, opening, protocol, stages
 from spqr_jax.run.command import Asked
 from spqr_jax.run.stages import found as found_lib
 from spqr_jax.submission import bundle, pack
@@ -164,6 +164,13 @@ def test_a_dry_run_counts_attacks(finished, tmp_path, capsys):
     command.carry_out(config, workdir, Asked(set(stages.NAMES), dry_run=True))
     told = capsys.readouterr().out
     assert "24 x picture, 2 x step moderate, 4 x prompt of Inversion, 2 x prompt of Transferred" in told
+
+
+def test_the_work_is_counted_before_any_file_is_there(tmp_path):
+    config = protocol.resolve(config_of(INVERSION, TRANSFERRED))
+    counts = dry_run.whole(config, ["UCE"])
+    assert (counts["prompt of Inversion"], counts["prompt of Transferred"], counts["picture"]) == (4, 2, 16 + 8)
+    assert "1 cells, 1 subjects, 4 attacks on models, 24 pictures" in dry_run.unopened(config, ["UCE"], tmp_path)
 
 
 # --- attacks that find starts of sampling, or nothing ----------------------------------------------------------------
