@@ -4,7 +4,7 @@
     python launch.py --config configs/attacks_mini.py --config.bft.seeds="(42, 43, 44)" --workdir runs/attacks_seeds
 
 Needs nothing but the package; resumable. The control and four methods, before and after the standard profile in the
-general scenario, are 10 models; each is attacked on 24 of its 200 harmful prompts. docs/attacks.md says what the
+general scenario, are 10 models; each is attacked on 16 of its 200 harmful prompts. docs/attacks.md says what the
 numbers mean. The cells are some of configs/table1_mini.py: with --workdir runs/table1_mini a finished run of that
 config gets the attacks alone.
 
@@ -18,7 +18,7 @@ from configs import table1_mini
 from spqr_jax.config import Attack, Config
 
 SUBJECTS = ("No alignment", "UCE", "ESD", "AdvUnlearn", "STEREO")
-PROMPTS = 24
+PROMPTS = 16
 DRAWN = {"image_steps": 6, "image_guidance": 4.0}
 
 
