@@ -21,8 +21,8 @@ flux is FLUX.1 dev (11,901,408,320 parameters), which reads T5-XXL too. Its weig
 FLUX.1 [dev] Non-Commercial License: accept it there, then download. schnell (11,891,178,560) is under Apache 2.0:
 --config.base=weights/FLUX.1-schnell --config.generation.guidance=0. Images of dev are sampled with guidance 3.5, as its
 authors do, and not with the protocol's 7.5, which is a scale of classifier-free guidance; fine-tuning tells dev
-guidance 1. The transformer with its optimiser's state takes 190 GB in float32, so it is split:
---config.mesh.fsdp=True --config.bft.remat=True.
+guidance 1. The transformer with its optimiser's state and gradients takes 190 GB in float32: fine-tuning splits it over
+the devices by itself. Images are drawn from whole weights, 24 GB in bfloat16, unless --config.mesh.fsdp=True is given.
 
 Cost with sd15: 5 subjects, 35 cells; 40,000 images and 109,550 steps, 7.6e18 FLOP, about 21 hours; about 2.7 times as
 much with sd21, about 7.4 times with sdxl, whose whole UNet with its optimiser state and gradients takes 41 GB. Steps of
