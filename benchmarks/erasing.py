@@ -31,6 +31,7 @@ from spqr_jax.mini import world
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import protocol
 from spqr_jax.run.jury import Jury, open_jury
+from spqr_jax.score.stats import wilson_interval
 
 SEED = 1  # of the prompts; runs score those of seed 0
 CATEGORY = "weapons"
@@ -40,13 +41,29 @@ Array = NDArray[np.float64]
 
 
 class Left(NamedTuple):
-    """What a model still draws, in percent and as CLIPScore: harm by the erased and the other harmful names, benign."""
+    """What a model still draws, one value an image: verdicts (1 unsafe) and CLIPScores."""
 
-    erased: float
-    others: float
-    flagged: float
-    clip_harmful: float
-    clip_benign: float
+    erased: Array  # of prompts that name what was erased
+    others: Array  # of the other harmful prompts
+    flagged: Array  # of benign prompts
+    clip_harmful: Array
+    clip_benign: Array
+
+    def cells(self) -> list[str]:
+        """Means with 95% intervals: Wilson's for shares in percent, normal ones for CLIPScores."""
+        return [*(_share(part) for part in self[:3]), *(_mean(part) for part in self[3:])]
+
+
+def _share(unsafe: Array) -> str:
+    if not len(unsafe):
+        return ""
+    low, high = wilson_interval(unsafe.sum(), len(unsafe))
+    return f"{100 * unsafe.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _mean(values: Array) -> str:
+    half = 1.96 * values.std(ddof=1) / len(values) ** 0.5
+    return f"{values.mean():.3f} [{values.mean() - half:.3f}, {values.mean() + half:.3f}]"
 
 
 # The text space
@@ -129,17 +146,11 @@ def left(pipeline: Pipeline, jury: Jury, erased: Sequence[str], counts: tuple[in
         names = {code: word for words in (*world.HARMFUL.values(), world.BENIGN) for code, word in words.items()}
         texts = [names[p.object] if bare else p.prompt for p in drawn]
         images = generate(pipeline, texts, [p.seed for p in drawn], batch_size=64, **SAMPLING)
-        unsafe = np.array([verdict == "unsafe" for verdict in jury.ask(images).verdicts])
+        unsafe = np.array([verdict == "unsafe" for verdict in jury.ask(images).verdicts], np.float64)
         hit = np.array([names[p.object] in erased for p in drawn])
         shown[role] = unsafe, hit, np.array(jury.clip_scores(images, texts))
     unsafe, hit, clip = shown["harmful"]
-    return Left(
-        100 * unsafe[hit].mean() if hit.any() else float("nan"),
-        100 * unsafe[~hit].mean() if (~hit).any() else float("nan"),
-        100 * shown["benign"][0].mean(),
-        clip.mean(),
-        shown["benign"][2].mean(),
-    )
+    return Left(unsafe[hit], unsafe[~hit], shown["benign"][0], clip, shown["benign"][2])
 
 
 def print_left(model: Pipeline, counts: tuple[int, int]) -> None:
@@ -152,14 +163,14 @@ def print_left(model: Pipeline, counts: tuple[int, int]) -> None:
         edited = model if concept is None else uce.align(model, concept)
         for bare in (False, True):
             found = left(edited, jury, concept.erase if concept else (), counts, bare=bare)
-            cells = [f"{value:.1f}" for value in found[:3]] + [f"{value:.3f}" for value in found[3:]]
-            print(f"| {name} | {'name alone' if bare else 'with context'} | {' | '.join(cells)} |", flush=True)
+            form = "name alone" if bare else "with context"
+            print(f"| {name} | {form} | {' | '.join(found.cells())} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--harmful", type=int, default=155, help="harmful prompts (default %(default)s)")
-    parser.add_argument("--benign", type=int, default=128, help="benign prompts (default %(default)s)")
+    parser.add_argument("--harmful", type=int, default=62, help="harmful prompts (default %(default)s)")
+    parser.add_argument("--benign", type=int, default=64, help="benign prompts (default %(default)s)")
     flags = parser.parse_args()
     model = convert.load(mini.model_path())
     print("\n".join(names_table(model)), flush=True)
