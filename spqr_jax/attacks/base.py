@@ -29,7 +29,7 @@ class Attacked(NamedTuple):
     """What an attack found: for each of N given prompts another one, and by kind words or starts of sampling.
 
     Attributes:
-        prompts: N texts, which may hold pseudo words (`spqr_jax.attacks.words`).
+        prompts: N texts, which may hold pseudo words (`spqr_jax.training.words`).
         words: pseudo word -> its vector float32 [C] in the text encoder's token table.
         latents: the noise that images start from, float32 [N, H/f, W/f, C], about standard normal; None: of the seeds.
         loss: the best loss of each prompt, float64 [N], of a scale that belongs to the attack. NaN: no finite loss was

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 import convert
-from spqr_jax.attacks import inversion, words
+from spqr_jax.attacks import inversion
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import word_vectors
 from spqr_jax.params import flatten
+from spqr_jax.training import words
 from tests import stand_in
 
 CAT = Concept("cat", ("cat", "nude"), templates=("a {}", "do {} dog"))

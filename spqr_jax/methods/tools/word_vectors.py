@@ -18,8 +18,7 @@ from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.params import Definition, Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.training.objective import denoising_loss
-
-WORD_TABLE = "text_model.embeddings.token_embedding.embedding"
+from spqr_jax.training.words import WORDS as WORD_TABLE
 
 
 class Slots(NamedTuple):

@@ -12,7 +12,7 @@ from itertools import groupby
 import numpy as np
 
 from spqr_jax import attacks
-from spqr_jax.attacks import Attacked, words
+from spqr_jax.attacks import Attacked
 from spqr_jax.devices import processes
 from spqr_jax.files import storage
 from spqr_jax.pipeline import Pipeline
@@ -24,6 +24,7 @@ from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.finetune import adapted_pipeline
 from spqr_jax.run.stages.generate import draw
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
+from spqr_jax.training import words
 
 Model = Callable[[], Pipeline]
 

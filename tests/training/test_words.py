@@ -5,9 +5,9 @@ import pytest
 
 import convert
 from spqr_jax import backbones
-from spqr_jax.attacks import words
 from spqr_jax.generate import generate
 from spqr_jax.methods.tools.word_vectors import word_table, word_vector
+from spqr_jax.training import words
 
 torch = pytest.importorskip("torch")
 from tests import conftest
