@@ -1,6 +1,5 @@
 """The records of a submission: every image that its config asks for, once, with the verdict of its judges' answers."""
 
-import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -121,7 +120,12 @@ def _answer_fault(bundle: Bundle, config: Config, row: Row) -> str:
 
 
 def _drift_faults(bundle: Bundle, config: Config, cell: BundledCell) -> Iterator[str]:
-    where, steps = f"cells/{cell.name}/drift.parquet", sorted({0, *config.bft.eval_at})
+    where = f"cells/{cell.name}/drift.parquet"
+    try:
+        last = bft.num_steps(config.bft, cell.info["profile"], config.bft.samples)
+    except stated.NO_STEPS:
+        return  # `stated.faults` names it
+    steps = sorted({0, *(step for step in config.bft.eval_at if step <= last)})
     if (cell.drift is not None) != bool(config.bft.eval_at):
         yield f"{where}: {'is missing' if cell.drift is None else 'is there, and the config measures no drift'}"
     if cell.drift is None:
@@ -140,16 +144,14 @@ def _drift_faults(bundle: Bundle, config: Config, cell: BundledCell) -> Iterator
         if wrong:
             yield f"{where}: row {i}: {wrong[0]} is {shown(repr(row[wrong[0]]))}"
             return
-    with contextlib.suppress(*stated.NO_STEPS):  # `stated.faults` names it
-        yield from _drift_ends_faults(config, cell, rows, where)
+    yield from _drift_ends_faults(cell, rows, last, where)
 
 
-def _drift_ends_faults(config: Config, cell: BundledCell, rows: list[Row], where: str) -> Iterator[str]:
+def _drift_ends_faults(cell: BundledCell, rows: list[Row], last: int, where: str) -> Iterator[str]:
     """Step 0 has the model that the images before are of, and the last step the one of those after.
 
     The same noise gives the same images but for rounding, since a batch of another size is another program.
     """
-    last = bft.num_steps(config.bft, cell.info["profile"], config.bft.samples)
     images = [row for row in cell.records.to_pylist() if row["role"] == "harmful" and row["k"] == 0]
     for step, phase in {last: "after", 0: "before"}.items():
         own = {row["prompt_id"]: row["verdict"] for row in images if row["phase"] == phase}

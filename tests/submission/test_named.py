@@ -100,6 +100,19 @@ def test_harm_at_the_first_step_is_that_of_the_images_before(read, tmp_path):
     assert "1 of 8 verdicts at step 0 are others than those of the images before" in text
 
 
+def test_a_profile_with_fewer_steps_has_a_shorter_curve(read, tmp_path):
+    """Steps of `bft.eval_at` that a profile does not reach are in no curve of its cells."""
+    reached, beyond = (with_config(read, "bft", eval_at=[invented.DRIFT_AT, last]) for last in (13, 14))
+    assert "24 images" not in faults(beyond, tmp_path) and "drift.parquet" not in faults(beyond, tmp_path)
+    assert "drift.parquet: 16 images, the config asks for 24" in faults(reached, tmp_path)
+
+
+def test_a_profile_that_nobody_knows(read, tmp_path):
+    cell = read.cells[0]
+    changed = read._replace(cells=(cell._replace(info=cell.info | {"profile": "heavy"}), *read.cells[1:]))
+    assert "x heavy x general x seed 1 is not named by the config" in faults(changed, tmp_path, rescored=False)
+
+
 def test_cells_of_a_profile_train_the_same(read, tmp_path):
     cell = read.cells[0]
     info = cell.info | {"finetune": cell.info["finetune"] | {"trained_parameters": 1001}}
