@@ -24,13 +24,8 @@ from spqr_jax.submission.places import shown
 
 ENTRIES = ("protocol", "config", "command", "versions", "devices", "sha256", "judges")  # of every manifest
 MOST_REPLICATES = 10_000
-NO_STEPS = (
-    ValueError,
-    TypeError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-)  # errors of a config that gives no number of steps
+# Errors of a config that gives no number of steps.
+NO_STEPS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
 
 
 def config_of(manifest: Mapping[str, Any]) -> Config:
