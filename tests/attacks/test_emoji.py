@@ -9,10 +9,11 @@ import convert
 from judges.classifier import Classifier
 from spqr_jax import attacks, mini
 from spqr_jax import params as params_lib
-from spqr_jax.attacks import base, inversion, words
+from spqr_jax.attacks import base, inversion
 from spqr_jax.generate import generate
 from spqr_jax.methods.tools import pictures
 from spqr_jax.methods.tools.word_vectors import WORD_TABLE, word_table, word_vector
+from spqr_jax.training import words
 
 PROMPT = "a noto emoji of bomb on a pink background"
 SEEDS = (0, 1, 2, 3)
