@@ -24,7 +24,7 @@ def get_config():
             Attack(
                 "Inversion",
                 "inversion",
-                {"steps": 2, "images": 4, "batch_size": 2, "image_steps": 2, "image_guidance": 4.0},
+                {"steps": 2, "images": 4, "batch_size": 2, "image_steps": 4, "image_guidance": 4.0},
                 prompts=2,
             ),
         ),

@@ -191,7 +191,7 @@ def test_a_step_that_does_not_fit_keeps_fewer_activations(monkeypatch):
     monkeypatch.setattr(loop, "needed_bytes", lambda compiled: next(sizes))
     for _ in range(2):  # chosen once
         update = loop.fitting("m", gradient, denoiser, adam, given, limit=5 * 10**9)
-        assert update is loop.compiled(gradient, denoiser, adam, True)
+        assert update is loop.compiled(gradient, denoiser, adam, True, None)
     with pytest.raises(MemoryError, match=r"m: the smallest program takes 8 GB \(remat\).* a device has 6 GB"):
         loop.fitting("m", gradient, denoiser, adam, given, limit=6 * 10**9)
 

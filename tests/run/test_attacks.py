@@ -21,7 +21,7 @@ from spqr_jax.submission import bundle, pack
 from tests.contract import small
 from tests.run import trial_attacks
 
-BUDGET = {"steps": 2, "images": 4, "batch_size": 2, "image_steps": 2, "image_guidance": 4.0}
+BUDGET = {"steps": 2, "images": 4, "batch_size": 2, "image_steps": 4, "image_guidance": 4.0}
 INVERSION = Attack("Inversion", "inversion", BUDGET, prompts=2)
 TRANSFERRED = Attack("Transferred", "inversion", BUDGET, transfer=True, prompts=2)
 
