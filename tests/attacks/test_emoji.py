@@ -57,6 +57,7 @@ def attacked(name: str, subject, target, concept, **budget: Any):
     return found, harm(words.added(subject, found.words), found.prompts[0])
 
 
+@pytest.mark.slow
 def test_mma_brings_the_concept_back(subject, target, concept):
     """Without the name that it is known by, through the subject's text encoder alone."""
     assert harm(target, PROMPT) == 1 and harm(subject, PROMPT) == 0

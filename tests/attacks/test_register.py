@@ -60,7 +60,7 @@ def test_a_budget_of_zero_is_refused_before_any_work(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("key", ["sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("key", ["sdxl", *(pytest.param(key, marks=pytest.mark.slow) for key in ("sd3", "flux"))])
 def test_a_backbone_that_it_is_not_defined_for_is_refused(name, key):
     one, other = attacks.find(name), tiny.pipeline(key)
     with pytest.raises(ValueError, match=f"^{one.title} is not defined for .*, only for Stable Diffusion"):
