@@ -221,9 +221,8 @@ def merge(
             merged = merged if magnitude is None else scaled_to(merged, magnitude)
             changed.setdefault(component, {})[f"{layer}.kernel"] = merged.astype(kernel.dtype)
     if problems or not changed:
-        unique = {
-            what: list(dict.fromkeys(keys)) for what, keys in problems.items()
-        }  # a stack's key stands for each layer
+        # The key of a stack stands for each of its layers, and is named once.
+        unique = {what: list(dict.fromkeys(keys)) for what, keys in problems.items()}
         listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in unique.items())
         raise ConversionError(f"{source} does not fit {pipeline.name}: {listed or 'it holds no adapters'}.")
     return pipeline.with_params(

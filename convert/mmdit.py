@@ -81,9 +81,9 @@ def originals(ours: Iterable[str]) -> dict[str, list[tuple[str, Callable[[Any], 
     ours: names of diffusers' layers.
     """
     names = list(ours)
-    found: dict[str, list[tuple[str, Callable[[Any], np.ndarray]]]] = {}
+    blocks, found = blocks_of(names), dict[str, list[tuple[str, Callable[[Any], np.ndarray]]]]()
     for name in names:
-        if where := place(name, blocks_of(names)):
+        if where := place(name, blocks):
             found.setdefault(where.layer, []).append((name, _cutting(where)))
     return found
 
