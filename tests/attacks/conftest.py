@@ -1,20 +1,14 @@
 """What the tests of attacks share."""
 
-import jax
+from collections.abc import Iterator
+
 import pytest
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
+from tests import compilations as compilations_lib
 
 
 @pytest.fixture
-def compilations():
+def compilations() -> Iterator[list[str]]:
     """A list that grows by one with every program that JAX compiles, or reads from its cache on disk."""
-    made: list[float] = []
-
-    def listen(event: str, seconds: float, **_) -> None:
-        if event == COMPILED:
-            made.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield made
-    jax.monitoring.unregister_event_duration_listener(listen)
+    with compilations_lib.compilations() as names:
+        yield names
