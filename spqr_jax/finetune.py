@@ -121,8 +121,7 @@ def finetune(pipeline: Pipeline, dataset: Dataset, profile: str, *, seed: int = 
 def apply(pipeline: Pipeline, adapted: Adapted) -> Pipeline:
     """The pipeline with the trained leaves in place, in the dtypes and the order of its own weights."""
     if adapted.profile == "textual_inversion":
-        (vector,) = jax.tree.leaves(adapted.leaves)
-        return words.added(pipeline, {adapted.word: np.asarray(vector)[0]})
+        return words.added(pipeline, _new_word(adapted))
     parts = backbones.of(pipeline).by_component(adapted.leaves)
     tuned = {name: _tuned(pipeline.params[name], leaves, adapted) for name, leaves in parts.items()}
     return pipeline.with_params(**tuned)
@@ -138,14 +137,19 @@ def _tuned(weights: Params, leaves: Params, adapted: Adapted) -> Params:
     )
 
 
+def _new_word(adapted: Adapted) -> dict[str, np.ndarray]:
+    """The new word and its vector [C]."""
+    (vectors,) = jax.tree.leaves(adapted.leaves)
+    return {adapted.word: np.asarray(vectors)[0]}
+
+
 def adapter_file(pipeline: Pipeline, adapted: Adapted) -> dict[str, np.ndarray]:
     """Trained adapters under diffusers' names, for `load_lora_weights` (`lora.peft_state_dict`).
 
     The vector of a new word is under the word, for `load_textual_inversion`.
     """
     if adapted.profile == "textual_inversion":
-        (vector,) = jax.tree.leaves(adapted.leaves)
-        return {adapted.word: np.asarray(vector)[0]}
+        return _new_word(adapted)
     parts = backbones.of(pipeline).by_component(adapted.leaves)
     named = (lora.peft_state_dict(leaves, alpha=adapted.alpha, prefix=name) for name, leaves in parts.items())
     return {name: leaf for each in named for name, leaf in each.items()}

@@ -4,7 +4,8 @@ from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models.layers import LORA_LEAF, NEW_WORDS
 from spqr_jax.params import Params
-from spqr_jax.protocols import OWN_PROFILES, PROFILES
+from spqr_jax.protocols import PROFILES as PROFILES
+from spqr_jax.protocols import TRAINED
 
 WITH_ADAPTERS = ("lite", "dora", "lora_text")  # adapters are attached first, and merged in the end
 OF_FEW_PICTURES = ("dreambooth", "textual_inversion")  # trained on some pictures of one thing, not on a scenario's data
@@ -29,8 +30,8 @@ def mask(params: Params, profile: str) -> Params:
     are trained. Otherwise text encoders are not trained, and the autoencoder never is. Raises ValueError for an unknown
     profile, and for one that matches no parameter.
     """
-    if profile not in (*PROFILES, *OWN_PROFILES):
-        raise ValueError(f"profile {profile!r} is unknown; expected one of {', '.join((*PROFILES, *OWN_PROFILES))}.")
+    if profile not in TRAINED:
+        raise ValueError(f"profile {profile!r} is unknown; expected one of {', '.join(TRAINED)}.")
     if profile == "textual_inversion":
         return _new_words(params)
     denoisers = tuple(f"{backbone.denoiser}." for backbone in backbones.BACKBONES if backbone.denoiser in params)

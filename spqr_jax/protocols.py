@@ -23,6 +23,7 @@ from spqr_jax.config import OwnSteps, PerProfile
 
 PROFILES = tuple(field.name for field in dataclasses.fields(PerProfile))  # from the lightest to the heaviest
 OWN_PROFILES = tuple(field.name for field in dataclasses.fields(OwnSteps))  # beyond every protocol's
+TRAINED = (*PROFILES, *OWN_PROFILES)
 ADAPTER = "adapter:"  # begins the name of a profile that trains nothing: a file of adapters, merged into the weights
 CHANGED = ", changed: "  # in labels, between the protocol's name and the fields
 
@@ -34,8 +35,8 @@ def adapter_of(profile: str) -> str | None:
 
 def check_profile(profile: str) -> None:
     """Raise ValueError that lists the known profiles, unless the profile is one of them."""
-    if profile not in (*PROFILES, *OWN_PROFILES) and not adapter_of(profile):
-        known = ", ".join((*PROFILES, *OWN_PROFILES, f"{ADAPTER}FILE"))
+    if profile not in TRAINED and not adapter_of(profile):
+        known = ", ".join((*TRAINED, f"{ADAPTER}FILE"))
         raise ValueError(f"profile {profile!r} is unknown; expected one of {known}.")
 
 

@@ -16,7 +16,7 @@ from spqr_jax import prompts as prompts_lib
 from spqr_jax import protocols, score
 from spqr_jax.files import records, storage
 from spqr_jax.files.layout import CellFolder, Workdir
-from spqr_jax.protocols import OWN_PROFILES, PROFILES
+from spqr_jax.protocols import PROFILES, TRAINED
 from spqr_jax.score.cells import FinishedCell, finished_cell
 
 T = TypeVar("T")
@@ -246,8 +246,7 @@ def each_image(run: ReportedRun) -> Iterator[tuple[FinishedCell, dict[str, Any]]
 
 def profile_order(profile: str) -> tuple[int, str]:
     """A sorting key: from the lightest fine-tuning to the heaviest, then those beyond the protocols', then others."""
-    known = (*PROFILES, *OWN_PROFILES)
-    return (known.index(profile) if profile in known else len(known), profile)
+    return (TRAINED.index(profile) if profile in TRAINED else len(TRAINED), profile)
 
 
 def shown_profile(profile: str) -> str:

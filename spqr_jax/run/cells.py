@@ -72,7 +72,7 @@ def _subject(config: Config, subject: Subject, workdir: Path, inputs: Inputs) ->
 
 def _cell(config: Config, subject: SubjectDir, workdir: Path, inputs: Inputs, setting: tuple[str, str, int]) -> Cell:
     scenario, profile, seed = setting
-    data = inputs.adaptations[profile] if profile in inputs.adaptations else inputs.data[scenario]
+    data = inputs.adaptations.get(profile, inputs.data[scenario])
     number = identity.cell_id(config, subject.id, data, profile, scenario, seed)
     name = f"{slug(subject.name)}-{slug(profile)}-{slug(scenario)}-{seed}-{number}"
     return Cell(subject, profile, scenario, seed, name, Workdir(workdir).cell(name))

@@ -128,7 +128,7 @@ def things(config: Config) -> Iterator[Thing]:
         place = str(prompts_lib.path_of(source)) if names.in_mini(source) is None else source
         yield Thing(f"prompts.{role}", place, partial(names.prompts, config, role))
     for scenario in config.bft.scenarios:
-        field, source = f"bft.data.{scenario}", config.bft.data.get(scenario, f"{names.MINI}:{scenario}")
+        field, source = f"bft.data.{scenario}", names.data_source(config, scenario)
         yield from _data(field, source)
         yield Thing(field, source.partition("?")[0], lambda: None, partial(names.dataset, config, scenario))
     yield from _of_adaptations(config)
