@@ -36,8 +36,6 @@ def num_steps(bft: BFT, profile: str, samples: int) -> int:
     Raises ValueError as `length`.
     """
     given, epochs = length(bft, profile)
-    if given is not None and profile not in protocols.PROFILES:
-        return given
     sizes = list(bft.curriculum) or [samples]
     return finetune.num_steps(profile, sizes, bft.batch_size, given, epochs, stages=bft.stages)
 

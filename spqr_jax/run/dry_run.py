@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -138,14 +138,19 @@ def missing(run: Run) -> Counts:
     for attempt in run.attempts:
         if not attempt.done:
             counts["picture"] += _missing_attacked(run, attempt)
-    for settings, source in {a.source.name: (a.settings, a.source) for a in run.attempts if not a.done}.values():
-        if not source.found.exists():
-            counts[f"prompt of {settings.name}"] += attempts.n_prompts(run.config, settings)
+    for attempt in _searches(a for a in run.attempts if not a.done):
+        if not attempt.source.found.exists():
+            counts[f"prompt of {attempt.settings.name}"] += attempts.n_prompts(run.config, attempt.settings)
     return {kind: count for kind, count in counts.items() if count}
 
 
 def _missing_pictures(run: Run, folder: ImagesFolder, phase: str) -> int:
     return sum(not picture_path(folder, phase, *job).exists() for job in phase_jobs(run))
+
+
+def _searches(tried: Iterable[Attempt]) -> list[Attempt]:
+    """One attempt of all that use the same finds, as those of a transferred attack do."""
+    return list({attempt.source.name: attempt for attempt in tried}.values())
 
 
 def _missing_attacked(run: Run, attempt: Attempt) -> int:
@@ -179,8 +184,8 @@ def seconds_each(run: Run) -> Counts:
         add(f"step {cell.profile}", times, "finetune")
     for attempt in run.attempts:
         add("picture", read_times(attempt.folder), f"generate_{attempt.phase}")
-    for settings, source in {a.source.name: (a.settings, a.source) for a in run.attempts}.values():
-        add(f"prompt of {settings.name}", read_times(source), "attack")
+    for attempt in _searches(run.attempts):
+        add(f"prompt of {attempt.settings.name}", read_times(attempt.source), "attack")
     return {kind: seconds[kind] / count[kind] for kind in count}
 
 
