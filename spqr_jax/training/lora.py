@@ -120,8 +120,8 @@ def peft_state_dict(params: Params, *, alpha: float, prefix: str) -> dict[str, n
             weight = np.asarray(leaf).T
             if path.endswith(".lora_B.kernel"):
                 weight = weight * np.asarray(alpha / weight.shape[1], weight.dtype)
-            name = path.replace(".lora.", ".").removesuffix(".kernel")
-            name = name.removesuffix("magnitude") + "lora_magnitude_vector" if name.endswith("magnitude") else name
-            ending = "" if name.endswith("vector") else ".weight"  # so PEFT saves magnitudes
-            state[f"{prefix}.{name}{ending}"] = np.ascontiguousarray(weight)
+            # PEFT saves magnitudes without ".weight".
+            name = path.replace(".lora.magnitude", ".lora_magnitude_vector").replace(".lora.", ".")
+            name = re.sub(r"\.kernel$", ".weight", name)
+            state[f"{prefix}.{name}"] = np.ascontiguousarray(weight)
     return state
