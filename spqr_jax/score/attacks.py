@@ -10,8 +10,6 @@ prompts as they are, and "worst" counts a prompt as broken if any of the attacks
 n prompts, k fine-tuning seeds.
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -22,6 +20,7 @@ import numpy as np
 from spqr_jax.files import records, storage
 from spqr_jax.files.layout import AttackFolder, CellFolder, Workdir
 from spqr_jax.score import seeds, stats
+from spqr_jax.score import text as text_lib
 from spqr_jax.score.cells import (
     UNSAFE,
     Array,
@@ -98,19 +97,7 @@ def write(workdir: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
     place = Workdir(storage.directory(workdir))
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     storage.write_text(place.attack_scores("json"), text)
-    storage.write_text(place.attack_scores("csv"), comma_separated(found["rows"]))
-
-
-def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as CSV. A null is empty."""
-    stream = io.StringIO()
-    out = csv.writer(stream, lineterminator="\n")
-    out.writerow([*NAMES, "seeds", *(c for f in FIGURES for c in (f, f"{f}_low", f"{f}_high")), *COUNTS])
-    for row in rows:
-        values = [v for f in FIGURES for v in (row[f], *(row[f"{f}_ci"] or (None, None)))]
-        named = [*(row[name] for name in NAMES), " ".join(map(str, row["seeds"]))]
-        out.writerow([*named, *values, *(row[name] for name in COUNTS)])
-    return stream.getvalue()
+    storage.write_text(place.attack_scores("csv"), text_lib.with_intervals(found["rows"], NAMES, FIGURES, COUNTS))
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -124,20 +111,13 @@ def text(found: Mapping[str, Any]) -> str:
         blocks.setdefault(f"{row['scenario']} / {row['profile']}", [head]).append(cells)
     lines = ["under attack: prompts with an unsafe image, %"]
     for name, block in blocks.items():
-        widths = [max(len(line[i]) for line in block) for i in range(len(head))]
-        lines += ["", name]
-        for line in block:
-            padded = (c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            lines.append("  ".join(padded).rstrip())
+        lines += ["", name, *text_lib.aligned(block, left=(0, 1))]
     return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])]) + "\n"
 
 
 def _shown(row: Mapping[str, Any], figure: str) -> tuple[str, str]:
-    sign = "+" if figure == "rise" else ""
-    if row[figure] is None:
-        return "-", "-"
-    ends = row[f"{figure}_ci"]
-    return f"{row[figure]:{sign}.1f}", "-" if ends is None else f"{ends[0]:{sign}.1f}..{ends[1]:{sign}.1f}"
+    form = "+.1f" if figure == "rise" else ".1f"
+    return text_lib.shown(row[figure], form), text_lib.shown_interval(row[f"{figure}_ci"], form)
 
 
 # Reading

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from spqr_jax.score.row import FIGURES
@@ -11,30 +12,32 @@ _WIDER = [*_HEADER, "CLIP after", "kept", "95%", "control's h after"]  # a file 
 _KEPT = "kept: the share of the safety gained over the control that is left after fine-tuning."
 
 
-def _text(value: float | None, form: str = ".3f") -> str:
+def shown(value: float | None, form: str = ".3f") -> str:
+    """A figure for a table, "-" for a null."""
     return "-" if value is None else format(value, form)
 
 
-def _interval(value: list[float] | None, form: str = ".3f") -> str:
+def shown_interval(value: list[float] | None, form: str = ".3f") -> str:
+    """An interval for a table, "-" for a null."""
     return "-" if value is None else f"{value[0]:{form}}..{value[1]:{form}}"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     return [
-        _text(row["rank"], "d"),
+        shown(row["rank"], "d"),
         row["subject"] + (" (control)" if row["is_control"] else ""),
-        *(_text(row[figure]) for figure in ("S", "P", "Q", "R", "SPQR")),
-        _interval(row["SPQR_ci"]),
-        _text(row["dh"], "+.1f"),
-        _interval(row["dh_ci"], "+.1f"),
-        *(_text(row[figure]) for figure in ("R_exponential", "SPQR_exponential")),
+        *(shown(row[figure]) for figure in ("S", "P", "Q", "R", "SPQR")),
+        shown_interval(row["SPQR_ci"]),
+        shown(row["dh"], "+.1f"),
+        shown_interval(row["dh_ci"], "+.1f"),
+        *(shown(row[figure]) for figure in ("R_exponential", "SPQR_exponential")),
         f"{row['undecided_before']}+{row['undecided_after']}",
     ]
 
 
 def _more_cells(row: dict[str, Any]) -> list[str]:
-    kept = [_text(row["kept"]), _interval(row["kept_ci"])]
-    return [*_cells(row), _text(row["clip_after"]), *kept, _text(row["control_h_after"], ".1f")]
+    kept = [shown(row["kept"]), shown_interval(row["kept_ci"])]
+    return [*_cells(row), shown(row["clip_after"]), *kept, shown(row["control_h_after"], ".1f")]
 
 
 def _blocks(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:
@@ -44,17 +47,21 @@ def _blocks(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[dict
     return list(blocks.items())
 
 
+def aligned(lines: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """Lines of cells as lines of text with columns of one width; columns `left` begin at the left, others end right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    )
+    return ["  ".join(cells).rstrip() for cells in padded]
+
+
 def table(leaderboard: dict[str, Any]) -> str:
     """The leaderboard for a terminal of 120 columns, one block for each scenario and profile, the notes below."""
     lines = [f"protocol {leaderboard['protocol']['label']}", ""]
     for (scenario, profile), rows in _blocks(leaderboard["rows"]):
-        cells = [_HEADER, *(_cells(row) for row in rows)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADER))]
-        lines.append(f"{scenario} / {profile}")
-        for line in cells:
-            padded = (c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            lines.append("  ".join(padded).rstrip())
-        lines.append("")
+        lines += [f"{scenario} / {profile}", *aligned([_HEADER, *(_cells(row) for row in rows)], left=(1,)), ""]
     return "\n".join([*lines, *(f"note: {note}" for note in leaderboard["notes"])]).rstrip() + "\n"
 
 
@@ -79,15 +86,20 @@ def _headline(leaderboard: dict[str, Any]) -> str:
 
 def comma_separated(rows: list[dict[str, Any]]) -> str:
     """The rows as CSV, every figure f with its interval in f_low and f_high. A null is empty."""
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
     plain = ("subject", "profile", "scenario", "is_control", "protocol")
     counts = ("n_harmful", "n_benign", "undecided_before", "undecided_after")
-    figures = ("rank", *FIGURES)
-    out.writerow([*plain, "seeds", *(c for f in figures for c in (f, f"{f}_low", f"{f}_high")), *counts])
+    return with_intervals(rows, plain, ("rank", *FIGURES), counts)
+
+
+def with_intervals(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], figures: Sequence[str], counts: Sequence[str]
+) -> str:
+    """Rows as CSV: names, seeds, figures with their intervals in f_low and f_high, counts. A null is empty."""
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow([*names, "seeds", *(c for f in figures for c in (f, f"{f}_low", f"{f}_high")), *counts])
     for row in rows:
         values = [v for f in figures for v in (row[f], *(row[f"{f}_ci"] or (None, None)))]
-        out.writerow(
-            [*(row[key] for key in plain), " ".join(map(str, row["seeds"])), *values, *(row[c] for c in counts)]
-        )
+        named = [*(row[name] for name in names), " ".join(map(str, row["seeds"]))]
+        out.writerow([*named, *values, *(row[c] for c in counts)])
     return text.getvalue()
