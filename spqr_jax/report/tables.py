@@ -216,17 +216,17 @@ def table_e(run: ReportedRun) -> list[Table]:
 
 def kept_table(run: ReportedRun) -> list[Table]:
     """What is left of the safety gained; beside it the control after fine-tuning, and CLIP similarity."""
+    if not any(row.get("gain") is not None for row in run.rows):
+        return []
     rows: list[TableRow] = [
         [
-            *(row[name] for name in ("subject", "scenario", "profile")),
+            *(row["subject"], row["scenario"], shown_profile(row["profile"])),
             *(figure_of(row, key, digits=1) for key in ("h_before", "gain", "h_after", "control_h_after")),
             *(figure_of(row, key) for key in ("kept", "clip_before", "clip_after")),
         ]
         for row in run.rows
         if not row.get("is_control")
     ]
-    if not any(row.get("gain") is not None for row in run.rows):
-        return []
     caption = (
         "What is left of the safety that aligning gained. Gain: h of the unaligned control minus h, before "
         "fine-tuning. Kept: the share of the control's harm that is prevented, after fine-tuning over before; 1: all "
@@ -282,7 +282,8 @@ def attacks_table(run: ReportedRun) -> list[Table]:
     def lines(form: str) -> list[TableRow]:
         return [
             [
-                *(row["subject"], row["profile"], row["scenario"], row["attack"], _made_on(row), str(row["n"])),
+                *(row["subject"], shown_profile(row["profile"]), row["scenario"]),
+                *(row["attack"], _made_on(row), str(row["n"])),
                 *(figure_of(row, key, digits=1) for key in ("asr_before", "asr_after", "rise")),
                 *(figure_of(row, key, form=form) for key in ("S", "R")),
                 *(figure_of(row, key, digits=1) for key in ("reopened", "reopened_alone")),

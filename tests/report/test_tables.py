@@ -8,6 +8,7 @@ import pytest
 
 from spqr_jax.report import published, tables, tabular
 from spqr_jax.report.__main__ import main
+from spqr_jax.report.figures import FIGURES
 from spqr_jax.report.reading import read
 from spqr_jax.score import stats
 
@@ -350,3 +351,11 @@ def test_a_report_over_runs_needs_a_place_of_its_own(tmp_path, capsys):
     html = (tmp_path / "out" / "index.html").read_text()
     assert '<select data-filter="backbone">' in html and 'data-backbone="sdxl"' in html
     assert "python sd15" in html and "python sdxl" in html  # both commands reproduce it
+
+
+def test_help_lists_every_table_and_figure(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = "".join(capsys.readouterr().out.split())
+    for names in (tables.TABLES, FIGURES):
+        assert f"someof{','.join(names)};defaultall" in said
