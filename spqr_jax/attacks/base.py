@@ -137,8 +137,9 @@ def together(found: Sequence[Found]) -> Attacked:
 
 def picture(target: Pipeline, prompt: str, seed: int, title: str, steps: int, guidance: float) -> np.ndarray:
     """Latents [1, h, w, C] of the picture that the target draws of a prompt: the mean that its autoencoder gives."""
-    how: dict[str, Any] = {"steps": steps, "guidance": guidance, "scheduler": SCHEDULER}
-    return pictures.make(target, [prompt], 1, seed=seed, name=title, **how).mean
+    return pictures.make(
+        target, [prompt], 1, seed=seed, name=title, steps=steps, guidance=guidance, scheduler=SCHEDULER
+    ).mean
 
 
 def drawing_weights(pipeline: Pipeline) -> Params:

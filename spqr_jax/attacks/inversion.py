@@ -1,7 +1,6 @@
 """Concept inversion (Pham et al., ICLR 2024): learn a word whose vector makes the pipeline draw what was erased."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -61,17 +60,35 @@ def attack(
         text = full.erase[number]
         own = int(base.generator(seed, text).integers(2**31))
         captions = full.prompts[number :: len(full.erase)]
-        drawn: dict[str, Any] = {"steps": image_steps, "guidance": image_guidance, "scheduler": base.SCHEDULER}
-        gallery = pictures_lib.make(target, captions, images, seed=own, name=ATTACK.title, **drawn)
+        gallery = pictures_lib.make(
+            target,
+            captions,
+            images,
+            seed=own,
+            name=ATTACK.title,
+            steps=image_steps,
+            guidance=image_guidance,
+            scheduler=base.SCHEDULER,
+        )
         start = word_vectors.word_vector(pipeline, start_word or text, "start_word")
         rows = pictures_lib.rows(gallery, batch_size, steps, own)
         frames, numbers = frames_of(full, text, captions, gallery)
-        how: dict[str, Any] = {"adam": Adam(lr, weight_decay), "steps": steps, "seed": own, "frames": numbers}
         try:
-            name = f"inversion of {text!r}"
-            vector = word_vectors.invert(
-                name, pipeline, weights, gallery, rows, 1, frames, start, progress=progress, **how
-            )[0]
+            (vector,) = word_vectors.invert(
+                f"inversion of {text!r}",
+                pipeline,
+                weights,
+                gallery,
+                rows,
+                1,
+                frames,
+                start,
+                adam=Adam(lr, weight_decay),
+                steps=steps,
+                seed=own,
+                frames=numbers,
+                progress=progress,
+            )
             loss = word_loss(pipeline, weights, gallery, frames, numbers, vector, own)
         except FloatingPointError:  # the weights under attack give no finite loss
             continue

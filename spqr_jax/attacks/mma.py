@@ -57,7 +57,7 @@ def attack(
     slots, words = tokens.before(pipeline, "", length), tokens.vocabulary(pipeline, banned)
     goals = np.asarray(text_lib.encode(target, prompts, pooled=True).embeds, np.float32)
     setting = Setting(pipeline.definitions["text_encoder"], min(top, len(words.ids)), candidates, steps)
-    models = loop.on_device(pipeline.params["text_encoder"]), jnp.asarray(words.vectors)
+    models = loop.on_device(pipeline.params["text_encoder"]), words.vectors
     found = []
     for prompt, goal in zip(tqdm(prompts, desc=ATTACK.title, unit="prompt", disable=not progress), goals, strict=True):
         rng = base.generator(seed, prompt)

@@ -110,7 +110,7 @@ def _search(
     progress: bool,
 ) -> Found:
     """rest: the text behind the words; start: the numbers of the first of them; how: Adam, steps, every."""
-    vectors = jnp.asarray(search.vocabulary.vectors)
+    vectors = search.vocabulary.vectors
     models = search.weights, search.text_encoder, search.unaligned, vectors, search.schedule
 
     def inputs(i: int):

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spqr_jax.methods.tools import word_vectors
@@ -19,12 +21,12 @@ class Vocabulary(NamedTuple):
     Attributes:
         ids: int32 [S].
         words: their texts.
-        vectors: their rows of the token table, float32 [S, C].
+        vectors: their rows of the token table, float32 [S, C], on the device.
     """
 
     ids: np.ndarray
     words: tuple[str, ...]
-    vectors: np.ndarray
+    vectors: jax.Array
 
 
 def vocabulary(pipeline: Pipeline, forbidden: Iterable[str] = ()) -> Vocabulary:
@@ -46,7 +48,7 @@ def vocabulary(pipeline: Pipeline, forbidden: Iterable[str] = ()) -> Vocabulary:
     ]
     if not kept:
         raise ValueError(f"{pipeline.name or 'the pipeline'}: no token of its vocabulary may be used in a prompt.")
-    vectors = np.asarray(table, np.float32)[kept]
+    vectors = jnp.asarray(np.asarray(table, np.float32)[kept])
     return Vocabulary(np.array(kept, np.int32), tuple(words[i] for i in kept), vectors)
 
 

@@ -69,13 +69,12 @@ def attack(
         loop.on_device(pipeline.params["text_encoder"]),
         schedule,
     )
-    for prompt in prompts:
-        tokens.before(pipeline, prompt, prefix)  # raises before the pictures are drawn
+    slots = [tokens.before(pipeline, prompt, prefix) for prompt in prompts]
     found = []
-    for prompt in prompts:
+    for prompt, places in zip(prompts, slots, strict=True):
         own = int(base.generator(seed, prompt).integers(2**31))
         latents = base.picture(target, prompt, own, ATTACK.title, image_steps, image_guidance)
-        found.append(_search(search, prompt, latents, prefix, times, steps, lr, weight_decay, own, progress))
+        found.append(_search(search, prompt, places, latents, times, steps, lr, weight_decay, own, progress))
     return base.together(found)
 
 
@@ -92,8 +91,8 @@ class Search(NamedTuple):
 def _search(
     search: Search,
     prompt: str,
+    slots: Slots,
     latents: np.ndarray,
-    prefix: int,
     times: int,
     steps: int,
     lr: float,
@@ -101,9 +100,8 @@ def _search(
     seed: int,
     progress: bool,
 ) -> Found:
-    words, slots, key = search.vocabulary, tokens.before(search.pipeline, prompt, prefix), jax.random.key(seed)
-    vectors, apart = jnp.asarray(words.vectors), len(search.schedule) // times
-    models = search.weights, search.text_encoder, vectors, search.schedule
+    words, key, apart = search.vocabulary, jax.random.key(seed), len(search.schedule) // times
+    models = search.weights, search.text_encoder, words.vectors, search.schedule
 
     def inputs(i: int):
         t = np.full(1, apart // 2 + i // steps * apart, np.int32)
@@ -111,7 +109,7 @@ def _search(
 
     static = word_vectors.static_of(search.pipeline)
     descent = Descent(ATTACK.title, chances_gradient, static, Adam(lr), most_likely, times * steps, steps, onto_simplex)
-    uniform = {"chances": jnp.full((prefix, len(vectors)), 1 / len(vectors))}
+    uniform = {"chances": jnp.full((slots.places.shape[1], len(words.ids)), 1 / len(words.ids))}
     found, taken = candidates.along(descent, uniform, inputs, progress)
     losses = [measured(search, slots, words.vectors[chosen], latents, key) for chosen in found]
     return base.best(prompt, [tokens.text(words, chosen, prompt) for chosen in found], losses, taken + len(found))
@@ -149,7 +147,9 @@ def onto_simplex(params: Params) -> Params:
     return {"chances": jax.vmap(optax.projections.projection_simplex)(params["chances"])}
 
 
-def measured(search: Search, slots: Slots, vectors: np.ndarray, latents: np.ndarray, key: jax.Array) -> float:
+def measured(
+    search: Search, slots: Slots, vectors: jax.Array | np.ndarray, latents: np.ndarray, key: jax.Array
+) -> float:
     """The loss of words [k, C] on noised pictures (`candidates.spread`), the same for every candidate."""
     drawn = candidates.spread(search.schedule, latents, key)
     rows = np.zeros(len(drawn.times), int)
