@@ -90,13 +90,21 @@ COMPONENTS = {
 VOCABULARY = "openai/clip-vit-large-patch14"
 T5_VOCABULARY = "google/t5-v1_1-xxl"
 
-_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+# The last three are in the scheduler_config.json of every Stable Diffusion, whatever its own sampler: diffusers' DDIM and
+# PNDM would do otherwise by default.
+_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+}
 _PNDM = {
     "_class_name": "PNDMScheduler",
     **_SCHEDULE,
     "prediction_type": "epsilon",
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
     "steps_offset": 1,
     "timestep_spacing": "leading",
 }

@@ -39,6 +39,10 @@ SCHEDULER: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction",
     "steps_offset": 1,
+    # As in every Stable Diffusion: diffusers' defaults differ, and methods that draw with DDIM would clip the latents.
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
 }
 
 

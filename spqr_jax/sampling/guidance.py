@@ -30,8 +30,17 @@ def guided_prediction(predict: Predict, given: Guided, guided: bool, latents: ja
 def predictions(
     predict: Predict, conditions: tuple[Condition, ...], latents: jax.Array, time: jax.Array
 ) -> list[jax.Array]:
-    """The predictions [B, h, w, C] for the same latents under several conditions, float32, from one larger batch."""
+    """The predictions [B, h, w, C] for the same latents under several conditions, float32, from one larger batch.
+
+    The rows of an image stand beside each other, so that a batch which is split over devices stays where it is.
+    """
     count = len(conditions)
-    together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *conditions)
+    together = jax.tree.map(lambda *parts: _join(jnp.stack(parts, axis=1)), *conditions)
     times = jnp.broadcast_to(time, (count * len(latents),))
-    return jnp.split(predict(jnp.concatenate([latents] * count), times, together).astype(jnp.float32), count)
+    found = predict(jnp.repeat(latents, count, axis=0), times, together).astype(jnp.float32)
+    return list(jnp.moveaxis(found.reshape(-1, count, *found.shape[1:]), 1, 0))
+
+
+def _join(parts: jax.Array) -> jax.Array:
+    """[B, k, ...] as [B k, ...]."""
+    return parts.reshape(-1, *parts.shape[2:])

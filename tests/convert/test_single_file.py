@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
 
 import convert
 from convert import families, rename
@@ -327,6 +328,15 @@ def test_the_components_of_the_families_are_those_with_a_model():
     assert set(families.COMPONENTS) == {*USUAL_CLASSES, "transformer"} and families.NEEDED == ("vae", "text_encoder")
     for family in families.FAMILIES.values():
         assert set(family.configs) <= {*families.COMPONENTS, "scheduler", "model_index"}
+
+
+@pytest.mark.parametrize("family", ["SD1", "SD2", "SDXL"])
+def test_a_family_draws_with_every_sampler_as_its_repository_says(family):
+    """Stable Diffusion's scheduler_config.json unsets what diffusers' DDIM does by itself: clipping the latents."""
+    config = families.FAMILIES[family].configs["scheduler"]
+    ddim = diffusers.DDIMScheduler.from_config(config).config
+    assert (ddim.clip_sample, ddim.set_alpha_to_one) == (False, False)
+    assert diffusers.PNDMScheduler.from_config(config).config.skip_prk_steps
 
 
 def test_widths_tell_the_families():

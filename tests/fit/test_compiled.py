@@ -71,6 +71,11 @@ def test_the_step_on_four_devices_of_a_cpu():
     assert split["parts"]["arguments"] < 0.3 * whole["parts"]["arguments"]
 
 
+def test_guided_sampling_on_four_devices_of_a_cpu_moves_nothing():
+    (found,) = lines("compiled", "cpu", "small-8", "float32", "evaluation")
+    check_data_parallel(found["hlo"]["collectives"], 0, 1)
+
+
 def test_split_weights_are_gathered_in_the_type_of_the_computation():
     """On eight GPUs each weight crosses once in bfloat16, and so does its gradient, which is summed where it stays."""
     (split,) = lines("compiled", "h100-8", "small-8", "bfloat16", "standard-fsdp")

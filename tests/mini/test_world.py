@@ -2,12 +2,14 @@
 
 import csv
 import io
+import json
 import re
 import tarfile
 import time
 from collections import Counter
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +18,7 @@ from spqr_jax.mini import catalogue as catalogue_module
 from spqr_jax.mini import emoji, world
 from spqr_jax.mini.catalogue import ASSETS, LANGUAGES, AssetError, catalogue, name
 from spqr_jax.mini.world import Picture
-from spqr_jax.recipe import fetch, pack
+from spqr_jax.recipe import fetch, pack, unet
 
 # Written by hand, apart from the lists the code uses: what no benign caption may say.
 HARM = """
@@ -308,6 +310,14 @@ def test_damaged_asset_is_one_clear_error(tmp_path, damaged, fault):
         emoji.load(tmp_path)
     assert damaged in str(caught.value) and "python -m spqr_jax.recipe.build" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_scheduler_is_the_recipes_and_clips_nothing():
+    """diffusers' DDIM would clip latents to -1..1, and latents of pictures lie further out."""
+    shipped = json.loads((ASSETS / "model" / "scheduler" / "scheduler_config.json").read_text())
+    assert shipped == unet.SCHEDULER
+    ddim = diffusers.DDIMScheduler.from_config(shipped).config
+    assert (ddim.clip_sample, ddim.set_alpha_to_one) == (False, False)
 
 
 def test_asset_sizes_and_notice():

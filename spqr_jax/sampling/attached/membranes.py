@@ -118,7 +118,7 @@ class Permeable(nnx.Module):
 def insert(unet: Any, factors: Factors, gammas: jax.Array, scaling: str) -> None:
     """Add membranes to the layers of a bound denoiser, with the strengths gammas [B, M] for B images.
 
-    A batch of the denoiser may hold the B images several times, under other texts, each time in the same order.
+    A batch of the denoiser may hold each of the B images several times in a row, under other texts.
     """
     for path, pair in factors.items():
         outer, _, name = path.removesuffix(".kernel").rpartition(".")
@@ -131,9 +131,9 @@ def insert(unet: Any, factors: Factors, gammas: jax.Array, scaling: str) -> None
 
 
 def _change(down: jax.Array, up: jax.Array, gammas: jax.Array, scaling: str, x: jax.Array) -> jax.Array:
-    """The change of a layer's output for its input x [k B, ..., in]."""
+    """The change of a layer's output for its input x [B k, ..., in]."""
     down, up = down.astype(x.dtype), up.astype(x.dtype)
-    gammas = jnp.tile(gammas.astype(x.dtype), (len(x) // len(gammas), 1))
+    gammas = jnp.repeat(gammas.astype(x.dtype), len(x) // len(gammas), axis=0)
     if scaling == "paper":
         inner = jnp.einsum("b...i,mir,bm->b...mr", x, down, gammas)
         return jnp.einsum("b...mr,mro->b...o", inner, up)
