@@ -90,8 +90,8 @@ COMPONENTS = {
 VOCABULARY = "openai/clip-vit-large-patch14"
 T5_VOCABULARY = "google/t5-v1_1-xxl"
 
-# The last three are in the scheduler_config.json of every Stable Diffusion, whatever its own sampler. By default diffusers'
-# DDIM and PNDM do otherwise.
+# The last three are in every Stable Diffusion's scheduler_config.json, whatever its own sampler. diffusers' DDIM and
+# PNDM do otherwise by default.
 _SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
