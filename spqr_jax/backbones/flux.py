@@ -38,6 +38,9 @@ REGIONS = SD3_REGIONS._replace(
     buffers=None,
 )
 
+# Kernels that make queries and keys of text tokens: what the tokens look for, and how they are found.
+TEXT_ATTENTION = re.compile(r"^transformer_blocks\.\d+\.attn\.add_[qk]_proj\.kernel$")
+
 
 def distilled(pipeline: Pipeline) -> bool:
     """Whether the denoiser reads a scale of guidance (dev), or has no guidance (schnell)."""
@@ -83,6 +86,11 @@ def guidance(pipeline: Pipeline, scales: np.ndarray) -> tuple[np.ndarray | None,
 def predict(model: Any, latents: Array, times: Array, condition: Condition) -> jax.Array:
     """One call of the transformer."""
     return model(latents, times, condition.context, condition.pooled, condition.guidance)
+
+
+def predict_and_attend(model: Any, latents: Array, times: Array, condition: Condition) -> tuple[jax.Array, jax.Array]:
+    """As `predict`, with the attention of the last double block, float32 [B, heads, L, L], the text's tokens first."""
+    return model.predicted_and_attended(latents, times, condition.context, condition.pooled, condition.guidance)
 
 
 def side(pipeline: Pipeline) -> int:

@@ -17,6 +17,7 @@ from judges import plugins
 from spqr_jax.concepts import Concept
 from spqr_jax.methods import (
     advunlearn,
+    eraseanything,
     erasediff,
     esd,
     fmn,
@@ -55,6 +56,7 @@ METHODS: dict[str, Method] = {
         advunlearn,
         resalign,
         safety_dpo,
+        eraseanything,
     )
 }
 

@@ -5,7 +5,8 @@ placing them, which diffusers leaves to the pipeline, are part of the model here
 """
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,15 @@ PATCH = 2  # latents along each side of the patch that is one token
 THETA = 10_000
 # Cosines and sines [L, D] of the tokens' places.
 Rotary = tuple[jax.Array, jax.Array]
+
+
+class Tokens(NamedTuple):
+    """What a block reads: tokens of the image [B, L, C] and of the text [B, M, C], the time [B, C], and the places."""
+
+    image: jax.Array
+    text: jax.Array
+    temb: jax.Array
+    rotary: Rotary
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
@@ -151,23 +161,32 @@ class FluxAttention(nnx.Module):
         self.target = CPU
 
     def __call__(self, x: jax.Array, context: jax.Array | None, rotary: Rotary) -> Any:
+        out = attention(*self._projected(x, context, rotary), target=self.target)
+        out = out.reshape(*out.shape[:2], -1)
+        if context is None:
+            return out
+        texts = context.shape[1]
+        return self.to_out[0](out[:, texts:]), self.to_add_out(out[:, :texts])
+
+    def probabilities(self, x: jax.Array, context: jax.Array | None, rotary: Rotary) -> jax.Array:
+        """What each token pays to each, float32 [B, heads, queries, keys], the text's tokens first."""
+        q, k, _ = self._projected(x, context, rotary)
+        scores = jnp.einsum("blnd,bmnd->bnlm", q, k, preferred_element_type=jnp.float32)
+        return jax.nn.softmax(scores / math.sqrt(q.shape[-1]), axis=-1)
+
+    def _projected(self, x: jax.Array, context: jax.Array | None, rotary: Rotary) -> tuple[jax.Array, ...]:
+        """Queries, keys and values [B, L, N, D] of all tokens, the text's first."""
         q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(x), self.to_v(x)))
         q, k = self.norm_q(q), self.norm_k(k)
-        if context is None:
-            return self._attend(q, k, v, rotary)
-        own = (self.add_q_proj(context), self.add_k_proj(context), self.add_v_proj(context))
-        text_q, text_k, text_v = (self._split(t) for t in own)
-        text_q, text_k = self.norm_added_q(text_q), self.norm_added_k(text_k)
-        q, k, v = (jnp.concatenate(pair, axis=1) for pair in ((text_q, q), (text_k, k), (text_v, v)))
-        out, texts = self._attend(q, k, v, rotary), context.shape[1]
-        return self.to_out[0](out[:, texts:]), self.to_add_out(out[:, :texts])
+        if context is not None:
+            own = (self.add_q_proj(context), self.add_k_proj(context), self.add_v_proj(context))
+            text_q, text_k, text_v = (self._split(t) for t in own)
+            text_q, text_k = self.norm_added_q(text_q), self.norm_added_k(text_k)
+            q, k, v = (jnp.concatenate(pair, axis=1) for pair in ((text_q, q), (text_k, k), (text_v, v)))
+        return rotated(q, rotary), rotated(k, rotary), v
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.heads, -1)
-
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, rotary: Rotary) -> jax.Array:
-        out = attention(rotated(q, rotary), rotated(k, rotary), v, target=self.target)
-        return out.reshape(*out.shape[:2], -1)
 
 
 class AdaLayerNormZeroSingle(AdaLayerNormZero):
@@ -197,6 +216,10 @@ class FluxTransformerBlock(nnx.Module):
         attended, text_attended = self.attn(own, text, rotary)
         x = with_mlp(x + gate[:, None] * attended, self.ff, *mlp)
         return with_mlp(context + text_gate[:, None] * text_attended, self.ff_context, *text_mlp), x
+
+    def probabilities(self, x: jax.Array, context: jax.Array, temb: jax.Array, rotary: Rotary) -> jax.Array:
+        """`FluxAttention.probabilities` of this block."""
+        return self.attn.probabilities(self.norm1(x, temb)[0], self.norm1_context(context, temb)[0], rotary)
 
 
 class FluxSingleTransformerBlock(nnx.Module):
@@ -254,12 +277,43 @@ class FluxTransformer2DModel(nnx.Module):
         pooled: jax.Array,
         guidance: jax.Array | None = None,
     ) -> jax.Array:
+        tokens = self._embedded(latents, times, context, pooled, guidance)
+        blocks = (*self.transformer_blocks, *self.single_transformer_blocks)
+        return self._finished(_through(blocks, tokens), latents.shape)
+
+    def predicted_and_attended(
+        self,
+        latents: jax.Array,
+        times: jax.Array,
+        context: jax.Array,
+        pooled: jax.Array,
+        guidance: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The result of a call, and what tokens pay to tokens in the last double block, float32 [B, heads, L, L].
+
+        The text's tokens come first.
+        """
+        *first, last = self.transformer_blocks
+        tokens = _through(first, self._embedded(latents, times, context, pooled, guidance))
+        attended = last.probabilities(*tokens)
+        tokens = _through((last, *self.single_transformer_blocks), tokens)
+        return self._finished(tokens, latents.shape), attended
+
+    def _embedded(self, latents, times, context, pooled, guidance) -> Tokens:
         dtype = self.x_embedder.kernel.dtype
-        height, width = latents.shape[1:3]
-        rotary = self.pos_embed(places(context.shape[1], height, width))
+        rotary = self.pos_embed(places(context.shape[1], *latents.shape[1:3]))
         scales = () if guidance is None else (guidance * 1000,)
         temb = self.time_text_embed(times, pooled.astype(dtype), *scales)
         x, text = self.x_embedder(packed(latents.astype(dtype))), self.context_embedder(context.astype(dtype))
-        for block in (*self.transformer_blocks, *self.single_transformer_blocks):
-            text, x = remat.layer(block, x, text, temb, rotary)
-        return unpacked(self.proj_out(self.norm_out(x, temb)), height, width)
+        return Tokens(x, text, temb, rotary)
+
+    def _finished(self, tokens: Tokens, shape: tuple[int, ...]) -> jax.Array:
+        return unpacked(self.proj_out(self.norm_out(tokens.image, tokens.temb)), *shape[1:3])
+
+
+def _through(blocks: Iterable[nnx.Module], tokens: Tokens) -> Tokens:
+    """The tokens after these blocks."""
+    for block in blocks:
+        text, image = remat.layer(block, *tokens)
+        tokens = tokens._replace(image=image, text=text)
+    return tokens

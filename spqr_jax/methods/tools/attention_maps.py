@@ -1,4 +1,6 @@
-"""Cross-attention maps of a UNet, for the methods that suppress attention to a concept's tokens."""
+"""Cross-attention maps of a UNet and tokens of a text, for methods that suppress attention to a concept's tokens."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,10 +49,26 @@ def positions(pipeline: Pipeline, prompt: str, text: str, *, end: bool) -> np.nd
     that is the padding too). Raises ValueError when the text's tokens do not occur in the prompt."""
     ids = pipeline_lib.tokenize(pipeline, [prompt])[0]
     wanted = pipeline.tokenizers["tokenizer"](text, add_special_tokens=False).input_ids
+    chosen = _occurrences(ids, wanted, prompt, text)
+    return chosen | (ids == pipeline.tokenizers["tokenizer"].eos_token_id) if end else chosen
+
+
+def positions_t5(pipeline: Pipeline, prompt: str, text: str, length: int) -> np.ndarray:
+    """As `positions`, of FLUX's T5 with texts of `length` tokens. Raises ValueError for a text that is cut off too."""
+    tokenizer = pipeline.tokenizers["tokenizer_2"]
+    ids, wanted = (list(tokenizer(each).input_ids)[:-1] for each in (prompt, text))  # without the end of text
+    chosen = np.zeros(max(length, len(ids)), bool)
+    chosen[: len(ids)] = _occurrences(ids, wanted, prompt, text)
+    if chosen[length - 1 :].any():  # the last one ends the text
+        raise ValueError(f"the tokens of {text!r} lie behind the first {length} of {prompt!r}; shorten it.")
+    return chosen[:length]
+
+
+def _occurrences(ids: Sequence[int] | np.ndarray, wanted: list[int], prompt: str, text: str) -> np.ndarray:
     starts = [i for i in range(len(ids) - len(wanted) + 1) if wanted and list(ids[i : i + len(wanted)]) == wanted]
     if not starts:
         raise ValueError(f"the tokens of {text!r} do not occur in the prompt {prompt!r}; put {{}} in the template.")
     chosen = np.zeros(len(ids), bool)
     for start in starts:
         chosen[start : start + len(wanted)] = True
-    return chosen | (ids == pipeline.tokenizers["tokenizer"].eos_token_id) if end else chosen
+    return chosen

@@ -28,17 +28,21 @@ Project = Callable[[Params], Params]
 class Adam(NamedTuple):
     """Adam with PyTorch's betas and epsilon; AdamW where `weight_decay` is not zero.
 
-    clip: greatest global norm of the gradient (0: no clipping). warmup: steps of linear warm-up from zero.
+    clip: greatest global norm of the gradient (0: no clipping). warmup: steps of linear warm-up from zero. second_lr:
+    the rate of every second step, for methods with two objectives in turn (0: the same).
     """
 
     lr: float
     weight_decay: float = 0.0
     clip: float = 0.0
     warmup: int = 0
+    second_lr: float = 0.0
 
 
 def transform(adam: Adam) -> optax.GradientTransformation:
-    rate = optax.linear_schedule(0.0, adam.lr, adam.warmup) if adam.warmup else adam.lr
+    rate: Any = optax.linear_schedule(0.0, adam.lr, adam.warmup) if adam.warmup else adam.lr
+    if adam.second_lr:
+        rate = lambda count: jnp.where(count % 2, adam.second_lr, adam.lr)  # noqa: E731
     step = optax.adamw(rate, weight_decay=adam.weight_decay) if adam.weight_decay else optax.adam(rate)
     return optax.chain(optax.clip_by_global_norm(adam.clip), step) if adam.clip else step
 
