@@ -24,13 +24,22 @@ FOLDER_ENDINGS = (
 FOLDER_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
 
 
+# Bytes of a file that are read before it is opened anew. Pages of a mapped file stay resident until it is closed, and
+# those of a whole file would double the memory that loading takes.
+MAPPED_BYTES = 1 << 24
+
+
 class TensorFile(Mapping):
-    """A .safetensors file as a mapping, memory-mapped, read one tensor at a time. `metadata`: strings of its header."""
+    """A .safetensors file as a mapping, memory-mapped, read one tensor at a time. `metadata`: strings of its header.
+
+    Beside the tensor that is read, at most MAPPED_BYTES of it are in memory, and none after `release`.
+    """
 
     def __init__(self, path: Path):
+        self._path, self._read = path, 0
         try:
             self._file = safe_open(path, framework="numpy")
-            self._keys = list(self._file.keys())
+            self._keys = dict.fromkeys(self._file.keys())
             self.metadata: dict[str, str] = self._file.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise ConversionError(
@@ -40,7 +49,15 @@ class TensorFile(Mapping):
     def __getitem__(self, key: str) -> np.ndarray:
         if key not in self._keys:
             raise KeyError(key)
-        return self._file.get_tensor(key)
+        if self._read > MAPPED_BYTES:
+            self.release()
+        tensor = self._file.get_tensor(key)
+        self._read += tensor.nbytes
+        return tensor
+
+    def release(self) -> None:
+        """Gives back what was read of the file."""
+        self._file, self._read = safe_open(self._path, framework="numpy"), 0
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -68,10 +85,15 @@ class Shards(Mapping):
                 f"{index} does not fit its files: {len(absent)} missing: {', '.join(absent)}; "
                 f"{len(unlisted)} unexpected: {', '.join(unlisted)}."
             )
-        self._where = where
+        self._where, self._last = where, ""
 
     def __getitem__(self, key: str) -> Any:
-        return self._files[self._where[key]][key]
+        name = self._where[key]
+        last = self._files.get(self._last)
+        if name != self._last and isinstance(last, TensorFile):
+            last.release()
+        self._last = name
+        return self._files[name][key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
