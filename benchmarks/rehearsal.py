@@ -27,7 +27,7 @@ import convert
 from spqr_jax import backbones, generate, mini
 from spqr_jax.backbones import Condition
 from spqr_jax.concepts import NUDITY
-from spqr_jax.methods import METHODS, Concept, defaults, mace, resalign, spm
+from spqr_jax.methods import METHODS, Concept, defaults, mace, resalign
 from spqr_jax.methods.tools import element_mask, loop
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling import partial
@@ -129,7 +129,7 @@ def replaced(tally: Tally) -> Iterator[None]:
         put(element_mask, "accumulated", _accumulated(tally))
         put(partial, "walk", _walk(tally))
         put(mace, "masks_from_attention", _masks(tally))
-        put(spm, "partial_sample", _partial_sample(tally))
+        put(partial, "partial_sample", _partial_sample(tally))
         for name, static in steps.items():
             put(resalign, name, _counted(tally, inspect.unwrap(getattr(resalign, name)), static))
         yield

@@ -1,5 +1,6 @@
 """The backbone of a config by its shapes: configs from a directory, or those of a published family. No weights."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,20 +28,21 @@ PUBLISHED = {
     "FLUX.1-dev": ("FLUX.1 dev", 128),
     "FLUX.1-schnell": ("FLUX.1 schnell", 128),
 }
+WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def pipeline(config: Config) -> Pipeline:
     """The config's backbone with shapes (jax.ShapeDtypeStruct, in the config's dtype) in the place of weights.
 
-    Its tokenizers give zeros. Raises ValueError for a base that is neither "mini", nor a diffusers directory, nor known
-    by its name.
+    Its tokenizers are `Words`. Raises ValueError for a base that is neither "mini", nor a diffusers directory, nor
+    known by its name.
     """
     configs = _configs(config.base)
     definitions, params = {}, {}
     for name in (name for name in COMPONENTS if name in configs):
         definitions[name], shapes = backbones.define(name, configs[name])
         params[name] = params_lib.map_with_path(lambda _, leaf: leaf.update(dtype=np.dtype(config.dtype)), shapes)
-    tokenizers = {COMPONENTS[name].tokenizer: _no_tokens for name in params if COMPONENTS[name].tokenizer}
+    tokenizers = {COMPONENTS[name].tokenizer: Words() for name in params if COMPONENTS[name].tokenizer}
     return Pipeline(params, definitions, configs, tokenizers, name=config.base)
 
 
@@ -63,6 +65,29 @@ def _configs(base: str) -> dict[str, dict[str, Any]]:
     return configs | {denoiser: configs[denoiser] | {"sample_size": side}}
 
 
-def _no_tokens(texts: list[str], *, max_length: int = 1, **_: Any) -> SimpleNamespace:
-    """In the place of a tokenizer: zeros [N, max_length]; a word whose tokens are asked for is one."""
-    return SimpleNamespace(input_ids=np.zeros((len(texts), max_length), np.int64))
+class Words:
+    """In the place of a tokenizer, for shapes: every distinct word is a token, between a start and an end.
+
+    Attributes:
+        eos_token_id: the end, and the padding.
+    """
+
+    eos_token_id = 1
+
+    def __init__(self) -> None:
+        self._known = {"a start": 0, "an end": self.eos_token_id}  # no words, as they have spaces
+
+    def __call__(self, texts: str | list[str], *, add_special_tokens: bool = True, **how: Any) -> SimpleNamespace:
+        """Token ids of a text, or of several: a list each, or int64 [N, max_length] with padding="max_length"."""
+        if isinstance(texts, str):
+            return SimpleNamespace(input_ids=self._ids(texts, add_special_tokens))
+        ids = [self._ids(text, add_special_tokens) for text in texts]
+        if how.get("padding") != "max_length":
+            return SimpleNamespace(input_ids=ids)
+        length = how["max_length"]
+        rows = [row[: length - 1] + [self.eos_token_id] * max(1, length - len(row)) for row in ids]
+        return SimpleNamespace(input_ids=np.array(rows, np.int64).reshape(len(rows), length))
+
+    def _ids(self, text: str, ends: bool) -> list[int]:
+        words = [self._known.setdefault(word, len(self._known)) for word in WORD.findall(text.lower())]
+        return [0, *words, self.eos_token_id] if ends else words

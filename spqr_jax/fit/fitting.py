@@ -1,19 +1,23 @@
 """The answer for a config and a target: every program measured, and remedies tried where one does not fit."""
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spqr_jax.config import Config
+from spqr_jax import params as params_lib
+from spqr_jax.config import Config, Subject
 from spqr_jax.devices import memory
 from spqr_jax.devices import mesh as mesh_lib
-from spqr_jax.fit import architectures, programs, storage, targets, work, worker
+from spqr_jax.fit import architectures, programs, rehearsal, storage, targets, work, worker
 from spqr_jax.fit.memory import Measured
 from spqr_jax.fit.programs import Plan, Program
+from spqr_jax.fit.rehearsal import Rehearsal
 from spqr_jax.fit.targets import Target
 from spqr_jax.fit.worker import Job, Wait
+from spqr_jax.methods.tools import loop
 from spqr_jax.run import protocol
 from spqr_jax.sampling import batch_size
 from spqr_jax.training.memory import Way, choose
@@ -105,7 +109,8 @@ def answer(config: Config, target: Target, asked: Asked) -> dict[str, Any]:
     """
     config = protocol.resolve(config)
     question = Question.of(config, target, asked)
-    rows, devices = list(_rows(question)), question.plan.mesh.devices
+    rehearsals = rehearsal.of(question.plan)
+    rows, devices = list(_rows(question, rehearsals)), question.plan.mesh.devices
     return {
         "target": target.name,
         "devices": devices.size,
@@ -115,7 +120,7 @@ def answer(config: Config, target: Target, asked: Asked) -> dict[str, Any]:
         "protocol": config.protocol,
         "fits": all(row["fits"] for row in rows),
         "programs": rows,
-        "not_compiled": programs.left_out(config),
+        "not_compiled": programs.left_out(config, [each.refused for each in rehearsals if each.refused]),
         **storage.needed(question.plan),
         "hours": work.hours(_items(question, rows), target, config.dtype, asked.share),
     }
@@ -126,47 +131,110 @@ def count(config: Config) -> int:
     return 3 + len(programs.trained(config)) + _safe(config)
 
 
-def _rows(question: Question) -> Iterator[dict[str, Any]]:
+def _rows(question: Question, rehearsals: list[Rehearsal]) -> Iterator[dict[str, Any]]:
     for make in (programs.text_encoding, programs.image_encoding):
         yield question.row(*question.measure(make))
     for profile in programs.trained(question.plan.config):
         yield _training(question, profile)
+    yield from _aligning(question, rehearsals)
     yield from _sampling(question)
 
 
 # --- training
 
 
+# A question, and make and arguments for its `measure`.
+Asking = tuple[Question, Callable[..., Program], tuple[Any, ...]]
+
+
+class Open(NamedTuple):
+    """A program that a run can compute in several ways, of which it takes the first that fits.
+
+    Attributes:
+        name: in messages.
+        ways: in the order in which they are tried.
+        asked: what is asked about it for a way.
+        fixed: fsdp -> bytes of what no way makes smaller. Raises ValueError if the devices cannot share the batch.
+        remedy: what to do if nothing fits; "": as `choose` says.
+    """
+
+    name: str
+    ways: Sequence[Way]
+    asked: Callable[[Way], Asking]
+    fixed: Callable[[bool], int]
+    remedy: str = ""
+
+    def measure(self, way: Way) -> tuple[Program, Measured]:
+        question, make, arguments = self.asked(way)
+        return question.measure(make, *arguments)
+
+    def program(self, way: Way) -> Program:
+        question, make, arguments = self.asked(way)
+        return make(question.plan, *arguments)
+
+
 def _training(question: Question, profile: str) -> dict[str, Any]:
-    """The row of a training step, computed as a run would choose, with what was tried before."""
-    ways, limit = programs.ways(question.plan), _run_limit(question.target)
-    seen: dict[Way, tuple[Program, Measured]] = {}
-    way, failure = ways[0], ""
+    """The row of a training step."""
+    return _chosen(
+        question,
+        Open(
+            profile,
+            programs.ways(question.plan),
+            lambda way: (question.computed(way), programs.training_step, (profile,)),
+            lambda fsdp: programs.step(question.plan, profile).fixed_bytes(fsdp),
+        ),
+    )
+
+
+def _aligning(question: Question, rehearsals: list[Rehearsal]) -> Iterator[dict[str, Any]]:
+    """The rows of what methods train with, until the plan unless asked for code: they are many."""
+    question = question._replace(asked=question.asked._replace(until=question.asked.until or "plan"))
+    for each in rehearsals:
+        for number, note in enumerate(each.notes):
+            yield _chosen(
+                question,
+                Open(
+                    note.name,
+                    (Way(), Way(remat=True)) if note.remat else (Way(),),
+                    functools.partial(_noted, question, each.subject, number),
+                    lambda fsdp, shapes=note.shapes: params_lib.nbytes(shapes[:2]),
+                    loop.REMEDY,
+                ),
+            )
+
+
+def _noted(question: Question, subject: Subject, number: int, way: Way) -> Asking:
+    return question, rehearsal.step, (subject, number, way.remat)
+
+
+def _chosen(question: Question, what: Open) -> dict[str, Any]:
+    """The row of a program computed as a run would choose, with what was tried before."""
+    limit, seen = _run_limit(question.target), dict[Way, tuple[Program, Measured]]()
+    way, failure = what.ways[0], ""
     try:
-        fixed = programs.step(question.plan, profile).fixed_bytes
-        way = choose(ways, _needed(question, profile, limit, seen), fixed=fixed, limit=limit, what=profile)
+        needed = _needed(what, limit, seen)
+        how: dict[str, Any] = {"limit": limit, "what": what.name, "remedy": what.remedy}
+        way = choose(what.ways, needed, fixed=functools.cache(what.fixed), **how)
     except MemoryError as error:
         way, failure = min(seen, key=lambda way: seen[way][1].bytes or sys.maxsize, default=way), str(error)
         if not seen:  # weights and state alone are too much
-            program = programs.training_step(question.computed(way).plan, profile)
-            seen[way] = program, Measured(False, fixed(way.fsdp), {}, 0.0, None, 0.0, "not compiled, as it cannot fit")
+            told = "not compiled, as it cannot fit"
+            seen[way] = what.program(way), Measured(False, what.fixed(way.fsdp), {}, 0.0, None, 0.0, told)
     except ValueError:
         way = list(seen)[-1] if seen else way
     if way not in seen:  # the config leaves nothing open, or the devices cannot share the batch
-        seen[way] = question.computed(way).measure(programs.training_step, profile)
+        seen[way] = what.measure(way)
     row = question.row(*seen[way])
     tried = [w._asdict() | _short(question, *seen[w]) | {"fits": False} for w in seen if w != way]
-    fits = {"fits": row["fits"] and not failure, "limit_bytes": limit if len(ways) > 1 else row["limit_bytes"]}
+    fits = {"fits": row["fits"] and not failure, "limit_bytes": limit if len(what.ways) > 1 else row["limit_bytes"]}
     return row | fits | ({"tried": tried, "remedy": failure} if tried or failure else {})
 
 
-def _needed(
-    question: Question, profile: str, limit: int, seen: dict[Way, tuple[Program, Measured]]
-) -> Callable[[Way], int | None]:
-    """A function way -> bytes of the step, for `choose`; it adds what it measures to `seen`."""
+def _needed(what: Open, limit: int, seen: dict[Way, tuple[Program, Measured]]) -> Callable[[Way], int | None]:
+    """A function way -> bytes of the program, for `choose`; it adds what it measures to `seen`."""
 
     def needed(way: Way) -> int | None:
-        seen[way] = question.computed(way).measure(programs.training_step, profile)
+        seen[way] = what.measure(way)
         measured = seen[way][1]
         if measured.compiles or measured.bytes is None:
             if not measured.compiles and "RESOURCE_EXHAUSTED" not in measured.reason:

@@ -1,8 +1,9 @@
 """The programs that a run of a config compiles, traced from shapes alone.
 
-A run has four kinds: encoding texts, encoding images, the training step of each profile, and the sampler. Each is the
-function that the run itself compiles, with the run's own arguments as shapes. The sampler can also be taken as its two
-parts, one guided evaluation of the denoiser and the decoder, since the whole takes some compilers many minutes.
+A run has five kinds: encoding texts, encoding images, the training step of each profile, the steps that methods train
+with (`spqr_jax.fit.rehearsal`), and the sampler. Each is the function that the run itself compiles, with the run's own
+arguments as shapes. The sampler can also be taken as its two parts, one guided evaluation of the denoiser and the
+decoder, since the whole takes some compilers many minutes.
 """
 
 import functools
@@ -50,21 +51,26 @@ class Program(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What programs are traced from: a resolved config, its backbone by shapes, and the target's devices."""
+    """What programs are traced from: a resolved config, its backbone by shapes, and the target's devices.
+
+    Attributes:
+        for_target: whether the pipeline was told the target. If not, programs are those of a CPU.
+    """
 
     config: Config
     pipeline: Pipeline
     mesh: Mesh
+    for_target: bool = False
 
     @classmethod
     def of(cls, config: Config, pipeline: Pipeline, mesh: Mesh) -> "Plan":
         """The plan with the pipeline told the target."""
-        return cls(config, told(pipeline, mesh), mesh)
+        return cls(config, told(pipeline, mesh), mesh, for_target=True)
 
     def on_one(self) -> "Plan":
         """The same on the first of the devices, for what a run computes there alone."""
         mesh = Mesh(self.mesh.devices.reshape(-1)[:1], self.mesh.axis_names, axis_types=self.mesh.axis_types)
-        return Plan.of(self.config, self.pipeline, mesh)
+        return Plan.of(self.config, self.pipeline, mesh) if self.for_target else self._replace(mesh=mesh)
 
     @property
     def backbone(self) -> backbones.Backbone:
@@ -144,19 +150,18 @@ def step(plan: Plan, profile: str) -> Step:
     return finetune.step_of(plan.pipeline, profile, training_size(plan), options, mesh)
 
 
-# --- what is not traced here
+# --- what is not traced
 
-# Methods without a compiled step of their own, and those whose attachments in sampling are not traced.
-STEPLESS, ATTACHED = ("none", "uce", "rece", "sld"), ("spm", "modular_lora")
+ATTACHED = ("spm", "modular_lora")  # methods whose attachments in sampling are not traced
 
 
-def left_out(config: Config) -> list[str]:
-    """The programs of a run that are not among those of this module."""
-    named = list(dict.fromkeys(subject.method for subject in config.subjects if not subject.checkpoint))
-    steps = [name for name in named if name not in STEPLESS]
+def left_out(config: Config, refused: list[str]) -> list[str]:
+    """The programs of a run that are not compiled. refused: methods without a rehearsal, and why."""
+    named = dict.fromkeys(subject.method for subject in config.subjects if not subject.checkpoint)
     attached = [name for name in named if name in ATTACHED]
     return [
-        *([f"aligning steps of {', '.join(steps)}"] if steps else []),
+        *(f"aligning steps of {why}" for why in refused),
+        "images and samples that methods draw",
         *([f"sampling with what {' and '.join(attached)} may attach"] if attached else []),
         "judges",
     ]

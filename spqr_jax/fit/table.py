@@ -54,8 +54,8 @@ def _notes(row: dict[str, Any]) -> Iterator[str]:
         how = ", ".join(f"{name} {trial[name]}" for name in ("batch", "accumulate", "remat", "fsdp") if name in trial)
         found = f"{_gb(trial['bytes'])} GB" if trial["bytes"] is not None else trial["reason"]
         yield f"{row['program']}: tried {how}: {'fits' if trial['fits'] else 'does not fit'}, {found}."
-    if row["fits"] and "accumulate" in row and row.get("tried"):
-        how = ", ".join(f"{name} {row[name]}" for name in ("accumulate", "remat", "fsdp"))
+    if row["fits"] and "remat" in row and row.get("tried"):
+        how = ", ".join(f"{name} {row[name]}" for name in ("accumulate", "remat", "fsdp") if name in row)
         yield f"{row['program']}: a run computes it with {how}."
     if row.get("remedy"):
         yield f"{row['program']}: remedy: {row['remedy']}"

@@ -23,7 +23,6 @@ from spqr_jax.sampling.attached import membranes as membranes_lib
 from spqr_jax.sampling.attached.delta import add
 from spqr_jax.sampling.attached.membranes import SCALINGS, Factors, Membranes
 from spqr_jax.sampling.guidance import Guided
-from spqr_jax.sampling.partial import partial_sample
 
 # The authors' four anchors are two of "" and two random embeddings, an effect of how their batch is split.
 ANCHOR_WEIGHTS = (0.5, 0.25, 0.25)
@@ -176,7 +175,7 @@ def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = Fals
         positive, negative = (texts.rows(np.full(o.batch_size, row)) for row in (0, 2))
         given = Guided(positive, negative, np.full(o.batch_size, o.sampling_guidance, np.float32))
         student, guided = build(weights, params), sampler.guidance > 1
-        latents = partial_sample(sampler.denoiser, student, sampler.tables, noise, given, done, guided)
+        latents = partial.partial_sample(sampler.denoiser, student, sampler.tables, noise, given, done, guided)
         t = np.full(o.batch_size, total - 1 - done * total // o.sampling_steps, np.int32)
         return weights, latents, t, texts, np.float32(o.eta), np.float32(o.anchoring)
 

@@ -39,12 +39,12 @@ def test_disk_and_host_memory_of_the_emoji_world():
 
 
 def test_what_is_not_compiled_is_named():
-    def left_out(*subjects):
-        return programs.left_out(dataclasses.replace(plan().config, subjects=subjects))
-
-    assert programs.left_out(plan().config) == ["aligning steps of esd", "judges"]
-    subjects = Subject("a", "sld"), Subject("b", "spm"), Subject("c", "esd", checkpoint="weights")
-    assert left_out(*subjects) == ["aligning steps of spm", "sampling with what spm may attach", "judges"]
+    drawn = "images and samples that methods draw"
+    assert programs.left_out(plan().config, []) == [drawn, "judges"]
+    subjects = Subject("a", "sld"), Subject("b", "spm"), Subject("c", "modular_lora", checkpoint="weights")
+    found = programs.left_out(dataclasses.replace(plan().config, subjects=subjects), ["mine, which refuses"])
+    attached = "sampling with what spm may attach"
+    assert found == ["aligning steps of mine, which refuses", drawn, attached, "judges"]
 
 
 def test_safe_latent_diffusion_is_sampled_with_its_third_text():

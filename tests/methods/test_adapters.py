@@ -19,7 +19,7 @@ from spqr_jax.methods.spm import Membrane, Restarts
 from spqr_jax.methods.tools import closed_form, loop, low_rank, negative_guidance
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.low_rank import Added, LowRank
-from spqr_jax.sampling import attached
+from spqr_jax.sampling import attached, partial
 from spqr_jax.sampling.attached.delta import Delta, add
 
 FLAT = params_lib.flatten
@@ -193,7 +193,7 @@ def test_spm_trains_at_the_authors_timestep(pipeline, monkeypatch):
         np.testing.assert_allclose(moved, student[path].down @ student[path].up, rtol=1e-4, atol=1e-5)
         return params
 
-    monkeypatch.setattr(spm, "partial_sample", partial_sample)
+    monkeypatch.setattr(partial, "partial_sample", partial_sample)
     monkeypatch.setattr(loop, "fit", fit)
     spm.train(pipeline, "cat", steps=60)
     assert len({done for *_, done in drawn}) > 20 and len({shape for _, shape, _ in drawn}) > 8

@@ -56,11 +56,12 @@ def accumulated(
     """The sum over batches of the gradient of loss(static, params, *batch), or of its absolute value."""
     total = jax.tree.map(jnp.zeros_like, params)
     for batch in batches:
-        total = _add_gradient(loss, static, absolute, total, params, *batch)
+        total = add_gradient(loss, static, absolute, total, params, *batch)
     return total
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _add_gradient(loss, static, absolute: bool, total: Params, params: Params, *batch) -> Params:
+def add_gradient(loss, static, absolute: bool, total: Params, params: Params, *batch) -> Params:
+    """`total` with the gradient of loss(static, params, *batch), or its absolute value, added."""
     grads = jax.grad(lambda trained: loss(static, trained, *batch))(params)
     return jax.tree.map(lambda a, g: a + (jnp.abs(g) if absolute else g), total, grads)

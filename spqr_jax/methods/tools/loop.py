@@ -23,6 +23,8 @@ from spqr_jax.training.memory import Way, choose
 Gradient = Callable[..., tuple[jax.Array, Params]]
 # params -> the nearest params that are allowed, for projected gradient descent.
 Project = Callable[[Params], Params]
+# What to do about a step that does not fit.
+REMEDY = "take a larger device, or a smaller batch where the method has one (docs/methods.md)"
 
 
 class Adam(NamedTuple):
@@ -57,14 +59,22 @@ def descent(loss: Callable[..., jax.Array]) -> Gradient:
 
 
 @functools.lru_cache(maxsize=32)
-def compiled(gradient: Gradient, static: Any, adam: Adam, remat: bool = False, project: Project | None = None):
+def compiled(
+    gradient: Gradient,
+    static: Any,
+    adam: Adam,
+    remat: bool = False,
+    project: Project | None = None,
+    platform: str = "",
+):
     """(params, optimiser state, element mask or None, *inputs) -> (params, state, (loss, gradient norm)).
 
     remat: keep fewer activations for the backward pass (`rematerialised`). project: applied after every step.
+    platform: what it is compiled for (default: what this process computes on).
     """
     optimiser = transform(adam)
 
-    @functools.partial(jax.jit, compiler_options=target_lib.step_options(target_lib.here().platform))
+    @functools.partial(jax.jit, compiler_options=target_lib.step_options(platform or target_lib.here().platform))
     def update(params, state, mask, *inputs):
         with rematerialised() if remat else contextlib.nullcontext():
             loss, grads = gradient(static, params, *inputs)
@@ -107,7 +117,7 @@ def fitting(
             fixed=lambda split: params_lib.nbytes(arguments[:2]),
             limit=limit or limit_here(jax.local_devices()),
             what=name,
-            remedy="take a larger device, or a smaller batch where the method has one (docs/methods.md)",
+            remedy=REMEDY,
         )
     return compiled(gradient, static, adam, _CHOSEN[key].remat, project)
 

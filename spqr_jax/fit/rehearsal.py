@@ -1,0 +1,225 @@
+"""What a method trains with, found by a rehearsal: the method runs on shapes, and nothing is computed.
+
+The weights are traced, so that whatever JAX would compute has a shape and no value. Meanwhile `_stage` replaces what
+needs values. A training takes no step but notes the program of its steps; a sum of gradients notes its program
+likewise. Images, their latents and samples are blank. A value that a method asks for is one.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spqr_jax import backbones, generate, methods
+from spqr_jax import params as params_lib
+from spqr_jax.concepts import Concept
+from spqr_jax.config import Subject
+from spqr_jax.devices import mesh as mesh_lib
+from spqr_jax.devices import target as target_lib
+from spqr_jax.fit.programs import Plan, Program
+from spqr_jax.methods import mace
+from spqr_jax.methods.base import Method, defaults
+from spqr_jax.methods.tools import element_mask, loop
+from spqr_jax.pipeline import Pipeline
+from spqr_jax.run import names
+from spqr_jax.sampling import partial
+from spqr_jax.training import latents
+
+STEPLESS, OWN_LOOP = ("none", "uce", "rece", "sld"), ("resalign",)
+MOST = 64  # steps of a training whose arguments are looked at: shapes may change from step to step
+
+
+class Note(NamedTuple):
+    """The program of the steps of one training.
+
+    Attributes:
+        name: what the method calls the training.
+        key: what the program is compiled for, but for inputs of a step.
+        shapes: those of its arguments. The first two are what is trained, and the state of it.
+        trace: (shapes, remat, platform) -> jax.stages.Traced.
+        remat: whether a run may rematerialise it.
+    """
+
+    name: str
+    key: Any
+    shapes: tuple[Any, ...]
+    trace: Callable[[tuple[Any, ...], bool, str], jax.stages.Traced]
+    remat: bool = True
+
+
+class Rehearsal(NamedTuple):
+    """A subject, the programs of its trainings, and, if there are none since it was refused, the method and why."""
+
+    subject: Subject
+    notes: list[Note]
+    refused: str = ""
+
+
+def of(plan: Plan) -> list[Rehearsal]:
+    """The rehearsals of a config's subjects, each method with its options once."""
+    found: dict[Any, Rehearsal] = {}
+    for subject in plan.config.subjects:
+        key = subject.method, repr(subject.options)
+        if not subject.checkpoint and subject.method not in STEPLESS and key not in found:
+            found[key] = _tried(plan, subject)
+    return list(found.values())
+
+
+def _tried(plan: Plan, subject: Subject) -> Rehearsal:
+    if subject.method in OWN_LOOP:
+        return Rehearsal(subject, [], f"{subject.method}, which has a loop of its own")
+    try:
+        return Rehearsal(subject, _rehearse(plan, subject))
+    except Exception as error:  # a method may be anybody's, and this is about memory
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return Rehearsal(subject, [], f"{subject.method}, which refuses ({type(error).__name__}: {reason[:200]})")
+
+
+def _rehearse(plan: Plan, subject: Subject) -> list[Note]:
+    """A subject's, on one device. Own images are blank as all are, and are not looked for."""
+    method = methods.find(subject.method)
+    options = {name: value for name, value in subject.options.items() if name not in method.data_options}
+    options = {"seed": plan.config.seed, **options}
+    return rehearse(plan.on_one().pipeline, method, names.concept(plan.config), **options)
+
+
+def rehearse(pipeline: Pipeline, method: Method, concept: Concept, **options: Any) -> list[Note]:
+    """The programs of a method's trainings, each once, for a pipeline of arrays or shapes; in float32, as in a run.
+
+    Raises what the method raises, for a backbone that it is not defined for and for a method that asks for more than
+    shapes can give.
+    """
+    notes: list[Note] = []
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), pipeline.params)
+    with _stage(notes):
+        jax.eval_shape(lambda params: _end(method.align(pipeline._replace(params=params), concept, **options)), shapes)
+    return [_named(method, note) for note in notes]
+
+
+def _end(aligned: Pipeline) -> None:
+    """Nothing, in the place of what is of no interest."""
+    del aligned
+
+
+def step(plan: Plan, subject: Subject, number: int, remat: bool) -> Program:
+    """The program of the steps of a subject's training of this number, as `of` gives them."""
+    note, one = _rehearse(plan, subject)[number], plan.on_one()
+    batch = {**defaults(methods.find(subject.method)), **subject.options}.get("batch_size", 1)
+    about = {"batch": batch, "dtype": "float32", "remat": remat}
+    shapes, platform = mesh_lib.shapes(note.shapes, one.mesh), target_lib.of(one.mesh).platform
+    return Program(f"aligning step, {note.name}", about, lambda: note.trace(shapes, remat, platform))
+
+
+def _named(method: Method, note: Note) -> Note:
+    """The note with a name that begins with the method's."""
+    return note if note.name.startswith(method.title) else note._replace(name=f"{method.title} {note.name}")
+
+
+# --- the stage
+
+
+@contextlib.contextmanager
+def _stage(notes: list[Note]) -> Iterator[None]:
+    """Within, methods work on shapes, and their trainings are added to `notes`."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, stand_in in (
+            (loop, "fit", functools.partial(_noted, notes)),
+            (element_mask, "accumulated", functools.partial(_summed, notes)),
+            (element_mask, "top", _everywhere),
+            (generate, "generate", _blank_images),
+            (latents, "encode", _blank_latents),
+            (partial, "partial_sample", _blank_sample),
+            (mace, "TEMPLATES", mace.TEMPLATES[:1]),  # its closed forms, which are of NumPy, work on all of them
+            (jax.core.Tracer, "__array__", _ones),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, stand_in))
+        yield
+
+
+def _noted(
+    notes: list[Note],
+    name: str,
+    gradient: loop.Gradient,
+    static: Any,
+    adam: loop.Adam,
+    params: Any,
+    inputs: Callable[[int, Any], tuple[Any, ...]],
+    steps: int,
+    *,
+    mask: Any = None,
+    project: Any = None,
+    progress: bool = False,
+) -> Any:
+    """In the place of `loop.fit`: params of the same shapes. Of different arguments the largest are noted.
+
+    A training that is noted already, as of the last of several texts, is not looked at again.
+    """
+    del progress
+    key = gradient, static, adam, project, jax.tree.map(_shape, params)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)  # not of NumPy, which would compute
+    if any(note.key == key for note in notes):
+        return params
+    state, seen = loop.transform(adam).init(params), []
+    for i in np.unique(np.linspace(0, steps - 1, MOST).astype(int)):  # the last step too: methods warm up
+        seen.append(jax.tree.map(_shape, (params, state, mask, *inputs(int(i), params))))
+
+    def trace(shapes: tuple[Any, ...], remat: bool, platform: str) -> jax.stages.Traced:
+        return loop.compiled(gradient, static, adam, remat, project, platform).trace(*shapes)
+
+    notes.append(Note(name, key, max(seen, key=params_lib.count), trace))
+    return params
+
+
+def _summed(notes: list[Note], loss: Any, static: Any, params: Any, batches: Any, *, absolute: bool) -> Any:
+    """In the place of `element_mask.accumulated`: a tree like the params."""
+    shapes = jax.tree.map(_shape, (params, params, *next(iter(batches))))
+
+    def trace(shapes: tuple[Any, ...], remat: bool, platform: str) -> jax.stages.Traced:
+        return element_mask.add_gradient.trace(loss, static, absolute, *shapes)
+
+    notes.append(Note("sum of gradients", (loss, static, absolute), shapes, trace, remat=False))
+    return params
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape and the dtype that an argument has in a compiled program."""
+    kind = jax.typeof(leaf)
+    return jax.ShapeDtypeStruct(kind.shape, kind.dtype)
+
+
+def _everywhere(scores: Any, fraction: float) -> Any:
+    """In the place of `element_mask.top`."""
+    del fraction
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.True_, leaf.shape), scores)
+
+
+def _blank_images(pipeline: Any, prompts: Any, seeds: Any, **options: Any) -> np.ndarray:
+    """In the place of `generate.generate`: images_u8 [N, H, W, 3]."""
+    del seeds, options
+    side = backbones.of(pipeline).side(pipeline)
+    return np.broadcast_to(np.uint8(0), (len(prompts), side, side, 3))
+
+
+def _blank_latents(pipeline: Any, dataset: Any, **options: Any) -> latents.Latents:
+    """In the place of `latents.encode`."""
+    del options
+    size = latents.checked_size(pipeline, dataset)
+    blank = np.broadcast_to(np.float32(0), (len(dataset), *backbones.of(pipeline).latent_shape(pipeline, size)))
+    return latents.Latents(blank, blank)
+
+
+def _blank_sample(denoiser: Any, params: Any, tables: Any, noise: Any, *rest: Any) -> jax.Array:
+    """In the place of `partial.partial_sample`: latents like the noise."""
+    del denoiser, params, tables, rest
+    return jnp.zeros(noise.shape, jnp.float32)
+
+
+def _ones(self: jax.core.Tracer, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    """In the place of the values of a traced array, of which there are none. Zeros could be divided by."""
+    del copy
+    return np.broadcast_to(np.ones((), dtype or self.dtype), self.shape)

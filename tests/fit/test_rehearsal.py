@@ -1,0 +1,70 @@
+"""What methods train with, found without computing, beside what they train with when they run."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from configs import mini as mini_config
+from spqr_jax.config import Subject
+from spqr_jax.fit import fitting, rehearsal, targets
+from spqr_jax.fit.fitting import Asked
+from spqr_jax.methods import METHODS
+from spqr_jax.methods.contract import smallest, tiny
+from spqr_jax.methods.contract.checks import CONCEPT
+from spqr_jax.methods.tools import element_mask, loop
+
+TRAINED = ["esd", "modular_lora", "mace", "spm", "fmn", "salun", "erasediff", "scissorhands", "stereo", "advunlearn"]
+TRAINED += ["safety_dpo"]
+
+
+def described(arguments):
+    leaves, structure = jax.tree.flatten(arguments)
+    kinds = [leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf) for leaf in leaves]
+    return [(kind.shape, str(kind.dtype)) for kind in kinds], str(structure)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_programs_are_those_that_the_method_compiles(name, monkeypatch):
+    """Functions, static parts, and the shapes of all arguments; nothing is trained in the rehearsal."""
+    compiled, pipeline, options = [], tiny.pipeline("sd"), smallest.options(METHODS[name])
+
+    def fitting_(_, gradient, static, adam, arguments, limit=None, project=None):
+        compiled.append((gradient, static, adam, project, *described(arguments)))
+        return lambda params, state, mask, *inputs: (params, state, (0.0, 0.0))
+
+    def accumulated(loss, static, params, batches, *, absolute):
+        compiled.append((loss, static, absolute, *described((params, params, *next(iter(batches))))))
+        return jax.tree.map(jax.numpy.ones_like, params)
+
+    notes = rehearsal.rehearse(pipeline, METHODS[name], CONCEPT, seed=0, **options)
+    monkeypatch.setattr(loop, "fitting", fitting_)
+    monkeypatch.setattr(element_mask, "accumulated", accumulated)
+    METHODS[name].align(pipeline, CONCEPT, seed=0, **options)
+    noted = [(*(note.key[:4] if note.remat else note.key), *described(note.shapes)) for note in notes]
+    assert all(program in compiled for program in noted)
+    assert all(program in noted for program in compiled)
+
+
+def question(*subjects, **asked):
+    config = dataclasses.replace(fitting.protocol.resolve(mini_config.get_config()), subjects=subjects)
+    return fitting.Question.of(config, targets.find("cpu"), Asked(**asked))
+
+
+def test_a_step_of_a_method_is_compiled_for_the_target_in_float32():
+    asked = question(Subject("one", "esd", {"batch_size": 2}), Subject("two", "esd", {"batch_size": 2}))
+    (row,) = fitting._aligning(asked, rehearsal.of(asked.plan))
+    assert row["program"] == "aligning step, ESD esd-u emoji harm"
+    assert (row["batch"], row["dtype"], row["remat"]) == (2, "float32", False) and row["fits"] and row["compiles"]
+    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(asked.plan.pipeline.params["unet"]))
+    assert row["parts"]["arguments"] > 3 * weights  # the frozen ones; what is trained, with its two moments
+    assert row["flops"] > 0
+
+
+def test_a_method_that_cannot_be_rehearsed_is_named_with_the_reason():
+    own, many = Subject("own", "resalign"), Subject("many", "stereo", {"rounds": 0})
+    found = rehearsal.of(question(own, many, Subject("uce", "uce"), Subject("c", "esd", checkpoint="weights")).plan)
+    assert [(each.notes, each.refused) for each in found] == [
+        ([], "resalign, which has a loop of its own"),
+        ([], "stereo, which refuses (ValueError: STEREO: rounds=0, expected at least 1.)"),
+    ]
