@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spqr_jax import params as params_lib
 from spqr_jax.config import Config, Subject
 from spqr_jax.devices import memory
 from spqr_jax.devices import mesh as mesh_lib
@@ -197,7 +196,7 @@ def _aligning(question: Question, rehearsals: list[Rehearsal]) -> Iterator[dict[
                     note.name,
                     (Way(), Way(remat=True)) if note.remat else (Way(),),
                     functools.partial(_noted, question, each.subject, number),
-                    lambda fsdp, shapes=note.shapes: params_lib.nbytes(shapes[:2]),
+                    note.fixed_bytes,
                     loop.REMEDY,
                 ),
             )

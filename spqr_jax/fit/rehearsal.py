@@ -7,6 +7,7 @@ likewise. Images, their latents and samples are blank. A value that a method ask
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -24,7 +25,7 @@ from spqr_jax.devices import target as target_lib
 from spqr_jax.fit.programs import Plan, Program
 from spqr_jax.methods import mace
 from spqr_jax.methods.base import Method, defaults
-from spqr_jax.methods.tools import element_mask, loop
+from spqr_jax.methods.tools import closed_form, element_mask, loop
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
 from spqr_jax.sampling import partial
@@ -50,6 +51,11 @@ class Note(NamedTuple):
     shapes: tuple[Any, ...]
     trace: Callable[[tuple[Any, ...], bool, str], jax.stages.Traced]
     remat: bool = True
+
+    def fixed_bytes(self, fsdp: bool) -> int:
+        """Bytes of what is trained and its state. Nothing is split (fsdp), as methods train on one device."""
+        del fsdp
+        return sum(params_lib.nbytes(tree) for tree in self.shapes[:2])
 
 
 class Rehearsal(NamedTuple):
@@ -134,7 +140,8 @@ def _stage(notes: list[Note]) -> Iterator[None]:
             (generate, "generate", _blank_images),
             (latents, "encode", _blank_latents),
             (partial, "partial_sample", _blank_sample),
-            (mace, "TEMPLATES", mace.TEMPLATES[:1]),  # its closed forms, which are of NumPy, work on all of them
+            (closed_form, "solve", _unchanged),
+            (mace, "TEMPLATES", mace.TEMPLATES[:1]),  # NumPy would work on all of them
             (jax.core.Tracer, "__array__", _ones),
         ):
             stack.enter_context(mock.patch.object(owner, name, stand_in))
@@ -171,7 +178,7 @@ def _noted(
     def trace(shapes: tuple[Any, ...], remat: bool, platform: str) -> jax.stages.Traced:
         return loop.compiled(gradient, static, adam, remat, project, platform).trace(*shapes)
 
-    notes.append(Note(name, key, max(seen, key=params_lib.count), trace))
+    notes.append(Note(name, key, max(seen, key=_elements), trace))
     return params
 
 
@@ -192,10 +199,20 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(kind.shape, kind.dtype)
 
 
+def _elements(shapes: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
 def _everywhere(scores: Any, fraction: float) -> Any:
     """In the place of `element_mask.top`."""
     del fraction
     return jax.tree.map(lambda leaf: np.broadcast_to(np.True_, leaf.shape), scores)
+
+
+def _unchanged(kernel: np.ndarray, *rest: Any) -> np.ndarray:
+    """In the place of `closed_form.solve`."""
+    del rest
+    return kernel
 
 
 def _blank_images(pipeline: Any, prompts: Any, seeds: Any, **options: Any) -> np.ndarray:
