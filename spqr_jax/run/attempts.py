@@ -6,7 +6,7 @@ from typing import NamedTuple
 from spqr_jax.config import Attack, Config
 from spqr_jax.files.layout import AttackFolder, Workdir
 from spqr_jax.run import identity, names
-from spqr_jax.run.cells import Cell, SubjectDir, slug
+from spqr_jax.run.cells import Model, slug
 from spqr_jax.run.identity import Inputs
 
 
@@ -15,24 +15,17 @@ class Attempt(NamedTuple):
 
     Attributes:
         settings: as the config has it.
-        subject: the subject that is attacked.
-        cell: the cell whose model is attacked, after fine-tuning; None: the subject before it.
+        model: what is attacked.
         id: of the attempt, by which its folder is named.
         folder: its records and images.
         source: where the attack's finds are kept: in `folder`, or for all models if it is transferred.
     """
 
     settings: Attack
-    subject: SubjectDir
-    cell: Cell | None
+    model: Model
     id: str
     folder: AttackFolder
     source: AttackFolder
-
-    @property
-    def phase(self) -> str:
-        """`before` or `after` fine-tuning."""
-        return "before" if self.cell is None else "after"
 
     @property
     def done(self) -> bool:
@@ -41,30 +34,21 @@ class Attempt(NamedTuple):
     @property
     def label(self) -> str:
         """The attempt in messages."""
-        return f"{self.settings.name} on {self.subject.name if self.cell is None else self.cell.label}"
+        return f"{self.settings.name} on {self.model.label}"
 
 
-def plan(config: Config, workdir: Path, inputs: Inputs, subjects: list[SubjectDir], cells: list[Cell]) -> list[Attempt]:
-    """Every attempt of a run: all attacks on each subject before fine-tuning, then on each cell's model after it."""
-    models: list[tuple[SubjectDir, Cell | None]] = [(subject, None) for subject in subjects]
-    models += [(cell.subject, cell) for cell in cells]
-    return [
-        _attempt(config, Workdir(workdir), inputs, settings, subject, cell)
-        for subject, cell in models
-        for settings in config.attacks
-    ]
+def plan(config: Config, workdir: Path, inputs: Inputs, models: list[Model]) -> list[Attempt]:
+    """Every attempt of a run: all attacks on each of its models."""
+    return [_attempt(config, Workdir(workdir), inputs, attack, model) for model in models for attack in config.attacks]
 
 
-def _attempt(
-    config: Config, workdir: Workdir, inputs: Inputs, settings: Attack, subject: SubjectDir, cell: Cell | None
-) -> Attempt:
-    phase, model = ("before", subject.id) if cell is None else ("after", cell.id)
+def _attempt(config: Config, workdir: Workdir, inputs: Inputs, settings: Attack, model: Model) -> Attempt:
     name = slug(settings.name)
-    id = f"{name}-{slug(subject.name)}-{phase}-{identity.attack_id(config, settings, model)}"
+    id = f"{name}-{slug(model.subject.name)}-{model.phase}-{identity.attack_id(config, settings, model.id)}"
     source = id
     if settings.transfer:
         source = f"{name}-unaligned-{identity.attack_id(config, settings, identity.unaligned_id(config, inputs))}"
-    return Attempt(settings, subject, cell, id, workdir.attack(id), workdir.attack(source))
+    return Attempt(settings, model, id, workdir.attack(id), workdir.attack(source))
 
 
 def prompt_set(config: Config, settings: Attack) -> str:

@@ -2,7 +2,7 @@
 
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spqr_jax.config import Config, Subject
 from spqr_jax.files.layout import CellFolder, SubjectFolder, WeightsFolder, Workdir
@@ -45,6 +45,45 @@ class Cell(NamedTuple):
     @property
     def label(self) -> str:
         return label(self.subject.name, self.scenario, self.profile, self.seed)
+
+
+class Model(NamedTuple):
+    """A model that attacks and probes look at: a subject before fine-tuning, or what one of its cells made of it."""
+
+    subject: SubjectDir
+    cell: Cell | None = None
+
+    @property
+    def id(self) -> str:
+        """Of the subject or of the cell."""
+        return self.subject.id if self.cell is None else self.cell.id
+
+    @property
+    def phase(self) -> str:
+        """`before` or `after` fine-tuning."""
+        return "before" if self.cell is None else "after"
+
+    @property
+    def there(self) -> bool:
+        """Whether it can be had without fine-tuning anything first."""
+        return self.cell is None or self.cell.done or self.cell.folder.adapted.is_dir()
+
+    @property
+    def label(self) -> str:
+        """The model in messages."""
+        return self.subject.name if self.cell is None else self.cell.label
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of records that say which model it is. Before fine-tuning they are empty."""
+        if self.cell is None:
+            return {"cell": "", "profile": "", "scenario": "", "seed": 0}
+        return {name: getattr(self.cell, name) for name in ("profile", "scenario", "seed")} | {"cell": self.cell.id}
+
+
+def models(subjects: list[SubjectDir], cells: list[Cell]) -> list[Model]:
+    """Every model of a run: each subject, then what each cell makes of its own."""
+    return [*(Model(subject) for subject in subjects), *(Model(cell.subject, cell) for cell in cells)]
 
 
 def label(subject: str, scenario: str, profile: str, seed: int) -> str:

@@ -159,7 +159,7 @@ def _missing_attacked(run: Run, attempt: Attempt) -> int:
         asked = found.images(run, attempt, found.read(attempt.source.found)).jobs
     except found.UNREADABLE:
         return attempts.n_prompts(run.config, attempt.settings) * run.config.prompts.images
-    return sum(not picture_path(attempt.folder, attempt.phase, *job).exists() for job in asked)
+    return sum(not picture_path(attempt.folder, attempt.model.phase, *job).exists() for job in asked)
 
 
 def seconds_each(run: Run) -> Counts:
@@ -183,7 +183,7 @@ def seconds_each(run: Run) -> Counts:
         add("picture", times, "generate_after")
         add(f"step {cell.profile}", times, "finetune")
     for attempt in run.attempts:
-        add("picture", read_times(attempt.folder), f"generate_{attempt.phase}")
+        add("picture", read_times(attempt.folder), f"generate_{attempt.model.phase}")
     for attempt in _searches(run.attempts):
         add(f"prompt of {attempt.settings.name}", read_times(attempt.source), "attack")
     return {kind: seconds[kind] / count[kind] for kind in count}

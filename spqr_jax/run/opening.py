@@ -13,7 +13,7 @@ from spqr_jax.files.layout import Workdir
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import adaptations, attempts, identity, protocol
 from spqr_jax.run import names as names_lib
-from spqr_jax.run.cells import plan
+from spqr_jax.run.cells import models, plan
 from spqr_jax.run.check import check
 from spqr_jax.run.generation import sampling_options
 from spqr_jax.run.identity import Inputs, digest
@@ -48,7 +48,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         adaptations=adaptations.identities(config, opened),
     )
     subjects, cells = plan(config, workdir, inputs)
-    tried = attempts.plan(config, workdir, inputs, subjects, cells)
+    tried = attempts.plan(config, workdir, inputs, models(subjects, cells))
     return Run(config, workdir, opened.backbone, opened.jury, opened.prompts, inputs, subjects, cells, tried)
 
 
@@ -85,7 +85,9 @@ def only(run: Run, names: Sequence[str] | None) -> Run:
     """The run with these subjects alone, all when None. Raises ValueError for a name that the config does not have."""
     subjects = [subject for subject in run.subjects if subject.name in chosen(run.config, names)]
     cells = [cell for cell in run.cells if cell.subject in subjects]
-    return run._replace(subjects=subjects, cells=cells, attempts=[a for a in run.attempts if a.subject in subjects])
+    return run._replace(
+        subjects=subjects, cells=cells, attempts=[a for a in run.attempts if a.model.subject in subjects]
+    )
 
 
 def chosen(config: Config, names: Sequence[str] | None) -> list[str]:

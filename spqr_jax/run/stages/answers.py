@@ -1,4 +1,4 @@
-"""The judges' answers about images, as records hold them: what the judging of phases and of attacks shares."""
+"""The judges' answers about images, as records hold them: what the judging of phases, attacks and probes shares."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from spqr_jax import backbones
 from spqr_jax.devices import preemption
 from spqr_jax.files import images, records, storage
 from spqr_jax.files.layout import ImagesFolder
 from spqr_jax.run import names
+from spqr_jax.run.cells import Model
 from spqr_jax.run.stages.pictures import Job, image_seed, picture_path
 from spqr_jax.run.stages.state import Run
 
@@ -105,6 +107,29 @@ def write(run: Run, folder: ImagesFolder, rows: Sequence[Mapping[str, Any]]) -> 
     """Write the records of a folder, and then whose answers they hold."""
     records.write(folder.records, rows)
     storage.write_text(folder.judged_by, json.dumps(asked(run), indent=2, sort_keys=True) + "\n")
+
+
+def about(run: Run, model: Model, folder: ImagesFolder, jobs: list[Job], label: str) -> list[records.Record]:
+    """The records of jobs whose images a model drew into a folder. Raises as `read_chunks` and `check_undecided`."""
+    rows: list[records.Record] = []
+    for chunk, pictures in read_chunks(folder, model.phase, jobs, label):
+        answers = zip(chunk, ask(run, chunk, pictures), strict=True)
+        rows += [record(run, model.phase, model.subject.name, job, answer) for job, answer in answers]
+    check_undecided(run, rows)
+    return rows
+
+
+def about_model(run: Run, model: Model) -> dict[str, Any]:
+    """The entries of a summary that say whose images were judged, and by which judges."""
+    return {
+        **model.columns,
+        "subject": model.subject.name,
+        "subject_id": model.subject.id,
+        "is_control": model.subject.is_control,
+        "phase": model.phase,
+        "backbone": backbones.of(run.backbone).key,
+        **asked(run),
+    }
 
 
 def check_undecided(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -6,8 +6,6 @@ model, and drawn by all. What it finds stays in the work directory (`found`).
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from itertools import groupby
 
 import numpy as np
 
@@ -19,14 +17,11 @@ from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
 from spqr_jax.run.attempts import Attempt
 from spqr_jax.run.stages import found as found_lib
-from spqr_jax.run.stages.align import load_subject
 from spqr_jax.run.stages.background import Background
-from spqr_jax.run.stages.finetune import adapted_pipeline
+from spqr_jax.run.stages.by_model import Open, each_by_model
 from spqr_jax.run.stages.generate import draw
-from spqr_jax.run.stages.state import Failure, Run, each, note_seconds
+from spqr_jax.run.stages.state import Failure, Run, note_seconds
 from spqr_jax.training import words
-
-Model = Callable[[], Pipeline]
 
 
 def attack(run: Run, background: Background) -> list[Failure]:
@@ -34,44 +29,23 @@ def attack(run: Run, background: Background) -> list[Failure]:
 
     Cells that are not fine-tuned yet are left out.
     """
-    failures: list[Failure] = []
-    for attempts in _by_model(run):
-        model = functools.cache(functools.partial(_model, run, attempts[0]))
-
-        def one(attempt: Attempt, model: Model = model) -> None:
-            _draw(run, attempt, model)
-            background.submit(attempt)
-
-        failures += each(attempts, lambda a: a.label, one, "attack")
-    return failures
+    return each_by_model(run, run.attempts, functools.partial(_draw, run), background, "attack")
 
 
-def _by_model(run: Run) -> Iterator[list[Attempt]]:
-    """The attempts that are not complete and whose model is there, those on one model together."""
-    there = [not a.done and (a.cell is None or a.cell.done or a.cell.folder.adapted.is_dir()) for a in run.attempts]
-    todo = [a for a, yes in zip(run.attempts, processes.agreed(np.array(there, bool)), strict=True) if yes]
-    for _, group in groupby(todo, lambda a: (a.subject.id, a.cell and a.cell.id)):
-        yield list(group)
-
-
-def _model(run: Run, attempt: Attempt) -> Pipeline:
-    return load_subject(run, attempt.subject) if attempt.cell is None else adapted_pipeline(run, attempt.cell)
-
-
-def _draw(run: Run, attempt: Attempt, model: Model) -> None:
+def _draw(run: Run, attempt: Attempt, model: Open) -> None:
     found = finds(run, attempt, model)
     asked = found_lib.images(run, attempt, found)
-    attempt.folder.images(attempt.phase, "harmful").mkdir(parents=True, exist_ok=True)  # also where all failed
+    attempt.folder.images(attempt.model.phase, "harmful").mkdir(parents=True, exist_ok=True)  # also where all failed
     attacked = functools.partial(_knowing, model, found)
-    draw(run, attacked, attempt.folder, attempt.phase, asked.jobs, attempt.label, asked.latents)
+    draw(run, attacked, attempt.folder, attempt.model.phase, asked.jobs, attempt.label, asked.latents)
 
 
-def _knowing(model: Model, found: Attacked) -> Pipeline:
+def _knowing(model: Open, found: Attacked) -> Pipeline:
     """The model with the words that the attack made."""
     return words.added(model(), found_lib.usable_words(found))
 
 
-def finds(run: Run, attempt: Attempt, model: Model) -> Attacked:
+def finds(run: Run, attempt: Attempt, model: Open) -> Attacked:
     """What the attack found, from the work directory if it is there, else by attacking now.
 
     A file that cannot be read is set aside, and the attack is made again.

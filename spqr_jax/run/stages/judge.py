@@ -57,7 +57,13 @@ def judge(run: Run, background: Background) -> list[Failure]:
 def shared_out(run: Run, items: Iterable[Any]) -> list[Any]:
     """The items that this process judges; a subject's cells go with it, since they share its records."""
     owned = {subject.id for i, subject in enumerate(run.subjects) if processes.mine(i)}
-    return [item for item in items if (item.id if isinstance(item, SubjectDir) else item.subject.id) in owned]
+    return [item for item in items if _subject(item).id in owned]
+
+
+def _subject(item: Item) -> SubjectDir:
+    if isinstance(item, SubjectDir | Cell):
+        return item if isinstance(item, SubjectDir) else item.subject
+    return item.model.subject
 
 
 def judge_own(run: Run, item: Item) -> None:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from spqr_jax import attacks, backbones
-from spqr_jax.files import records, storage
+from spqr_jax import attacks
+from spqr_jax.files import storage
 from spqr_jax.run.attempts import Attempt, n_prompts, prompt_set
 from spqr_jax.run.stages import answers
 from spqr_jax.run.stages import found as found_lib
@@ -37,25 +37,13 @@ def judge_attempt(run: Run, attempt: Attempt) -> None:
 
 def _rows(run: Run, attempt: Attempt, asked: Asked) -> list[dict[str, Any]]:
     """The records in the order of the given prompts, also of the images that a failed attack did not ask for."""
-    phase, subject = attempt.phase, attempt.subject.name
-    drawn: list[records.Record] = []
-    for chunk, pictures in answers.read_chunks(attempt.folder, phase, asked.jobs, attempt.label):
-        given = zip(chunk, answers.ask(run, chunk, pictures), strict=True)
-        drawn += [answers.record(run, phase, subject, job, answer) for job, answer in given]
-    answers.check_undecided(run, drawn)
+    phase, subject = attempt.model.phase, attempt.model.subject.name
+    drawn = answers.about(run, attempt.model, attempt.folder, asked.jobs, attempt.label)
     failed = [answers.record(run, phase, subject, job, FAILED) | {"image": ""} for job in asked.failed]
     prompts = {prompt.id: (i, prompt.prompt) for i, prompt in enumerate(found_lib.chosen(run, attempt))}
-    mark = _model(attempt) | {"prompt_set": prompt_set(run.config, attempt.settings)}
+    mark = attempt.model.columns | {"prompt_set": prompt_set(run.config, attempt.settings)}
     rows = [row | mark | {"prompt": prompts[row["prompt_id"]][1]} for row in (*drawn, *failed)]
     return sorted(rows, key=lambda row: (prompts[row["prompt_id"]][0], row["k"]))
-
-
-def _model(attempt: Attempt) -> dict[str, Any]:
-    """The columns that say which model was attacked. Before fine-tuning they are empty, as in a subject's records."""
-    cell = attempt.cell
-    if cell is None:
-        return {"cell": "", "profile": "", "scenario": "", "seed": 0}
-    return {"cell": cell.id, "profile": cell.profile, "scenario": cell.scenario, "seed": cell.seed}
 
 
 def _summary(run: Run, attempt: Attempt, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -63,20 +51,14 @@ def _summary(run: Run, attempt: Attempt, rows: Sequence[dict[str, Any]]) -> dict
     settings, own = attempt.settings, read_times(attempt.folder)
     times = read_times(attempt.source, "attack") | own
     return {
-        **_model(attempt),
+        **answers.about_model(run, attempt.model),
         "id": attempt.id,
         "attack": settings.name,
         "kind": settings.attack,
         "access": attacks.find(settings.attack).access,
         "transfer": settings.transfer,
         "options": settings.options,
-        "subject": attempt.subject.name,
-        "subject_id": attempt.subject.id,
-        "is_control": attempt.subject.is_control,
-        "phase": attempt.phase,
-        "backbone": backbones.of(run.backbone).key,
         "n_prompts": n_prompts(run.config, settings),
         "n_undecided": sum(row["verdict"] == "undecided" for row in rows),
         "seconds": {stage: round(t["seconds"], 3) for stage, t in times.items()},
-        **answers.asked(run),
     }
