@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spqr_jax.data import coco
+from spqr_jax.data import coco, prompt_files
 
 MAX_SEED = 2**32
 PROMPT_COLUMNS = ("prompt", "sensitive prompt", "text", "caption", "nsfw")
@@ -25,7 +25,8 @@ SEED_COLUMNS = ("evaluation_seed", "sd_seed", "seed")
 GUIDANCE_COLUMNS = ("evaluation_guidance", "sd_guidance_scale", "guidance")
 CATEGORY_COLUMNS = ("categories", "category", "tag", "type")
 LANGUAGE_COLUMNS = ("language", "lang")
-KINDS = ("visu", "i2p", "rab")  # published sets that a protocol knows; "visu:FILE" says that the file is one of them
+# Published sets: "visu:FILE" says that the file is one. A protocol knows the first three, others have a reader.
+KINDS = ("visu", "i2p", "rab", *prompt_files.READERS)
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     **{">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt},
 }
@@ -71,20 +72,22 @@ def words(text: str) -> list[str]:
 
 def path_of(source: str) -> Path:
     """The file of a prompt set: "FILE" of "visu:FILE?tag=nudity"."""
-    return Path(_without_kind(source).partition("?")[0])
+    return Path(_kind(source)[1].partition("?")[0])
 
 
 def load(source: str, n: int, *, seed: int = 0) -> list[Prompt]:
     """`n` prompts of a file, drawn with `seed` after the selection.
 
-    source: a .csv, .tsv, .json, .jsonl or .txt file, with a selection after "?" if not all rows may be drawn; its
-    number of prompts ("n=100") counts instead of `n`. The draw is that of the official scripts, `random.seed(seed)` and
-    `random.sample(rows, n)` over the selected rows in file order. The result has the order of the draw after a
-    selection, and file order without one. Raises FileNotFoundError, or ValueError naming the file and what is wrong: no
-    prompt column, an unknown column in the selection, too few rows, a bad seed.
+    source: a .csv, .tsv, .json, .jsonl or .txt file, after "KIND:" if it is of one of KINDS, with a selection after "?"
+    if not all rows may be drawn; its number of prompts ("n=100") counts instead of `n`. The draw is that of the
+    official scripts, `random.seed(seed)` and `random.sample(rows, n)` over the selected rows in file order. The result
+    has the order of the draw after a selection, and file order without one. Raises FileNotFoundError, or ValueError
+    naming the file and what is wrong: no prompt column or another layout than that of the kind, an unknown column in
+    the selection, too few rows, a bad seed.
     """
     path, (conditions, number) = path_of(source), _selection(source)
-    rows = [prompt for prompt, raw in _read(path, conditions) if all(condition.holds(raw) for condition in conditions)]
+    read = _read(path, conditions, _kind(source)[0])
+    rows = [prompt for prompt, raw in read if all(condition.holds(raw) for condition in conditions)]
     n = n if number is None else number
     if len(rows) < n:
         raise ValueError(f"{source} holds {len(rows)} prompts, the config asks for {n}; lower prompts.n_*.")
@@ -92,15 +95,16 @@ def load(source: str, n: int, *, seed: int = 0) -> list[Prompt]:
     return [rows[i] for i in (chosen if conditions else sorted(chosen))]
 
 
-def _without_kind(source: str) -> str:
+def _kind(source: str) -> tuple[str, str]:
+    """The kind before the colon, "" without one, and the rest."""
     kind, colon, rest = source.partition(":")
-    return rest if colon and kind in KINDS else source
+    return (kind, rest) if colon and kind in KINDS else ("", source)
 
 
 def _selection(source: str) -> tuple[list[Condition], int | None]:
     """The conditions after the question mark, and the number of prompts if it is given there."""
     conditions, number = [], None
-    for part in filter(None, _without_kind(source).partition("?")[2].split("&")):
+    for part in filter(None, _kind(source)[1].partition("?")[2].split("&")):
         found = re.fullmatch(r"([^<>=]+)(>=|<=|=|>|<)(.*)", part)
         if found is None:
             raise ValueError(
@@ -135,7 +139,7 @@ def read_file(path: Path) -> list[Prompt]:
     return [prompt for prompt, _ in _read(path, ())]
 
 
-def _read(path: Path, conditions: Iterable[Condition]) -> list[tuple[Prompt, dict[str, Any]]]:
+def _read(path: Path, conditions: Iterable[Condition], kind: str = "") -> list[tuple[Prompt, dict[str, Any]]]:
     """Every prompt of a file with its row. Raises ValueError for a condition on a column that the file lacks."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -143,7 +147,8 @@ def _read(path: Path, conditions: Iterable[Condition]) -> list[tuple[Prompt, dic
         raise FileNotFoundError(f"prompt file {path} does not exist; set prompts.harmful or prompts.benign.") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"prompt file {path} is not UTF-8 ({error.reason} at byte {error.start}).") from None
-    rows = list(_rows(path, text))
+    reader = prompt_files.READERS.get(kind, _rows)
+    rows = list(reader(path, text))
     if not rows:
         raise ValueError(f"prompt file {path} holds no rows.")
     column = next((name for name in PROMPT_COLUMNS if name in rows[0]), None)
