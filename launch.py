@@ -24,7 +24,9 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file with get_config(), e.g. configs/mini.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written, also gs://; default runs/<config's name>")
-STAGES = flags.DEFINE_list("stages", None, "some of align,generate,finetune,attack,judge,score,report; default all")
+STAGES = flags.DEFINE_list(
+    "stages", None, "some of align,generate,finetune,attack,probe,judge,score,report; default all"
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "list every cell and what it still needs, then stop")
 SUBJECTS = flags.DEFINE_list("subjects", None, "names of the subjects to work on, default all")
 EXECUTOR = flags.DEFINE_string("executor", None, "submit one job a subject instead: slurm, or local")

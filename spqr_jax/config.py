@@ -36,6 +36,19 @@ class Attack:
 
 
 @dataclass
+class Probe:
+    """A further prompt set, drawn and judged on every subject before and after fine-tuning.
+
+    Its results stand in probes.json and take no part in the score (docs/probes.md).
+    """
+
+    name: str
+    prompts: str  # as in `Prompts`, or one of the emoji world's: "mini:lookalikes", "neighbours", "others", "implicit"
+    role: str = "benign"  # "harmful": what should not be drawn; "benign": what should, and has a CLIPScore
+    n: int = 100  # prompts drawn from the set
+
+
+@dataclass
 class Prompts:
     """Prompt sets: "mini:harmful", "mini:benign", or a prompt file.
 
@@ -203,7 +216,7 @@ class Score:
 class Report:
     """Parts of the report by name; empty: every part. Names: spqr_jax.report.tables.TABLES, .figures.FIGURES."""
 
-    tables: tuple[str, ...] = ()  # of 1, 2, 3, 4, 5, D, E, kept, audit, drift, attacks
+    tables: tuple[str, ...] = ()  # of 1, 2, 3, 4, 5, D, E, kept, audit, drift, attacks, probes
     figures: tuple[str, ...] = ()  # of 2, 3, 4, drift, attacks
     prompts: int = 48  # in the gallery, at most
     blur: bool = True  # blur images of harmful prompts in the figure of examples (2); the page always blurs them
@@ -229,6 +242,7 @@ class Config:
     concept: str = "mini"  # "mini", "mini:CATEGORY" or a preset of spqr_jax.concepts
     subjects: tuple[Subject, ...] = ()
     attacks: tuple[Attack, ...] = ()  # on every subject and cell; none of their results enters the score
+    probes: tuple[Probe, ...] = ()  # the same
     prompts: Prompts = field(default_factory=Prompts)
     generation: Generation = field(default_factory=Generation)
     bft: BFT = field(default_factory=BFT)
@@ -243,12 +257,13 @@ class Config:
 def as_dict(config: Config) -> dict[str, Any]:
     """Plain values, as they go into the manifest: all fields but the sources, which are no settings.
 
-    Attacks and `bft.own` are there only where a config sets them: manifests of others are those of older runs.
+    Attacks, probes and `bft.own` are there only where a config sets them: manifests of others are those of older runs.
     """
     values = dataclasses.asdict(config)
     del values["sources"]
-    if not config.attacks:
-        del values["attacks"]
+    for name in ("attacks", "probes"):
+        if not values[name]:
+            del values[name]
     if config.bft.own == Own():
         del values["bft"]["own"]
     return values

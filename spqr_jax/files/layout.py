@@ -5,9 +5,11 @@
     WORKDIR/subjects/<id>/                a subject before fine-tuning: images, records.parquet, features_before.npz
     WORKDIR/cells/<id>/                   a subject after one fine-tuning: images, records.parquet, features.npz, ...
     WORKDIR/attacks/<id>/                 an attack on one model: found.npz, images, records.parquet, attack.json
+    WORKDIR/probes/<id>/                  a further prompt set on one model: images, records.parquet, probe.json
     WORKDIR/reference_features.npz        features of real images, and reference_statistics.npz computed from them
     WORKDIR/leaderboard.{json,csv,md}     the scores
     WORKDIR/attacks.{json,csv}            what the attacks reached, apart from the scores
+    WORKDIR/probes.{json,csv}             what the probes found, apart from the scores
     WORKDIR/report/                       index.html, figures, tables, thumbs
     WORKDIR/latents/, compilation_cache/  kept so that the same work is not done twice
     WORKDIR/batch_sizes.json, training_memory.json    what was chosen so that programs fit into the devices
@@ -157,6 +159,16 @@ class AttackFolder(ImagesFolder):
 
 
 @dataclass(frozen=True)
+class ProbeFolder(ImagesFolder):
+    """probes/<id>: a further prompt set on a subject before fine-tuning, or on one cell's model after it."""
+
+    @property
+    def summary(self) -> Path:
+        """JSON about the probe. It is written last: a probe without it is not complete."""
+        return self.path / "probe.json"
+
+
+@dataclass(frozen=True)
 class ReportFolder(Folder):
     """report, or another directory that a report is written to."""
 
@@ -233,6 +245,10 @@ class Workdir(Folder):
         """What the attacks reached, as `json` or `csv`."""
         return self.path / f"attacks.{suffix}"
 
+    def probe_scores(self, suffix: str = "json") -> Path:
+        """What the probes found, as `json` or `csv`."""
+        return self.path / f"probes.{suffix}"
+
     def weights(self, key: str) -> WeightsFolder:
         """Directory of the weights with this key."""
         return WeightsFolder(self.path / "pipelines" / key)
@@ -249,6 +265,10 @@ class Workdir(Folder):
         """Directory of the attack with this id."""
         return AttackFolder(self.path / "attacks" / id)
 
+    def probe(self, id: str) -> ProbeFolder:
+        """Directory of the probe with this id."""
+        return ProbeFolder(self.path / "probes" / id)
+
     def judged_subjects(self) -> list[SubjectFolder]:
         """Subjects on disk that have been judged, sorted by id."""
         return [SubjectFolder(path.parent) for path in sorted(self.path.glob("subjects/*/judges.json"))]
@@ -260,6 +280,10 @@ class Workdir(Folder):
     def complete_attacks(self) -> list[AttackFolder]:
         """Attacks on disk that are complete, sorted by id."""
         return [AttackFolder(path.parent) for path in sorted(self.path.glob("attacks/*/attack.json"))]
+
+    def complete_probes(self) -> list[ProbeFolder]:
+        """Probes on disk that are complete, sorted by id."""
+        return [ProbeFolder(path.parent) for path in sorted(self.path.glob("probes/*/probe.json"))]
 
     def incomplete_cells(self) -> list[CellFolder]:
         """Cells on disk that are not complete, sorted by id."""

@@ -15,7 +15,7 @@ import numpy as np
 from spqr_jax import data
 from spqr_jax.concepts import Concept
 from spqr_jax.data import Dataset
-from spqr_jax.mini import corpus, emoji, world
+from spqr_jax.mini import corpus, emoji, probes, world
 from spqr_jax.prompts import Prompt
 
 MODEL = Path(__file__).parent / "assets" / "model"
@@ -24,11 +24,19 @@ JUDGE_FILES = {"harm": "harm.onnx", "features": "features.onnx", "clip": "clip"}
 PROMPT_SETS = ("harmful", "benign")
 
 
-def prompts(name: str, n: int, seed: int) -> list[Prompt]:
-    """The first `n` prompts of "harmful" or "benign", drawn with `seed`."""
-    if name not in PROMPT_SETS:
-        raise ValueError(f"prompt set mini:{name} is unknown; expected one of {', '.join(PROMPT_SETS)}.")
-    drawn = world.harmful_prompts(n, seed) if name == "harmful" else world.benign_prompts(n, seed)
+def prompts(name: str, n: int, seed: int, erased: str = "") -> list[Prompt]:
+    """The first `n` prompts of "harmful", "benign" or one of `probes.SETS`, drawn with `seed`.
+
+    erased: the category of harmful objects that the probes are about, all of them if empty.
+    Raises ValueError for another name, and for a set that does not exist or has fewer prompts.
+    """
+    if name in probes.SETS:
+        drawn = probes.prompts(name, n, seed, erased)
+    elif name in PROMPT_SETS:
+        drawn = world.harmful_prompts(n, seed) if name == "harmful" else world.benign_prompts(n, seed)
+    else:
+        known = ", ".join((*PROMPT_SETS, *probes.SETS))
+        raise ValueError(f"prompt set mini:{name} is unknown; expected one of {known}.")
     return [Prompt(p.id, p.prompt, p.category, p.language, p.seed) for p in drawn]
 
 

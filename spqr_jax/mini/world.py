@@ -9,7 +9,7 @@ in every language.
 import csv
 import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -248,27 +248,33 @@ def caption(picture: Picture, *, language: str = "en", template: int = 0, word: 
     return text.replace(" a orange", " an orange")
 
 
-def harmful_prompts(n: int, seed: int = 0) -> list[Prompt]:
+def harmful_prompts(
+    n: int,
+    seed: int | str = 0,
+    objects: Mapping[str, Iterable[str]] = HARMFUL,
+    words: Mapping[str, str] | None = None,
+) -> list[Prompt]:
     """``n`` distinct English prompts for harmful objects, balanced over categories and over objects within each.
 
-    A shorter set is a prefix of a longer one with the same seed. Raises ValueError if fewer than ``n`` distinct prompts
-    exist.
+    A shorter set is a prefix of a longer one with the same seed. objects: category -> code points. words: code point ->
+    the word that every prompt of this object has in place of its name. Raises ValueError if fewer than ``n`` distinct
+    prompts exist.
     """
-    groups = {category: _shuffled(codes, f"{seed}/{category}") for category, codes in HARMFUL.items()}
+    groups = {category: _shuffled(codes, f"{seed}/{category}") for category, codes in objects.items()}
     turns = (
         (category, codes[turn % len(codes)], turn // len(codes))
         for turn in itertools.count()
         for category, codes in groups.items()
     )
-    return _prompts(turns, n, seed)
+    return _prompts(turns, n, seed, words)
 
 
-def benign_prompts(n: int, seed: int = 0) -> list[Prompt]:
+def benign_prompts(n: int, seed: int | str = 0, objects: Iterable[str] = BENIGN) -> list[Prompt]:
     """``n`` distinct English prompts for benign objects, balanced over objects; otherwise as ``harmful_prompts``.
 
     The category is the emoji's own, for example "Food & Drink".
     """
-    codes = _shuffled(BENIGN, f"{seed}/benign")
+    codes = _shuffled(objects, f"{seed}/benign")
     turns = ((catalogue()[code].category, code, turn) for turn in itertools.count() for code in codes)
     return _prompts(turns, n, seed)
 
@@ -295,7 +301,9 @@ def write_prompt_file(path: str | Path, prompts: Iterable[Prompt], *, guidance: 
         writer.writerows((p.id, p.prompt, p.seed, guidance, p.category, p.language) for p in prompts)
 
 
-def _prompts(turns: Iterable[tuple[str, str, int]], n: int, seed: int) -> list[Prompt]:
+def _prompts(
+    turns: Iterable[tuple[str, str, int]], n: int, seed: int | str, words: Mapping[str, str] | None = None
+) -> list[Prompt]:
     """Turn the first ``n`` (category, object, visit) into prompts; visits walk the shuffled combinations."""
     combinations = list(itertools.product(SEEN_STYLES, BACKGROUNDS, range(len(TEMPLATES["en"]))))
     orders: dict[str, Sequence[tuple[str, str, int]]] = {}
@@ -306,9 +314,10 @@ def _prompts(turns: Iterable[tuple[str, str, int]], n: int, seed: int) -> list[P
         order = orders.setdefault(code, _shuffled(combinations, f"{seed}/{code}"))
         style, background, template = order[visit]
         keyword = code in KEYWORDS and (visit + int(code, 16)) % KEYWORD_EVERY == 0  # spread over the set
-        text = caption(Picture(code, style, background), template=template, word=KEYWORDS[code] if keyword else None)
+        word = (words or {}).get(code, KEYWORDS[code] if keyword else None)
+        text = caption(Picture(code, style, background), template=template, word=word)
         number = random.Random(f"{seed}/{index}").randrange(2**31)
-        prompts.append(Prompt(str(index), text, category, "en", number, code, style, background, keyword))
+        prompts.append(Prompt(str(index), text, category, "en", number, code, style, background, word is not None))
     return prompts
 
 

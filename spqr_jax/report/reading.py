@@ -57,6 +57,7 @@ class ReportedRun(NamedTuple):
     settings: dict[str, Setting]  # by subject
     others: dict[str, dict[str, Any]]  # manifests of the other runs, by label
     attacked: list[dict[str, Any]]  # rows of attacks.json; what the attacks found is not read
+    probed: list[dict[str, Any]]  # rows of probes.json
 
     def records_of(self, cell: FinishedCell) -> list[dict[str, Any]]:
         """The records of one cell; none where its file cannot be read."""
@@ -121,10 +122,15 @@ def _read(directory: Path) -> ReportedRun:
         gaps.append("cells/: no complete cell found; there is no gallery, no judge agreement and no cost to show.")
     names = unique([row["subject"] for row in leaderboard["rows"]] + [cell.subject for cell in cells])
     settings = {name: _setting(name, manifest) for name in names}
-    scores, rows = workdir.attack_scores(), leaderboard["rows"]
-    reached = (_json(scores, gaps) if scores.exists() else None) or {}
-    attacked = reached["rows"] if isinstance(reached.get("rows"), list) else []
-    return ReportedRun(directory, leaderboard, rows, cells, tables, manifest, gaps, settings, {}, attacked)
+    attacked, probed = (_rows_beside(path, gaps) for path in (workdir.attack_scores(), workdir.probe_scores()))
+    rows = leaderboard["rows"]
+    return ReportedRun(directory, leaderboard, rows, cells, tables, manifest, gaps, settings, {}, attacked, probed)
+
+
+def _rows_beside(path: Path, gaps: list[str]) -> list[dict[str, Any]]:
+    """The rows of a file beside the leaderboard; none where it is missing or cannot be read."""
+    found = (_json(path, gaps) if path.exists() else None) or {}
+    return found["rows"] if isinstance(found.get("rows"), list) else []
 
 
 def _setting(subject: str, manifest: dict[str, Any]) -> Setting:
@@ -160,6 +166,7 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
     settings: dict[str, Setting] = {}
     others: dict[str, dict[str, Any]] = {}
     attacked: list[dict[str, Any]] = []
+    probed: list[dict[str, Any]] = []
     board: dict[str, Any] = {"comparisons": [], "averages": [], "audit": [], "notes": []}
     for run, varying in zip(runs, labels, strict=True):
         label = " · ".join(text for _, text in varying)
@@ -169,6 +176,7 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
 
         rows += [row | {"subject": named(row["subject"])} for row in run.rows]
         attacked += [row | {"subject": named(row["subject"])} for row in run.attacked]
+        probed += [row | {"subject": named(row["subject"])} for row in run.probed]
         cells += [c._replace(subject=named(c.subject), name=f"{label}: {c.name}") for c in run.cells]
         tables |= {f"{label}: {name}": table for name, table in run.records.items()}
         gaps += [f"{label}: {gap}" for gap in run.gaps]
@@ -193,7 +201,7 @@ def _merged(runs: list[ReportedRun]) -> ReportedRun:
     first = runs[0].manifest
     del others[next(iter(others))]
     board |= {"rows": rows}
-    return ReportedRun(runs[0].directory, board, rows, cells, tables, first, gaps, settings, others, attacked)
+    return ReportedRun(runs[0].directory, board, rows, cells, tables, first, gaps, settings, others, attacked, probed)
 
 
 def _check_one_protocol(runs: list[ReportedRun]) -> None:

@@ -3,8 +3,8 @@
 1: S, P and Q shared, R and SPQR per scenario. 2: change of CLIP and FID. 3: R per profile. 4: R per harmful prompt set.
 5: R per language and domain. D: Table 1 by backbone. E: R by LoRA rank. kept: the share of the safety gained that is
 left, and whether the model still works. audit: the ranking under other choices of the score. drift: how soon half of
-the safety gain is lost. attacks: prompts that attacks broke before and after fine-tuning. Tables 4, D and E compare
-runs: read several work directories.
+the safety gain is lost. attacks: prompts that attacks broke before and after fine-tuning. probes: images of
+further prompt sets. Tables 4, D and E compare runs: read several work directories.
 
 R and SPQR come in two forms, logistic (equation 3) and exponential (what the published tables follow); they are never
 mixed in one table, so tables with R are written once in each form and only the exponential one holds published rows.
@@ -310,10 +310,34 @@ def _made_on(row: dict[str, Any]) -> str:
     return "unaligned model" if row["transfer"] else "text encoder" if row["access"] == "text encoder" else "itself"
 
 
+def probes_table(run: ReportedRun) -> list[Table]:
+    """Unsafe images and CLIP similarity of further prompt sets, by set, and beside the unaligned control."""
+    if not run.probed:
+        return []
+    digits = {"unsafe": 1, "dunsafe": 1, "clip": 3, "dclip": 3}
+    rows: list[TableRow] = [
+        [
+            *(row["probe"], row["role"], row["subject"], row["phase"]),
+            *(shown_profile(row["profile"]) if row["profile"] else "n/a", row["scenario"] or "n/a", str(row["n"])),
+            *(figure_of(row, key, digits=places) for key, places in digits.items()),
+            str(row["undecided"]),
+        ]
+        for row in run.probed
+    ]
+    caption = (
+        "Further prompt sets before and after fine-tuning: unsafe images in percent, CLIP similarity where the role is "
+        "benign, and both minus the unaligned control's, paired. They enter no score. Undecided: images."
+    )
+    columns = ["Probe", "Role", "Method", "Phase", "Profile", "Scenario", "Prompts"]
+    columns += ["Unsafe, %", "minus control's", "CLIP", "CLIP minus control's", "Undecided"]
+    return [Table("probes", caption, columns, rows)]
+
+
 TABLES: dict[str, Callable[[ReportedRun], list[Table]]] = {
     **{"1": table1, "2": table2, "3": table3, "4": table4, "5": table5},
     **{"D": table_d, "E": table_e, "kept": kept_table, "audit": audit_table, "drift": drift_table},
     "attacks": attacks_table,
+    "probes": probes_table,
 }
 
 

@@ -56,7 +56,7 @@ def figure_of(row: dict[str, Any] | None, key: str, *, form: str = "logistic", d
     if value is None or not math.isfinite(value):
         return Figure(None, None, None, digits)
     low, high = ends if ends and None not in ends else (None, None)
-    return Figure(value, low, high, digits, signed=key in ("dh", "dclip", "dfid", "rise"))
+    return Figure(value, low, high, digits, signed=key in ("dh", "dclip", "dfid", "rise", "dunsafe"))
 
 
 def write(tables: Sequence[Table], directory: Path) -> list[Path]:

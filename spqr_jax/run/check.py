@@ -8,6 +8,7 @@ from spqr_jax import attacks, methods, profiles, protocols, schedulers
 from spqr_jax.backbones.models.layers import LORA_INITS
 from spqr_jax.config import Config, Subject
 from spqr_jax.data import order
+from spqr_jax.files.records import ROLES
 from spqr_jax.run import bft, names, protocol
 from spqr_jax.score import rules as rules_lib
 
@@ -26,6 +27,7 @@ def check_settings(config: Config) -> None:
     """`check` of a resolved config without its subjects' methods, so that no method's package is imported."""
     _check_names(config)
     _check_attacks(config)
+    _check_probes(config)
     _check_profiles(config)
     _one_of("bft.stages", config.bft.stages, order.STAGES)
     _one_of("bft.order", config.bft.order, order.ORDERS)
@@ -106,6 +108,16 @@ def _check_budget(field: str, value: Any, default: Any) -> None:
     least = " of at least 1" if kind is int and default >= 1 else ""
     if type(value) not in kinds[kind] or (least and value < 1):
         raise ValueError(f"config.{field}={value!r}: expected {wanted[kind]}{least}.")
+
+
+def _check_probes(config: Config) -> None:
+    named = [probe.name for probe in config.probes]
+    for probe in config.probes:
+        if not probe.name or named.count(probe.name) > 1:
+            raise ValueError(f"config.probes: the name {probe.name!r} is empty or used twice; each has its own.")
+        _one_of(f"probes[{probe.name}].role", probe.role, ROLES)
+        if probe.n < 2:
+            raise ValueError(f"config.probes[{probe.name}].n={probe.n} is too small; expected at least 2.")
 
 
 def _check_profiles(config: Config) -> None:

@@ -14,8 +14,10 @@ from spqr_jax.files.layout import ImagesFolder, Workdir
 from spqr_jax.run import attempts, cells, protocol
 from spqr_jax.run.attempts import Attempt
 from spqr_jax.run.bft import length, num_steps
+from spqr_jax.run.probes import Probing
 from spqr_jax.run.stages import found
-from spqr_jax.run.stages.pictures import phase_jobs, picture_path
+from spqr_jax.run.stages import probe as probe_stage
+from spqr_jax.run.stages.pictures import Job, phase_jobs, picture_path
 from spqr_jax.run.stages.state import Run, read_times
 
 # kind of work -> number; a kind is "align", "picture", "step" and a profile, or "prompt of" and an attack
@@ -46,6 +48,8 @@ def plan(config: Config) -> str:
         budget = ", ".join(f"{name} {value}" for name, value in attack.options.items()) or "its own budget"
         prompts = attempts.n_prompts(config, attack)
         lines.append(f"Attack, {attack.name}: {prompts} harmful prompts, before and after, {models} ({budget}).")
+    for probe in config.probes:
+        lines.append(f"Probe, {probe.name}: {probe.n} {probe.role} prompts of {probe.prompts}, before and after.")
     return "\n".join(lines)
 
 
@@ -66,9 +70,13 @@ def table(run: Run) -> str:
         lines.append(f"{'done' if cell.done else 'missing: ' + ', '.join(needs):40} {cell.label}")
     for attempt in run.attempts:
         lines.append(f"{'done' if attempt.done else 'missing: ' + ', '.join(_needs(attempt)):40} {attempt.label}")
+    for probe in run.probes:
+        lines.append(f"{'done' if probe.done else 'missing: probe':40} {probe.label}")
     pictures = len(phase_jobs(run)) * (len(run.cells) + len(run.subjects))
     pictures += sum(attempts.n_prompts(run.config, a.settings) * run.config.prompts.images for a in run.attempts)
+    pictures += sum(len(probe_stage.jobs(run, probe)) for probe in run.probes)
     tried = f"{len(run.attempts)} attacks on models, " if run.attempts else ""
+    tried += f"{len(run.probes)} probes of models, " if run.probes else ""
     lines.append(f"{len(run.cells)} cells, {len(run.subjects)} subjects, {tried}{pictures} pictures in all.")
     return "\n".join([*lines, _estimate(missing(run), seconds_each(run))])
 
@@ -87,7 +95,9 @@ def unopened(config: Config, subjects: Sequence[str], workdir: Path) -> str:
     """
     counts, settings = whole(config, subjects), _settings(config, subjects)
     lines = [f"{'needs the files above':40} {cells.label(*setting)}" for setting in settings]
-    tried = f"{len(config.attacks) * (len(settings) + len(subjects))} attacks on models, " if config.attacks else ""
+    models = len(settings) + len(subjects)
+    tried = f"{len(config.attacks) * models} attacks on models, " if config.attacks else ""
+    tried += f"{len(config.probes) * models} probes of models, " if config.probes else ""
     lines.append(f"{len(settings)} cells, {len(subjects)} subjects, {tried}{counts['picture']:.0f} pictures in all.")
     return "\n".join([*lines, _estimate(counts, _rates_of_complete(workdir), "In all")])
 
@@ -104,6 +114,7 @@ def whole(config: Config, subjects: Sequence[str]) -> Counts:
         n = attempts.n_prompts(config, attack)
         counts["picture"] += n * prompts.images * models
         counts[f"prompt of {attack.name}"] += n * (1 if attack.transfer else models)
+    counts["picture"] += sum(probe.n for probe in config.probes) * prompts.images * models
     return counts
 
 
@@ -129,23 +140,26 @@ def missing(run: Run) -> Counts:
     bft = run.config.bft
     for subject in run.subjects:
         counts["align"] += not subject.weights.note.exists()
-        counts["picture"] += _missing_pictures(run, subject.folder, "before")
+        counts["picture"] += _missing_pictures(subject.folder, "before", phase_jobs(run))
     for cell in run.cells:
         if not cell.done:
-            counts["picture"] += _missing_pictures(run, cell.folder, "after")
+            counts["picture"] += _missing_pictures(cell.folder, "after", phase_jobs(run))
             if not cell.folder.adapted.is_dir():
                 counts[f"step {cell.profile}"] += num_steps(bft, cell.profile, bft.samples)
     for attempt in run.attempts:
         if not attempt.done:
             counts["picture"] += _missing_attacked(run, attempt)
+    for probe in run.probes:
+        if not probe.done:
+            counts["picture"] += _missing_pictures(probe.folder, probe.model.phase, probe_stage.jobs(run, probe))
     for attempt in _searches(a for a in run.attempts if not a.done):
         if not attempt.source.found.exists():
             counts[f"prompt of {attempt.settings.name}"] += attempts.n_prompts(run.config, attempt.settings)
     return {kind: count for kind, count in counts.items() if count}
 
 
-def _missing_pictures(run: Run, folder: ImagesFolder, phase: str) -> int:
-    return sum(not picture_path(folder, phase, *job).exists() for job in phase_jobs(run))
+def _missing_pictures(folder: ImagesFolder, phase: str, jobs: Iterable[Job]) -> int:
+    return sum(not picture_path(folder, phase, *job).exists() for job in jobs)
 
 
 def _searches(tried: Iterable[Attempt]) -> list[Attempt]:
@@ -159,7 +173,7 @@ def _missing_attacked(run: Run, attempt: Attempt) -> int:
         asked = found.images(run, attempt, found.read(attempt.source.found)).jobs
     except found.UNREADABLE:
         return attempts.n_prompts(run.config, attempt.settings) * run.config.prompts.images
-    return sum(not picture_path(attempt.folder, attempt.model.phase, *job).exists() for job in asked)
+    return _missing_pictures(attempt.folder, attempt.model.phase, asked)
 
 
 def seconds_each(run: Run) -> Counts:
@@ -182,8 +196,9 @@ def seconds_each(run: Run) -> Counts:
         times = read_times(cell.folder)
         add("picture", times, "generate_after")
         add(f"step {cell.profile}", times, "finetune")
-    for attempt in run.attempts:
-        add("picture", read_times(attempt.folder), f"generate_{attempt.model.phase}")
+    looks: list[Attempt | Probing] = [*run.attempts, *run.probes]
+    for one in looks:
+        add("picture", read_times(one.folder), f"generate_{one.model.phase}")
     for attempt in _searches(run.attempts):
         add(f"prompt of {attempt.settings.name}", read_times(attempt.source), "attack")
     return {kind: seconds[kind] / count[kind] for kind in count}

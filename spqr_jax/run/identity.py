@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from spqr_jax import attacks, methods, protocols
-from spqr_jax.config import Attack, Config, Subject
+from spqr_jax.config import Attack, Config, Probe, Subject
 from spqr_jax.methods import Method
 from spqr_jax.methods.tools import pictures
 
@@ -32,6 +32,7 @@ class Inputs(NamedTuple):
         pictures: data source in a subject's options -> hash of its images and captions.
         adaptations: profile beyond the protocols' -> what it reads in place of the scenario's data: sha256 of the file
             of adapters, or the name of the few pictures, which identifies their content.
+        probes: name -> hash of the chosen rows.
         methods: method of a subject that is not of this package -> its dotted path and the sha256 of its file.
     """
 
@@ -42,12 +43,12 @@ class Inputs(NamedTuple):
     pictures: Mapping[str, str] = {}
     methods: Mapping[str, str] = {}
     adaptations: Mapping[str, str] = {}
+    probes: Mapping[str, str] = {}
 
 
 def as_dict(inputs: Inputs) -> dict[str, Any]:
-    """Plain values, as they go into the manifest; without adaptations as older versions wrote them."""
-    values = inputs._asdict()
-    return values if inputs.adaptations else {key: value for key, value in values.items() if key != "adaptations"}
+    """Plain values, as they go into the manifest; without adaptations and probes as older versions wrote them."""
+    return {name: value for name, value in inputs._asdict().items() if value or name not in ("adaptations", "probes")}
 
 
 def digest(*values: Any) -> str:
@@ -143,6 +144,11 @@ def attack_id(config: Config, settings: Attack, model: str) -> str:
     how: dict[str, Any] = {"attack": attack.name, "options": _values(attacks.defaults(attack), settings.options)}
     how |= {"transfer": settings.transfer, "prompts": settings.prompts}
     return digest(model, settings.name, how, config.concept, config.seed)
+
+
+def probe_id(probe: Probe, inputs: Inputs, model: str) -> str:
+    """Id of one probe of one model. model: the id of a subject or a cell."""
+    return digest(model, "probe", probe.name, probe.role, inputs.probes[probe.name])
 
 
 def unaligned_id(config: Config, inputs: Inputs) -> str:

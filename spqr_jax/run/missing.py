@@ -43,6 +43,7 @@ class Opened(NamedTuple):
         backbone: the unaligned pipeline.
         checkpoints: checkpoint of a subject, as the config has it -> its path.
         prompts: role -> prompts.
+        probes: name of a probe -> prompts.
         data: scenario -> fine-tuning images.
         jury: the judges.
         adapters: profile "adapter:NAME" -> the path of its file.
@@ -52,6 +53,7 @@ class Opened(NamedTuple):
     backbone: Pipeline
     checkpoints: dict[str, Path]
     prompts: dict[str, list[Prompt]]
+    probes: dict[str, list[Prompt]]
     data: dict[str, Dataset]
     jury: Jury
     adapters: dict[str, Path]
@@ -90,6 +92,7 @@ def open_all(config: Config) -> Opened:
         backbone=opened["base"],
         checkpoints={s.checkpoint: opened[f"subjects[{s.name}].checkpoint"] for s in config.subjects if s.checkpoint},
         prompts={role: opened[f"prompts.{role}"] for role in ROLES},
+        probes={probe.name: opened[f"probes[{probe.name}]"] for probe in config.probes},
         data={scenario: opened[f"bft.data.{scenario}"] for scenario in config.bft.scenarios},
         jury=jury.of_opened(config.judges, judges),
         adapters={p: opened[f"bft.profiles[{p}]"] for p in config.bft.profiles if protocols.adapter_of(p)},
@@ -124,9 +127,9 @@ def things(config: Config) -> Iterator[Thing]:
         for option, source in identity.sources(subject).items():
             yield from _data(f"{where}.options.{option}", source)
     for role in ROLES:
-        source = getattr(config.prompts, role)
-        place = str(prompts_lib.path_of(source)) if names.in_mini(source) is None else source
-        yield Thing(f"prompts.{role}", place, partial(names.prompts, config, role))
+        yield _prompts(f"prompts.{role}", getattr(config.prompts, role), partial(names.prompts, config, role))
+    for probe in config.probes:
+        yield _prompts(f"probes[{probe.name}]", probe.prompts, partial(names.probe_prompts, config, probe))
     for scenario in config.bft.scenarios:
         field, source = f"bft.data.{scenario}", names.data_source(config, scenario)
         yield from _data(field, source)
@@ -135,6 +138,10 @@ def things(config: Config) -> Iterator[Thing]:
     for field, judge in jury.openers(config.judges).items():
         yield _judge(f"judges.{field}", judge)
     yield Thing("judges.reference", config.judges.reference, partial(names.reference_paths, config))
+
+
+def _prompts(field: str, source: str, read: Callable[[], list[Prompt]]) -> Thing:
+    return Thing(field, str(prompts_lib.path_of(source)) if names.in_mini(source) is None else source, read)
 
 
 def _of_adaptations(config: Config) -> Iterator[Thing]:

@@ -18,7 +18,7 @@ from convert import hub
 from spqr_jax import data, mini
 from spqr_jax import prompts as prompts_lib
 from spqr_jax.concepts import PRESETS, Concept
-from spqr_jax.config import Config
+from spqr_jax.config import Config, Probe
 from spqr_jax.data import Dataset, drawing, pictures
 from spqr_jax.data import source as source_lib
 from spqr_jax.data.pictures import Preprocess
@@ -118,9 +118,19 @@ def concept(config: Config) -> Concept:
 
 def prompts(config: Config, role: str) -> list[Prompt]:
     """The prompts that the config asks for in one role. Raises ValueError or FileNotFoundError naming the set."""
-    source, n = getattr(config.prompts, role), getattr(config.prompts, f"n_{role}")
+    return _drawn(config, getattr(config.prompts, role), getattr(config.prompts, f"n_{role}"))
+
+
+def probe_prompts(config: Config, probe: Probe) -> list[Prompt]:
+    """The prompts of a probe. Raises as `prompts`."""
+    return _drawn(config, probe.prompts, probe.n)
+
+
+def _drawn(config: Config, source: str, n: int) -> list[Prompt]:
     name = in_mini(source)
-    return prompts_lib.load(source, n, seed=config.seed) if name is None else mini.prompts(name, n, config.seed)
+    if name is None:
+        return prompts_lib.load(source, n, seed=config.seed)
+    return mini.prompts(name, n, config.seed, in_mini(config.concept) or "")
 
 
 def prompt_set(config: Config, role: str) -> str:

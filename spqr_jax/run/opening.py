@@ -11,7 +11,7 @@ from spqr_jax.config import Config
 from spqr_jax.files import storage
 from spqr_jax.files.layout import Workdir
 from spqr_jax.pipeline import Pipeline
-from spqr_jax.run import adaptations, attempts, identity, protocol
+from spqr_jax.run import adaptations, attempts, identity, probes, protocol
 from spqr_jax.run import names as names_lib
 from spqr_jax.run.cells import models, plan
 from spqr_jax.run.check import check
@@ -46,10 +46,12 @@ def open_run(config: Config, workdir: Path) -> Run:
         pictures=identity.data_sources(config.subjects),
         methods=identity.method_sources(config.subjects),
         adaptations=adaptations.identities(config, opened),
+        probes={name: digest(rows) for name, rows in opened.probes.items()},
     )
     subjects, cells = plan(config, workdir, inputs)
     tried = attempts.plan(config, workdir, inputs, models(subjects, cells))
-    return Run(config, workdir, opened.backbone, opened.jury, opened.prompts, inputs, subjects, cells, tried)
+    probed = probes.plan(config, workdir, inputs, models(subjects, cells), opened.probes)
+    return Run(config, workdir, opened.backbone, opened.jury, opened.prompts, inputs, subjects, cells, tried, probed)
 
 
 def check_backbone(config: Config, backbone: Pipeline) -> None:
@@ -85,9 +87,9 @@ def only(run: Run, names: Sequence[str] | None) -> Run:
     """The run with these subjects alone, all when None. Raises ValueError for a name that the config does not have."""
     subjects = [subject for subject in run.subjects if subject.name in chosen(run.config, names)]
     cells = [cell for cell in run.cells if cell.subject in subjects]
-    return run._replace(
-        subjects=subjects, cells=cells, attempts=[a for a in run.attempts if a.model.subject in subjects]
-    )
+    tried = [attempt for attempt in run.attempts if attempt.model.subject in subjects]
+    probed = [probe for probe in run.probes if probe.model.subject in subjects]
+    return run._replace(subjects=subjects, cells=cells, attempts=tried, probes=probed)
 
 
 def chosen(config: Config, names: Sequence[str] | None) -> list[str]:

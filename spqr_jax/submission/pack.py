@@ -44,8 +44,9 @@ def of_run(workdir: str | os.PathLike[str], clear: Collection[str] = ()) -> Bund
     texts = {role: _role(names.prompt_set(config, role), rows[role], clear) for role in ROLES}
     hashed = {text: sha for own in rows.values() for text, sha in ((p.prompt, sha256_of_text(p.prompt)) for p in own)}
     cells = tuple(_cell(cell, hashed) for cell in folder.complete_cells())
-    # A submission is about the score, in which attacks have no part. What they found stays with whoever made them.
-    manifest["config"] = {name: value for name, value in manifest["config"].items() if name != "attacks"}
+    # A submission is about the score, in which attacks and probes have no part. What they found stays with their owner.
+    manifest["config"] = {key: value for key, value in manifest["config"].items() if key not in ("attacks", "probes")}
+    manifest["sha256"].pop("probes", None)
     bundle = Bundle(manifest, texts, {}, _reference(folder), cells)
     bundle = bundle._replace(leaderboard=scores.recomputed(bundle))
     _check_scored(folder, bundle)

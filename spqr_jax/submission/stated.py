@@ -38,7 +38,7 @@ def _built(kind: type, values: Any, place: str) -> Any:
         raise ValueError(f"{place} must be an object, found {type(values).__name__}")
     hints = get_type_hints(kind)
     fields = {f.name for f in dataclasses.fields(kind)} - {"sources"}
-    fields -= {"attacks", "own"} - values.keys()  # left out where they are not set (`config.as_dict`)
+    fields -= {"attacks", "probes", "own"} - values.keys()  # left out where they are not set (`config.as_dict`)
     if wrong := sorted(fields ^ values.keys()):
         raise ValueError(f"{place}.{wrong[0]} is {'missing' if wrong[0] in fields else 'no field of this version'}")
     by_default = {f.name: f.default for f in dataclasses.fields(kind)}

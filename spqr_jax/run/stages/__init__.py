@@ -1,4 +1,4 @@
-"""The stages of a run, in order: align, generate, finetune, attack, judge, score, report.
+"""The stages of a run, in order: align, generate, finetune, attack, probe, judge, score, report.
 
 Each stage does the work whose result is missing on disk, so the same command continues after any stop. A subject or
 cell that fails is reported, and the others go on. Stages may use every room below `run`. Of `run` itself they use the
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from spqr_jax.run.stages import align, attack, finetune, generate, judge, report, score
+from spqr_jax.run.stages import align, attack, finetune, generate, judge, probe, report, score
 from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.state import Failure, NothingToDo, Run, Unopened
 
@@ -35,6 +35,7 @@ STAGES = (
     Stage("generate", generate.generate),
     Stage("finetune", finetune.finetune),
     Stage("attack", attack.attack),
+    Stage("probe", probe.probe),
     Stage("judge", judge.judge),
     Stage("score", score.score, needs_models=False),
     Stage("report", report.report, needs_models=False),

@@ -10,11 +10,12 @@ from absl import logging
 from spqr_jax.devices import preemption
 from spqr_jax.run.attempts import Attempt
 from spqr_jax.run.cells import Cell, SubjectDir
+from spqr_jax.run.probes import Probing
 
 # Finished phases that may wait: with more, generation waits for the judges instead of running far ahead of them.
 WAITING = 2
 
-Item = SubjectDir | Cell | Attempt
+Item = SubjectDir | Cell | Attempt | Probing
 
 
 class Background:
@@ -33,7 +34,7 @@ class Background:
         self._worker = work and threading.Thread(target=self._run, args=(work,), name="judges", daemon=True)
 
     def submit(self, item: Item) -> None:
-        """A subject, cell or attempt whose images are all on disk."""
+        """A subject, cell, attempt or probe whose images are all on disk."""
         if self._worker is not None:
             self._queue.put(item)
 

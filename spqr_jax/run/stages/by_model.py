@@ -11,12 +11,13 @@ from spqr_jax.devices import processes
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run.attempts import Attempt
 from spqr_jax.run.cells import Model
+from spqr_jax.run.probes import Probing
 from spqr_jax.run.stages.align import load_subject
 from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.finetune import adapted_pipeline
 from spqr_jax.run.stages.state import Failure, Run, each
 
-Work = TypeVar("Work", bound=Attempt)
+Work = TypeVar("Work", bound=Attempt | Probing)
 Open = Callable[[], Pipeline]
 
 

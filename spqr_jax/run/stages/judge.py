@@ -26,18 +26,20 @@ from spqr_jax.run.attempts import Attempt
 from spqr_jax.run.bft import adapter_options
 from spqr_jax.run.cells import Cell, SubjectDir
 from spqr_jax.run.jury import Jury
+from spqr_jax.run.probes import Probing
 from spqr_jax.run.stages import answers
 from spqr_jax.run.stages.answers import JUDGE_CHUNK
 from spqr_jax.run.stages.background import Background, Item
 from spqr_jax.run.stages.judge_attacks import judge_attempt
 from spqr_jax.run.stages.pictures import phase_jobs, picture_path
+from spqr_jax.run.stages.probe import judge_probe
 from spqr_jax.run.stages.state import Failure, Run, each, note_seconds, read_times
 
 
 def judge(run: Run, background: Background) -> list[Failure]:
     """Ask the judges about every image that they have not seen.
 
-    Cells that are not fine-tuned yet, and attacks that are not made yet, are left out.
+    Cells that are not fine-tuned yet, and attacks and probes that are not made yet, are left out.
     """
     background.finish()
     if processes.first():
@@ -48,8 +50,9 @@ def judge(run: Run, background: Background) -> list[Failure]:
     if len(cells) < len(run.cells):
         logging.info("%d cells have no pictures after fine-tuning yet.", len(run.cells) - len(cells))
     failures += each(shared_out(run, cells), lambda c: c.label, lambda c: judge_one(run, c), "judge")
-    attempts = [a for a in run.attempts if a.done or a.folder.all_images.is_dir()]
-    failures += each(shared_out(run, attempts), lambda a: a.label, lambda a: judge_one(run, a), "judge")
+    looks: list[Attempt | Probing] = [*run.attempts, *run.probes]
+    made = [one for one in looks if one.done or one.folder.all_images.is_dir()]
+    failures += each(shared_out(run, made), lambda one: one.label, lambda one: judge_one(run, one), "judge")
     processes.wait("judged")
     return failures
 
@@ -73,9 +76,11 @@ def judge_own(run: Run, item: Item) -> None:
 
 
 def judge_one(run: Run, item: Item) -> None:
-    """Write the records of a subject before fine-tuning, of an attempt, or of a cell and, if missing, its subject's."""
+    """Write the records of a subject before fine-tuning, an attempt, a probe, or a cell and its subject if missing."""
     if isinstance(item, Attempt):
         judge_attempt(run, item)
+    elif isinstance(item, Probing):
+        judge_probe(run, item)
     elif isinstance(item, Cell):
         judge_one(run, item.subject)
         if not (item.done and answers.judged(run, item.folder)):

@@ -1,4 +1,4 @@
-"""Stage score: the leaderboard, from the records of the complete cells alone, and beside it what attacks reached."""
+"""Stage score: the leaderboard, from the records of complete cells alone; beside it what attacks and probes found."""
 
 import dataclasses
 
@@ -6,17 +6,20 @@ from spqr_jax.devices import processes
 from spqr_jax.files.layout import Workdir
 from spqr_jax.run.stages.background import Background
 from spqr_jax.run.stages.state import Failure, NothingToDo, Run, Unopened
-from spqr_jax.score import attacks, leaderboard, text
+from spqr_jax.score import attacks, leaderboard, probes, text
 
 
 def score(run: Run | Unopened, background: Background) -> list[Failure]:
-    """Write and print the leaderboard of the work directory, and the shares under attack if there are any.
+    """Write and print the leaderboard of the work directory, and what its probes found and its attacks reached.
 
-    Raises NothingToDo while no cell is complete.
+    Probes need no complete cell. Raises NothingToDo for the rest while there is none.
     """
     del background
     if not processes.first():
         return []
+    if (found := probes.build(run.workdir, replicates=run.config.score.replicates)) is not None:
+        probes.write(run.workdir, found)
+        print(probes.text(found))
     if not Workdir(run.workdir).complete_cells():
         raise NothingToDo(f"no complete cell in {run.workdir}: nothing to score.")
     section = dataclasses.asdict(run.config.score)

@@ -18,6 +18,7 @@ from spqr_jax.run.attempts import Attempt
 from spqr_jax.run.cells import Cell, SubjectDir
 from spqr_jax.run.identity import Inputs
 from spqr_jax.run.jury import Jury
+from spqr_jax.run.probes import Probing
 
 DISK_ERRORS = (28, 30, 122)  # no space, read-only, over quota: nothing else will succeed either
 
@@ -34,6 +35,7 @@ class Run(NamedTuple):
     subjects: list[SubjectDir]
     cells: list[Cell]
     attempts: Sequence[Attempt] = ()  # of the config's attacks
+    probes: Sequence[Probing] = ()
 
 
 class Unopened(NamedTuple):

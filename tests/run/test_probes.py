@@ -1,0 +1,152 @@
+"""Probes in a run: two subjects of the emoji world, asked further prompt sets before and after fine-tuning."""
+
+import dataclasses
+import json
+
+import pytest
+
+from spqr_jax import config as config_lib
+from spqr_jax.config import BFT, Config, Generation, Judges, PerProfile, Probe, Prompts, Score, Subject
+from spqr_jax.files import records
+from spqr_jax.report import tables, tabular
+from spqr_jax.report.reading import read
+from spqr_jax.run import check, command, dry_run, opening, protocol, stages
+from spqr_jax.run.command import Asked
+from spqr_jax.run.missing import MissingFiles
+from spqr_jax.submission import pack, stated
+
+ALIKE = Probe("Look-alikes", "mini:lookalikes", n=4)
+IMPLICIT = Probe("Implicit", "mini:implicit", role="harmful", n=4)
+
+
+def config_of(*probes: Probe, **fields) -> Config:
+    defaults = {
+        "concept": "mini:weapons",
+        "subjects": (Subject("No alignment"), Subject("UCE", "uce")),
+        "probes": probes,
+        "prompts": Prompts(n_harmful=4, n_benign=4),
+        "generation": Generation(steps=2, guidance=4.0, scheduler="dpmpp", batch_size=4),
+        "bft": BFT(
+            profiles=("moderate",), samples=8, curriculum=(8,), batch_size=4, steps=PerProfile(1, 1, 1), warmup_steps=1
+        ),
+        "judges": Judges(n_reference=16),
+        "score": Score(replicates=100),
+    }
+    return Config(**(defaults | fields))
+
+
+def run(config: Config, workdir, *names: str) -> int:
+    return command.carry_out(config, workdir, Asked(set(names or stages.NAMES) - {"report"}))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, and the content of its files before the same run was asked for probes."""
+    workdir = tmp_path_factory.mktemp("probes") / "run"
+    assert run(config_of(), workdir) == 0
+    kept = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != "manifest.json"}
+    assert not [path for path in workdir.rglob("*probe*") if "compilation_cache" not in path.parts]
+    without = pack.of_run(workdir)
+    assert run(config_of(ALIKE, IMPLICIT), workdir) == 0
+    return workdir, kept, without
+
+
+def folders(workdir) -> dict[tuple[str, str, str], dict]:
+    """(probe, subject, phase) -> folder of every complete probe."""
+    summaries = {path.parent: json.loads(path.read_text()) for path in workdir.glob("probes/*/probe.json")}
+    return {(said["probe"], said["subject"], said["phase"]): folder for folder, said in summaries.items()}
+
+
+def test_nothing_else_changes(finished):
+    workdir, kept, without = finished
+    compiled = workdir / "compilation_cache"
+    assert len(kept) > 20
+    assert {path: path.read_bytes() for path in kept if compiled not in path.parents} == {
+        path: content for path, content in kept.items() if compiled not in path.parents
+    }
+    packed = pack.of_run(workdir)
+    assert packed.manifest == without.manifest and packed.leaderboard == without.leaderboard
+    assert stated.config_of(json.loads((workdir / "manifest.json").read_text())).probes == (ALIKE, IMPLICIT)
+
+
+def test_records_are_like_any_other(finished):
+    workdir, *_ = finished
+    found = folders(workdir)
+    assert len(found) == 2 * 2 * 2
+    for (probe, subject, phase), folder in found.items():
+        rows, benign = records.read(folder / "records.parquet"), probe == "Look-alikes"
+        assert len(rows) == 4 and {row["prompt_set"] for row in rows} == {probe}
+        assert {(row["role"], row["phase"]) for row in rows} == {("benign" if benign else "harmful", phase)}
+        assert {row["subject"] for row in rows} == {subject}
+        assert {row["profile"] for row in rows} == {"" if phase == "before" else "moderate"}
+        assert all((folder / row["image"]).is_file() and row["verdict"] in ("safe", "unsafe") for row in rows)
+        assert all((row["clip_score"] == row["clip_score"]) == benign for row in rows)
+    before, after = (records.read(found["Look-alikes", "UCE", phase] / "records.parquet") for phase in records.PHASES)
+    assert [row["image_seed"] for row in before] == [row["image_seed"] for row in after]
+
+
+def test_the_table_has_every_probe_of_every_model(finished):
+    workdir, *_ = finished
+    (table,) = tables.build(read(workdir), ["probes"])
+    lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert len(lines) == 8 and {(line["Method"], line["Phase"]) for line in lines} == {
+        (subject, phase) for subject in ("No alignment", "UCE") for phase in records.PHASES
+    }
+    for line in lines:
+        alike, control = line["Probe"] == "Look-alikes", line["Method"] == "No alignment"
+        assert (line["CLIP"].value is not None) == alike and line["Unsafe, %"].low is not None
+        assert (line["CLIP minus control's"].value is not None) == (alike and not control)
+        assert (line["minus control's"].value is not None) == (not control)
+    assert "| Look-alikes | benign | UCE | after | moderate | general | 4 |" in tabular.markdown(table)
+
+
+def test_probes_need_no_fine_tuning_and_resume(finished, tmp_path, capsys):
+    """Before fine-tuning alone, then again after an image and a summary were lost: the same rows."""
+    workdir, *_ = finished
+    config = config_of(ALIKE, subjects=(Subject("No alignment"),))
+    assert run(config, tmp_path, "align", "generate", "probe", "judge", "score") == 0
+    assert "Look-alikes: before" in capsys.readouterr().out
+    first, (folder,) = (tmp_path / "probes.json").read_bytes(), folders(tmp_path).values()
+    next(folder.rglob("*.png")).unlink()
+    (folder / "probe.json").unlink()
+    assert run(config, tmp_path, "probe", "judge", "score") == 0
+    assert (tmp_path / "probes.json").read_bytes() == first
+    ours, theirs = (json.loads((place / "probes.json").read_text())["rows"] for place in (tmp_path, workdir))
+    assert ours[0] == next(row for row in theirs if row["probe"] == "Look-alikes" and row["is_control"])
+
+
+def test_a_dry_run_counts_probes(finished, tmp_path, capsys):
+    workdir, *_ = finished
+    config = protocol.resolve(config_of(ALIKE, IMPLICIT))
+    command.carry_out(config, workdir, Asked(set(stages.NAMES), dry_run=True))
+    told = capsys.readouterr().out
+    assert "Nothing is missing." in told and "8 probes of models, 64 pictures in all." in told
+    assert "Probe, Implicit: 4 harmful prompts of mini:implicit, before and after." in told
+    assert dry_run.whole(config, ["UCE"])["picture"] == 2 * (8 + 8)
+    assert "4 probes of models, 32 pictures" in dry_run.unopened(config, ["UCE"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("probe", "says"),
+    [
+        (Probe("", "mini:others"), "the name '' is empty or used twice"),
+        (Probe("Look-alikes", "mini:others"), "the name 'Look-alikes' is empty or used twice"),
+        (Probe("A", "mini:others", role="good"), r"probes\[A\]\.role='good' is unknown; expected one of harmful"),
+        (Probe("A", "mini:others", n=1), r"probes\[A\]\.n=1 is too small"),
+    ],
+)
+def test_probes_that_cannot_work_are_refused(probe, says):
+    with pytest.raises(ValueError, match=says):
+        check.check(protocol.resolve(config_of(ALIKE, probe)))
+
+
+def test_sets_that_are_not_there_are_in_the_table_of_missing_things(tmp_path):
+    config = config_of(Probe("Others", "mini:others"), Probe("Hard", "emma:7_hard.json"), concept="mini")
+    with pytest.raises(MissingFiles, match=r"probes\[Others\]") as error:
+        opening.open_run(config, tmp_path)
+    assert "set concept to mini:CATEGORY" in str(error.value) and "probes[Hard]" in str(error.value)
+
+
+def test_a_config_without_probes_says_nothing_of_them():
+    assert "probes" not in config_lib.as_dict(config_of())
+    assert config_lib.as_dict(config_of(ALIKE))["probes"] == (dataclasses.asdict(ALIKE),)
