@@ -43,7 +43,7 @@ class Probe:
     """
 
     name: str
-    prompts: str  # as in `Prompts`, or one of the emoji world's: "mini:lookalikes", "neighbours", "others", "implicit"
+    prompts: str  # as in `Prompts`, or a set of the emoji world's own, "mini:lookalikes" (spqr_jax/mini/probes.py)
     role: str = "benign"  # "harmful": what should not be drawn; "benign": what should, and has a CLIPScore
     n: int = 100  # prompts drawn from the set
 

@@ -3,6 +3,7 @@
 - lookalikes: benign objects whose pictures are nearest to erased ones.
 - neighbours: benign objects whose names are nearest to erased ones for the text encoder.
 - others: harmful objects that were not asked to be erased. There are none unless the concept is one category.
+- named: erased objects by their names alone, to set beside the next.
 - implicit: erased objects by a word that is no part of their name ("gun", where "water pistol" was erased).
 
 The text encoder was trained on the names of 95 objects, 19 keywords, styles and backgrounds, and knows no other words.
@@ -12,7 +13,7 @@ So an implicit prompt has one of the 13 keywords that do not repeat their object
 from spqr_jax.mini import world
 from spqr_jax.mini.catalogue import name
 
-SETS = ("lookalikes", "neighbours", "others", "implicit")
+SETS = ("lookalikes", "neighbours", "others", "named", "implicit")
 
 # Erased name -> the benign object nearest to it in its picture, and in its name. Pictures: features of the shipped
 # network, on white, both styles. Names: the text encoder's states. Both by the cosine around the mean over all objects;
@@ -59,6 +60,9 @@ def prompts(kind: str, n: int, seed: int, erased: str = "") -> list[world.Prompt
     """
     concept = {erased: world.HARMFUL[erased]} if erased else world.HARMFUL
     seed_of_set = f"{seed}/{kind}"
+    if kind == "named":
+        names = {code: word for codes in concept.values() for code, word in codes.items()}
+        return world.harmful_prompts(n, seed_of_set, concept, names)
     if kind == "implicit":
         words = {code: word for code, word in world.KEYWORDS.items() if not _repeats(word, name(code))}
         objects = {category: [code for code in codes if code in words] for category, codes in concept.items()}

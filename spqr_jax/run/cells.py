@@ -4,6 +4,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spqr_jax import protocols
 from spqr_jax.config import Config, Subject
 from spqr_jax.files.layout import CellFolder, SubjectFolder, WeightsFolder, Workdir
 from spqr_jax.run import identity
@@ -66,7 +67,8 @@ class Model(NamedTuple):
     @property
     def there(self) -> bool:
         """Whether it can be had without fine-tuning anything first."""
-        return self.cell is None or self.cell.done or self.cell.folder.adapted.is_dir()
+        cell = self.cell  # nothing is trained with adapters of a file
+        return cell is None or cell.done or cell.folder.adapted.is_dir() or bool(protocols.adapter_of(cell.profile))
 
     @property
     def label(self) -> str:

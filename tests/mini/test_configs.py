@@ -2,11 +2,11 @@
 
 import pytest
 
-from configs import attacks_mini, mini_settings, table1_mini
-from spqr_jax import mini
+from configs import attacks_mini, mini, mini_settings, probes_mini, table1_mini
+from spqr_jax import mini as mini_lib
 from spqr_jax.config import Subject
 from spqr_jax.methods import METHODS, options, sld
-from spqr_jax.mini import world
+from spqr_jax.mini import probes, world
 from spqr_jax.run import check, protocol
 from spqr_jax.run import names as names_lib
 from spqr_jax.sampling import attached
@@ -35,6 +35,16 @@ def test_attacked_subjects_are_the_tables():
     assert [attack.name for attack in config.attacks if attack.transfer] == ["Ring-A-Bell"]
 
 
+def test_probes_ask_every_set_of_the_world():
+    config = probes_mini.get_config()
+    check.check(protocol.resolve(config))
+    assert config.subjects == mini.get_config().subjects
+    assert {probe.prompts for probe in config.probes} == {f"mini:{kind}" for kind in probes.SETS}
+    for probe in config.probes:
+        assert len(names_lib.probe_prompts(config, probe)) == 100
+        assert (probe.role == "harmful") == (probe.name in ("Named", "Implicit"))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_misspelt_option_is_refused_when_the_run_starts(name):
     config = table1_mini.get_config()
@@ -48,7 +58,7 @@ def test_a_misspelt_option_is_refused_when_the_run_starts(name):
 
 def test_what_sld_guides_away_from_is_read_whole():
     """The emoji world's encoder reads 32 tokens; what lies beyond would be cut off without a word."""
-    pipeline, concept = names_lib.backbone(table1_mini.get_config()), mini.concept()
+    pipeline, concept = names_lib.backbone(table1_mini.get_config()), mini_lib.concept()
     for config in (table1_mini.get_config(), mini_settings.get_config()):
         subjects = [s for s in config.subjects if s.method == "sld"]
         assert subjects

@@ -25,7 +25,8 @@ def test_prompts_are_distinct_drawn_with_the_seed_and_about_the_right_objects(er
         drawn = probes.prompts(kind, 40, 0, erased)
         assert len({prompt.prompt for prompt in drawn}) == 40
         assert drawn[:10] == probes.prompts(kind, 10, 0, erased) != probes.prompts(kind, 10, 1, erased)
-    assert named("implicit", erased=erased) <= concept
+    assert named("implicit", erased=erased) <= concept == named("named", 100, erased=erased)
+    assert all(HARMFUL[prompt.object] in prompt.prompt for prompt in probes.prompts("named", 100, 0, erased))
     assert named("lookalikes", erased=erased) | named("neighbours", erased=erased) <= set(world.BENIGN)
     if erased:
         assert named("others", 100, erased=erased) == set(HARMFUL) - concept

@@ -1,4 +1,4 @@
-"""Probes in a run: two subjects of the emoji world, asked further prompt sets before and after fine-tuning."""
+"""Probes in a run of the emoji world: before fine-tuning alone, and (slow) through the whole chain."""
 
 import dataclasses
 import json
@@ -8,9 +8,11 @@ import pytest
 from spqr_jax import config as config_lib
 from spqr_jax.config import BFT, Config, Generation, Judges, PerProfile, Probe, Prompts, Score, Subject
 from spqr_jax.files import records
+from spqr_jax.files.layout import CellFolder, SubjectFolder, WeightsFolder
 from spqr_jax.report import tables, tabular
 from spqr_jax.report.reading import read
 from spqr_jax.run import check, command, dry_run, opening, protocol, stages
+from spqr_jax.run.cells import Cell, Model, SubjectDir
 from spqr_jax.run.command import Asked
 from spqr_jax.run.missing import MissingFiles
 from spqr_jax.submission import pack, stated
@@ -57,6 +59,7 @@ def folders(workdir) -> dict[tuple[str, str, str], dict]:
     return {(said["probe"], said["subject"], said["phase"]): folder for folder, said in summaries.items()}
 
 
+@pytest.mark.slow
 def test_nothing_else_changes(finished):
     workdir, kept, without = finished
     compiled = workdir / "compilation_cache"
@@ -69,6 +72,7 @@ def test_nothing_else_changes(finished):
     assert stated.config_of(json.loads((workdir / "manifest.json").read_text())).probes == (ALIKE, IMPLICIT)
 
 
+@pytest.mark.slow
 def test_records_are_like_any_other(finished):
     workdir, *_ = finished
     found = folders(workdir)
@@ -85,6 +89,7 @@ def test_records_are_like_any_other(finished):
     assert [row["image_seed"] for row in before] == [row["image_seed"] for row in after]
 
 
+@pytest.mark.slow
 def test_the_table_has_every_probe_of_every_model(finished):
     workdir, *_ = finished
     (table,) = tables.build(read(workdir), ["probes"])
@@ -100,30 +105,37 @@ def test_the_table_has_every_probe_of_every_model(finished):
     assert "| Look-alikes | benign | UCE | after | moderate | general | 4 |" in tabular.markdown(table)
 
 
-def test_probes_need_no_fine_tuning_and_resume(finished, tmp_path, capsys):
+def test_probes_need_no_fine_tuning_and_resume(tmp_path, capsys):
     """Before fine-tuning alone, then again after an image and a summary were lost: the same rows."""
-    workdir, *_ = finished
-    config = config_of(ALIKE, subjects=(Subject("No alignment"),))
+    config = config_of(ALIKE, IMPLICIT, subjects=(Subject("No alignment"),))
     assert run(config, tmp_path, "align", "generate", "probe", "judge", "score") == 0
     assert "Look-alikes: before" in capsys.readouterr().out
-    first, (folder,) = (tmp_path / "probes.json").read_bytes(), folders(tmp_path).values()
-    next(folder.rglob("*.png")).unlink()
-    (folder / "probe.json").unlink()
+    first, found = (tmp_path / "probes.json").read_bytes(), folders(tmp_path)
+    rows = {row["probe"]: row for row in json.loads(first)["rows"]}
+    assert rows["Look-alikes"]["clip"] > rows["Look-alikes"]["clip_ci"][0] and rows["Implicit"]["clip"] is None
+    lost = found["Look-alikes", "No alignment", "before"]
+    next(lost.rglob("*.png")).unlink()
+    (lost / "probe.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in found["Implicit", "No alignment", "before"].rglob("*.*")}
     assert run(config, tmp_path, "probe", "judge", "score") == 0
     assert (tmp_path / "probes.json").read_bytes() == first
-    ours, theirs = (json.loads((place / "probes.json").read_text())["rows"] for place in (tmp_path, workdir))
-    assert ours[0] == next(row for row in theirs if row["probe"] == "Look-alikes" and row["is_control"])
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_a_dry_run_counts_probes(finished, tmp_path, capsys):
-    workdir, *_ = finished
+def test_the_work_is_counted_before_any_file_is_there(tmp_path):
     config = protocol.resolve(config_of(ALIKE, IMPLICIT))
+    assert dry_run.whole(config, ["UCE"])["picture"] == 2 * (8 + 8)
+    assert "4 probes of models, 32 pictures" in dry_run.unopened(config, ["UCE"], tmp_path)
+    assert "Probe, Implicit: 4 harmful prompts of mini:implicit, before and after." in dry_run.plan(config)
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_probes(finished, capsys):
+    workdir, *_ = finished
+    config = config_of(ALIKE, IMPLICIT)
     command.carry_out(config, workdir, Asked(set(stages.NAMES), dry_run=True))
     told = capsys.readouterr().out
     assert "Nothing is missing." in told and "8 probes of models, 64 pictures in all." in told
-    assert "Probe, Implicit: 4 harmful prompts of mini:implicit, before and after." in told
-    assert dry_run.whole(config, ["UCE"])["picture"] == 2 * (8 + 8)
-    assert "4 probes of models, 32 pictures" in dry_run.unopened(config, ["UCE"], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +162,12 @@ def test_sets_that_are_not_there_are_in_the_table_of_missing_things(tmp_path):
 def test_a_config_without_probes_says_nothing_of_them():
     assert "probes" not in config_lib.as_dict(config_of())
     assert config_lib.as_dict(config_of(ALIKE))["probes"] == (dataclasses.asdict(ALIKE),)
+
+
+def test_models_that_need_no_training_are_there_at_once(tmp_path):
+    """Also after an adapter of a file was merged, which leaves no trained weights on the disk."""
+    subject = SubjectDir(Subject("UCE", "uce"), "uce", WeightsFolder(tmp_path), SubjectFolder(tmp_path))
+    for profile, there in (("lite", False), ("adapter:mine", True)):
+        cell = Cell(subject, profile, "general", 42, "cell", CellFolder(tmp_path / "cell"))
+        assert Model(subject, cell).there is there
+    assert Model(subject).there
