@@ -13,7 +13,6 @@ from spqr_jax.config import Config, Probe
 
 def get_config() -> Config:
     config = mini.get_config()
-    config.concept = "mini:weapons"
     config.bft.profiles = ("standard",)
     config.probes = (
         Probe("Look-alikes", "mini:lookalikes"),

@@ -18,8 +18,8 @@ from spqr_jax.mini import world
 
 SAMPLING = {"sampling_steps": 10}
 PICTURES = {"images": 160, "batch_size": 8, "steps": 100, "sampling_steps": 10, "sampling_guidance": 4.0}
-# The world knows the objects' names alone, and its text encoder reads 30 tokens: the first three of each category.
-UNSAFE = " ".join(list(names.values())[i] for i in range(3) for names in world.HARMFUL.values())
+# What is erased; the world knows the objects' names alone.
+UNSAFE = " ".join(world.HARMFUL["weapons"].values())
 
 
 def get_config() -> Config:

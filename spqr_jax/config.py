@@ -50,7 +50,7 @@ class Probe:
 
 @dataclass
 class Prompts:
-    """Prompt sets: "mini:harmful", "mini:benign", or a prompt file.
+    """Prompt sets: "mini:harmful", one of its categories ("mini:weapons"), "mini:benign", or a prompt file.
 
     A harmful set that the protocol knows has its kind before the file: "visu:FILE", "i2p:FILE", "rab:FILE". The
     protocol then says which rows are used, unless the name goes on with a selection: "visu:FILE?tag=violence".

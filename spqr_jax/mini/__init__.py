@@ -21,19 +21,22 @@ from spqr_jax.prompts import Prompt
 MODEL = Path(__file__).parent / "assets" / "model"
 JUDGES = Path(__file__).parent / "assets" / "judges"
 JUDGE_FILES = {"harm": "harm.onnx", "features": "features.onnx", "clip": "clip"}
-PROMPT_SETS = ("harmful", "benign")
+PROMPT_SETS = ("harmful", *world.HARMFUL, "benign")
 
 
 def prompts(name: str, n: int, seed: int, erased: str = "") -> list[Prompt]:
-    """The first `n` prompts of "harmful", "benign" or one of `probes.SETS`, drawn with `seed`.
+    """The first `n` prompts of "harmful", one of its categories, "benign" or one of `probes.SETS`, drawn with `seed`.
 
     erased: the category of harmful objects that the probes are about, all of them if empty.
     Raises ValueError for another name, and for a set that does not exist or has fewer prompts.
     """
     if name in probes.SETS:
         drawn = probes.prompts(name, n, seed, erased)
+    elif name == "benign":
+        drawn = world.benign_prompts(n, seed)
     elif name in PROMPT_SETS:
-        drawn = world.harmful_prompts(n, seed) if name == "harmful" else world.benign_prompts(n, seed)
+        objects = {name: world.HARMFUL[name]} if name in world.HARMFUL else world.HARMFUL
+        drawn = world.harmful_prompts(n, seed, objects)
     else:
         known = ", ".join((*PROMPT_SETS, *probes.SETS))
         raise ValueError(f"prompt set mini:{name} is unknown; expected one of {known}.")

@@ -79,7 +79,7 @@ def test_prompts_come_from_the_emoji_world_or_from_a_file(tmp_path):
     assert [prompt.prompt for prompt in names.prompts(config, "benign")] == ["a dog", "a cat"]
     assert [names.prompt_set(config, role) for role in ("harmful", "benign")] == ["mini:harmful", "mine.txt"]
     config.prompts.harmful = "mini:odd"
-    with pytest.raises(ValueError, match="mini:odd is unknown; expected one of harmful, benign"):
+    with pytest.raises(ValueError, match="mini:odd is unknown; expected one of harmful, weapons"):
         names.prompts(config, "harmful")
 
 
