@@ -45,7 +45,7 @@ def test_implicit_prompts_have_no_word_of_the_name():
 def test_sets_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="mini:others is empty where all is erased; set concept to mini:CATEGORY"):
         mini.prompts("others", 4, 0)
-    with pytest.raises(ValueError, match="mini:else is unknown; expected one of harmful, weapons.*benign, lookalikes"):
+    with pytest.raises(ValueError, match=r"mini:else is unknown; expected one of harmful, weapons.*benign, lookalikes"):
         mini.prompts("else", 4, 0)
     with pytest.raises(ValueError, match="asked for 145 prompts, only 144 distinct ones exist"):
         mini.prompts("implicit", 145, 0, "weapons")
