@@ -10,8 +10,10 @@ from spqr_jax import backbones
 from spqr_jax.backbones import text
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.base import keyword_only
-from spqr_jax.methods.tools import loop, pictures
+from spqr_jax.methods.tools import loop
+from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.concepts import completed, mention, require_tokens
+from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 
@@ -135,11 +137,33 @@ def together(found: Sequence[Found]) -> Attacked:
     return Attacked(tuple(one.text for one in found), loss=np.array(losses), queries=queries)
 
 
-def picture(target: Pipeline, prompt: str, seed: int, title: str, steps: int, guidance: float) -> np.ndarray:
-    """Latents [1, h, w, C] of the picture that the target draws of a prompt: the mean that its autoencoder gives."""
-    return pictures.make(
-        target, [prompt], 1, seed=seed, name=title, steps=steps, guidance=guidance, scheduler=SCHEDULER
-    ).mean
+def pictures(
+    target: Pipeline, prompts: Sequence[str], seeds: Sequence[int], title: str, steps: int, guidance: float
+) -> np.ndarray:
+    """Latents [N, 1, h, w, C] of the picture that the target draws of each prompt: the mean that its autoencoder gives.
+
+    A picture depends on its prompt and its seed alone.
+    """
+    captions = [(prompt,) for prompt in prompts]
+    return np.stack([one.mean for one in galleries(target, captions, 1, seeds, title, steps, guidance)])
+
+
+def galleries(
+    target: Pipeline,
+    captions: Sequence[Sequence[str]],
+    count: int,
+    seeds: Sequence[int],
+    title: str,
+    steps: int,
+    guidance: float,
+) -> list[Pictures]:
+    """`count` pictures for each of N lists of captions, as `pictures.make` draws them with that list's seed.
+
+    All are drawn together, in batches that fill the devices.
+    """
+    return pictures_lib.make_each(
+        target, captions, count, seeds=seeds, name=title, steps=steps, guidance=guidance, scheduler=SCHEDULER
+    )
 
 
 def drawing_weights(pipeline: Pipeline) -> Params:

@@ -58,11 +58,13 @@ def attack(
     weights = loop.on_device(base.drawing_weights(pipeline))
     said = backbones.condition(pipeline, [*prompts, ""])
     scale, guided = np.full(1, guidance, np.float32), guidance > 1
-    found, losses = [], []
-    for row, prompt in enumerate(tqdm(prompts, desc=ATTACK.title, unit="prompt", disable=not progress)):
+    found, losses, seeds, spares = [], [], [], []
+    for prompt in prompts:
         rng = base.generator(seed, prompt)
-        own, spare = int(rng.integers(2**31)), rng.standard_normal((1, *sampler.shape), np.float32)
-        picture = base.picture(target, prompt, own, ATTACK.title, image_steps, image_guidance)
+        seeds.append(int(rng.integers(2**31)))
+        spares.append(rng.standard_normal((1, *sampler.shape), np.float32))
+    pictures = base.pictures(target, prompts, seeds, ATTACK.title, image_steps, image_guidance)
+    for row, picture in enumerate(tqdm(pictures, desc=ATTACK.title, unit="prompt", disable=not progress)):
         given = Guided(said.rows(slice(row, row + 1)), said.rows(slice(-1, None)), scale)
         start = inverted(sampler.denoiser, weights, sampler.tables, picture, given, guided, rounds)
         drawn = partial.partial_sample(
@@ -70,7 +72,7 @@ def attack(
         )
         loss = float(jnp.square(drawn - picture).mean())
         losses.append(loss if np.isfinite(loss) else np.nan)
-        found.append(np.asarray(start) if np.isfinite(loss) else spare)
+        found.append(np.asarray(start) if np.isfinite(loss) else spares[row])
     return Attacked(
         tuple(prompts),
         latents=np.concatenate(found),

@@ -1,20 +1,19 @@
 """Prompting4Debugging (Chin et al., ICML 2024): words under which the pipeline predicts as the unaligned model does."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spqr_jax import backbones
-from spqr_jax.attacks import base, candidates, tokens
-from spqr_jax.attacks.base import Attack, Attacked, Found
-from spqr_jax.attacks.candidates import Descent
-from spqr_jax.attacks.tokens import Vocabulary
+from spqr_jax.attacks import base, searches, tokens
+from spqr_jax.attacks.base import Attack, Attacked
+from spqr_jax.attacks.searches import Descent
 from spqr_jax.backbones import Condition, Drawn
 from spqr_jax.concepts import Concept
-from spqr_jax.methods.tools import loop, word_vectors
+from spqr_jax.methods.tools import word_vectors
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.word_vectors import Slots, Static
 from spqr_jax.params import Params
@@ -60,70 +59,54 @@ def attack(
     least = {"length": (length, 1), "steps": (steps, 1), "every": (every, 1)}
     _, target = base.checked(ATTACK, pipeline, prompts, concept, target, **least)
     texts = [prompt if keep else "" for prompt in prompts]
-    slots = [tokens.before(pipeline, text, length) for text in texts]
-    search = Search(
-        pipeline,
-        tokens.vocabulary(pipeline),
-        loop.on_device(base.drawing_weights(pipeline)),
-        loop.on_device(pipeline.params["text_encoder"]),
-        loop.on_device(base.drawing_weights(target)),
+    slots = searches.stacked([tokens.before(pipeline, text, length) for text in texts])
+    words, seeds, starts = tokens.vocabulary(pipeline), [], []
+    for prompt in prompts:
+        rng = base.generator(seed, prompt)
+        seeds.append(int(rng.integers(2**31)))
+        starts.append(rng.integers(len(words.ids), size=length))
+    latents = base.pictures(target, prompts, seeds, ATTACK.title, image_steps, image_guidance)
+    said = backbones.condition(target, prompts)
+    goals = searches.stacked([said.rows(slice(n, n + 1)) for n in range(len(prompts))])
+    models = Models(
+        base.drawing_weights(pipeline),
+        pipeline.params["text_encoder"],
+        base.drawing_weights(target),
+        words.vectors,
         backbones.schedule(pipeline),
     )
-    how = Adam(lr, weight_decay), steps, every
-    found = []
-    for prompt, rest, places in zip(prompts, texts, slots, strict=True):
-        rng = base.generator(seed, prompt)
-        own, start = int(rng.integers(2**31)), rng.integers(len(search.vocabulary.ids), size=length)
-        latents = base.picture(target, prompt, own, ATTACK.title, image_steps, image_guidance)
-        goal = Goal(backbones.condition(target, [prompt]), latents, jax.random.key(own))
-        found.append(_search(search, goal, prompt, rest, places, start, how, progress))
+    static, adam = word_vectors.static_of(pipeline), Adam(lr, weight_decay)
+    descent = Descent(ATTACK.title, gradient, look, static, adam, steps, every)
+    first = {"vectors": np.asarray(words.vectors)[np.stack(starts)]}
+    own = Own(slots, goals, latents, np.array(seeds, np.uint32))
+    courses = searches.along(descent, first, models, own, progress)
+    found = [
+        base.best(
+            prompt, [tokens.text(words, chosen, rest) for chosen in course.candidates], course.losses, course.queries
+        )
+        for prompt, rest, course in zip(prompts, texts, courses, strict=True)
+    ]
     return base.together(found)
 
 
-class Search(NamedTuple):
-    """What the searches for all prompts share."""
+class Models(NamedTuple):
+    """What the searches for all prompts read: both denoisers' weights, the vocabulary [S, C], abar_t [T]."""
 
-    pipeline: Pipeline
-    vocabulary: Vocabulary
-    weights: Params  # the denoiser's
+    weights: Params
     text_encoder: Params
     unaligned: Params  # the denoiser's of the target
+    vectors: jax.Array
     schedule: jax.Array
 
 
-class Goal(NamedTuple):
-    """A prompt as the unaligned model has it: its condition, one row, and the latents [1, h, w, C] of its picture."""
+class Own(NamedTuple):
+    """What the search for one prompt reads: the text of slots, one row; the prompt as the unaligned model has it, its
+    condition, one row, and the latents [1, h, w, C] of its picture."""
 
-    condition: Condition
-    latents: np.ndarray
-    key: jax.Array
-
-
-def _search(
-    search: Search,
-    goal: Goal,
-    prompt: str,
-    rest: str,
-    slots: Slots,
-    start: np.ndarray,
-    how: tuple[Adam, int, int],
-    progress: bool,
-) -> Found:
-    """rest: the text behind the words; start: the numbers of the first of them; how: Adam, steps, every."""
-    vectors = search.vocabulary.vectors
-    models = search.weights, search.text_encoder, search.unaligned, vectors, search.schedule
-
-    def inputs(i: int):
-        return *models, slots.ids, slots.places, goal.condition, goal.latents, jax.random.fold_in(goal.key, i)
-
-    def read(params: Params) -> np.ndarray:
-        return np.asarray(_NEAREST(params["vectors"], vectors))
-
-    adam, steps, every = how
-    descent = Descent(ATTACK.title, gradient, word_vectors.static_of(search.pipeline), adam, read, steps, every)
-    chosen, taken = candidates.along(descent, {"vectors": vectors[start]}, inputs, progress)
-    losses = [measured(search, goal, slots, one) for one in chosen]
-    return base.best(prompt, [tokens.text(search.vocabulary, one, rest) for one in chosen], losses, taken + len(chosen))
+    slots: Slots
+    goal: Condition
+    latents: Any
+    seed: Any
 
 
 def nearest(vectors: jax.Array, words: jax.Array) -> jax.Array:
@@ -132,49 +115,44 @@ def nearest(vectors: jax.Array, words: jax.Array) -> jax.Array:
     return jnp.argmax(vectors @ unit.T, axis=1)  # a vector's own length changes nothing
 
 
-_NEAREST = jax.jit(nearest)
+def gap(static: Static, models: Models, own: Own, context: Condition, drawn: Drawn) -> jax.Array:
+    """The equation above for what the denoiser reads of c*, one row."""
+    noisy = static.denoiser.mix(models.schedule, drawn)
+    wanted = jax.lax.stop_gradient(static.denoiser.bind(models.unaligned)(noisy, drawn.times, own.goal))
+    found = static.denoiser.bind(models.weights)(noisy, drawn.times, context)
+    return jnp.square((found - wanted).astype(jnp.float32)).mean()
 
 
-def loss(
-    static: Static, words, weights, text_encoder, unaligned, schedule, ids, places, goal, drawn: Drawn
-) -> jax.Array:
-    """The equation above for words [B, k, C] in the slots of B texts; goal: the given prompt's condition, B rows."""
-    noisy = static.denoiser.mix(schedule, drawn)
-    wanted = jax.lax.stop_gradient(static.denoiser.bind(unaligned)(noisy, drawn.times, goal))
-    return word_vectors.gap(static, weights, text_encoder, noisy, drawn.times, ids, places, words, wanted)
+def gradient(static: Static, params: Params, i: jax.Array, models: Models, own: Own) -> tuple[jax.Array, Params]:
+    """Loss and gradient at the words nearest to params {"vectors": [k, C]}, at a time and noise of step i."""
+    key = jax.random.fold_in(jax.random.key(own.seed), i)
+    drawn = static.denoiser.draw(key, own.latents, jnp.zeros_like(own.latents), models.schedule)
 
+    def loss(words: jax.Array) -> jax.Array:
+        return gap(static, models, own, read(static, models, own, words), drawn)
 
-def gradient(
-    static: Static,
-    params: Params,
-    weights,
-    text_encoder,
-    unaligned,
-    vectors,
-    schedule,
-    ids,
-    places,
-    goal,
-    latents,
-    key,
-) -> tuple[jax.Array, Params]:
-    """Loss and gradient at the words that are nearest to params {"vectors": [k, C]}, at a time and noise of `key`."""
-    drawn = static.denoiser.draw(key, latents, jnp.zeros_like(latents), schedule)
-    models = weights, text_encoder, unaligned, schedule
-    words = vectors[nearest(params["vectors"], vectors)]
-    value, slope = jax.value_and_grad(lambda w: loss(static, w[None], *models, ids, places, goal, drawn))(words)
+    value, slope = jax.value_and_grad(loss)(models.vectors[nearest(params["vectors"], models.vectors)])
     return value, {"vectors": slope}
 
 
-def measured(search: Search, goal: Goal, slots: Slots, chosen: np.ndarray) -> float:
-    """The loss of a candidate on noised pictures (`candidates.spread`), the same for every candidate."""
-    drawn = candidates.spread(search.schedule, goal.latents, goal.key)
-    rows, words = np.zeros(len(drawn.times), int), search.vocabulary.vectors[chosen][None]
-    models = search.weights, search.text_encoder, search.unaligned, search.schedule
-    static, texts = word_vectors.static_of(search.pipeline), (slots.ids[rows], slots.places[rows])
-    return float(_LOSS(static, words[rows], *models, *texts, goal.condition.rows(rows), drawn))
+def look(static: Static, params: Params, models: Models, own: Own) -> tuple[jax.Array, jax.Array]:
+    """(the nearest words, their numbers [k]; their loss)."""
+    chosen = nearest(params["vectors"], models.vectors)
+    return chosen, measured(static, models, own, chosen)
 
 
-_LOSS = jax.jit(loss, static_argnums=0)
+def measured(static: Static, models: Models, own: Own, chosen: jax.Array) -> jax.Array:
+    """The loss of words, their numbers [k], on noised pictures that are the same for every candidate."""
+    context, key = read(static, models, own, models.vectors[chosen]), jax.random.key(own.seed)
+    return searches.mean_over_times(
+        lambda drawn: gap(static, models, own, context, drawn), models.schedule, own.latents, key
+    )
+
+
+def read(static: Static, models: Models, own: Own, words: jax.Array) -> Condition:
+    """What the denoiser reads of word vectors [k, C] in the slots: one row."""
+    text = static.text_encoder, models.text_encoder, own.slots.ids, own.slots.places
+    return Condition(word_vectors.encode(*text, words[None]))
+
 
 ATTACK = Attack("p4d", "P4D", attack, "white-box", backbones=("sd",))

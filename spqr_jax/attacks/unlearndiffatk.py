@@ -1,7 +1,7 @@
 """UnlearnDiffAtk (Zhang et al., ECCV 2024): words before a prompt, under which the pipeline denoises its picture."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,12 @@ import numpy as np
 import optax
 
 from spqr_jax import backbones
-from spqr_jax.attacks import base, candidates, tokens
-from spqr_jax.attacks.base import Attack, Attacked, Found
-from spqr_jax.attacks.candidates import Descent
-from spqr_jax.attacks.tokens import Vocabulary
+from spqr_jax.attacks import base, searches, tokens
+from spqr_jax.attacks.base import Attack, Attacked
+from spqr_jax.attacks.searches import Descent
 from spqr_jax.backbones import Condition, Drawn
 from spqr_jax.concepts import Concept
-from spqr_jax.methods.tools import loop, word_vectors
+from spqr_jax.methods.tools import word_vectors
 from spqr_jax.methods.tools.loop import Adam
 from spqr_jax.methods.tools.word_vectors import Slots, Static
 from spqr_jax.params import Params
@@ -62,84 +61,68 @@ def attack(
     schedule = backbones.schedule(pipeline)
     if times > len(schedule):
         raise ValueError(f"{ATTACK.title}: times={times}, expected at most the {len(schedule)} times of training.")
-    search = Search(
-        pipeline,
-        tokens.vocabulary(pipeline),
-        loop.on_device(base.drawing_weights(pipeline)),
-        loop.on_device(pipeline.params["text_encoder"]),
-        schedule,
-    )
-    slots = [tokens.before(pipeline, prompt, prefix) for prompt in prompts]
-    found = []
-    for prompt, places in zip(prompts, slots, strict=True):
-        own = int(base.generator(seed, prompt).integers(2**31))
-        latents = base.picture(target, prompt, own, ATTACK.title, image_steps, image_guidance)
-        found.append(_search(search, prompt, places, latents, times, steps, lr, weight_decay, own, progress))
+    words, slots = tokens.vocabulary(pipeline), searches.stacked([tokens.before(pipeline, p, prefix) for p in prompts])
+    seeds = [int(base.generator(seed, prompt).integers(2**31)) for prompt in prompts]
+    latents = base.pictures(target, prompts, seeds, ATTACK.title, image_steps, image_guidance)
+    apart = len(schedule) // times
+    pace = Pace(np.int32(steps), np.int32(apart), np.float32(weight_decay))
+    models = base.drawing_weights(pipeline), pipeline.params["text_encoder"], words.vectors, schedule
+    static, adam = word_vectors.static_of(pipeline), Adam(lr)
+    descent = Descent(ATTACK.title, chances_gradient, look, static, adam, times * steps, steps, onto_simplex)
+    uniform = np.full((len(prompts), prefix, len(words.ids)), 1 / len(words.ids), np.float32)
+    own = Own(slots, latents, np.array(seeds, np.uint32))
+    courses = searches.along(descent, {"chances": uniform}, (Models(*models), pace), own, progress)
+    found = [
+        base.best(
+            prompt, [tokens.text(words, chosen, prompt) for chosen in course.candidates], course.losses, course.queries
+        )
+        for prompt, course in zip(prompts, courses, strict=True)
+    ]
     return base.together(found)
 
 
-class Search(NamedTuple):
-    """What the searches for all prompts share."""
+class Models(NamedTuple):
+    """What the searches for all prompts read: the denoiser's weights, the vocabulary's vectors [S, C], abar_t [T]."""
 
-    pipeline: Pipeline
-    vocabulary: Vocabulary
-    weights: Params  # the denoiser's
+    weights: Params
     text_encoder: Params
+    vectors: jax.Array
     schedule: jax.Array
 
 
-def _search(
-    search: Search,
-    prompt: str,
-    slots: Slots,
-    latents: np.ndarray,
-    times: int,
-    steps: int,
-    lr: float,
-    weight_decay: float,
-    seed: int,
-    progress: bool,
-) -> Found:
-    words, key, apart = search.vocabulary, jax.random.key(seed), len(search.schedule) // times
-    models = search.weights, search.text_encoder, words.vectors, search.schedule
+class Pace(NamedTuple):
+    """Steps at one time, the distance between two times, and the L2 decay."""
 
-    def inputs(i: int):
-        t = np.full(1, apart // 2 + i // steps * apart, np.int32)
-        return *models, slots.ids, slots.places, latents, t, jax.random.fold_in(key, i), jnp.float32(weight_decay)
-
-    static = word_vectors.static_of(search.pipeline)
-    descent = Descent(ATTACK.title, chances_gradient, static, Adam(lr), most_likely, times * steps, steps, onto_simplex)
-    uniform = {"chances": jnp.full((slots.places.shape[1], len(words.ids)), 1 / len(words.ids))}
-    found, taken = candidates.along(descent, uniform, inputs, progress)
-    losses = [measured(search, slots, words.vectors[chosen], latents, key) for chosen in found]
-    return base.best(prompt, [tokens.text(words, chosen, prompt) for chosen in found], losses, taken + len(found))
+    steps: Any
+    apart: Any
+    decay: Any
 
 
-def most_likely(params: Params) -> np.ndarray:
-    """The number of the word of every row of "chances", int [k]."""
-    return np.argmax(params["chances"], axis=1)
+class Own(NamedTuple):
+    """What the search for one prompt reads: the prompt behind slots, one row, and its picture, latents [1, h, w, C]."""
 
-
-def error(static: Static, weights, text_encoder, schedule, ids, places, vectors, drawn: Drawn) -> jax.Array:
-    """The denoising loss under texts [B, L] with word vectors [B, k, C] in their slots."""
-    context = Condition(word_vectors.encode(static.text_encoder, text_encoder, ids, places, vectors))
-    return denoising_loss(static.denoiser, static.denoiser.bind(weights), context, drawn, schedule)
+    slots: Slots
+    latents: Any
+    seed: Any
 
 
 def chances_gradient(
-    static: Static, params: Params, weights, text_encoder, vectors, schedule, ids, places, latents, t, key, decay
+    static: Static, params: Params, i: jax.Array, shared: tuple[Models, Pace], own: Own
 ) -> tuple[jax.Array, Params]:
     """Loss at words that are drawn from params {"chances": [k, S]}, and what stands for its gradient there."""
-    of_words, of_noise = jax.random.split(key)
+    models, pace = shared
+    of_words, of_noise = jax.random.split(jax.random.fold_in(jax.random.key(own.seed), i))
     chosen = jax.random.categorical(of_words, jnp.log(params["chances"]))
-    drawn = Drawn(latents, jax.random.normal(of_noise, latents.shape), t)
+    t = (pace.apart // 2 + i // pace.steps * pace.apart)[None]
+    drawn = Drawn(own.latents, jax.random.normal(of_noise, own.latents.shape), t)
 
     def loss(words: jax.Array) -> jax.Array:
-        return error(static, weights, text_encoder, schedule, ids, places, words[None], drawn)
+        context = read(static, models, own, words)
+        return denoising_loss(static.denoiser, static.denoiser.bind(models.weights), context, drawn, models.schedule)
 
-    value, slope = jax.value_and_grad(loss)(vectors[chosen])
-    through = jnp.clip(slope @ vectors.T, -1, 1)  # of the one-hot choice, as PyTorch's hardtanh in the authors' code
-    return value, {"chances": through + decay * params["chances"]}
+    value, slope = jax.value_and_grad(loss)(models.vectors[chosen])
+    through = jnp.clip(slope @ models.vectors.T, -1, 1)  # of the one-hot choice, as PyTorch's hardtanh in their code
+    return value, {"chances": through + pace.decay * params["chances"]}
 
 
 def onto_simplex(params: Params) -> Params:
@@ -147,16 +130,27 @@ def onto_simplex(params: Params) -> Params:
     return {"chances": jax.vmap(optax.projections.projection_simplex)(params["chances"])}
 
 
-def measured(
-    search: Search, slots: Slots, vectors: jax.Array | np.ndarray, latents: np.ndarray, key: jax.Array
-) -> float:
-    """The loss of words [k, C] on noised pictures (`candidates.spread`), the same for every candidate."""
-    drawn = candidates.spread(search.schedule, latents, key)
-    rows = np.zeros(len(drawn.times), int)
-    static, models = word_vectors.static_of(search.pipeline), (search.weights, search.text_encoder, search.schedule)
-    return float(_ERROR(static, *models, slots.ids[rows], slots.places[rows], vectors[None][rows], drawn))
+def look(static: Static, params: Params, shared: tuple[Models, Pace], own: Own) -> tuple[jax.Array, jax.Array]:
+    """(the most likely words, their numbers [k]; their loss)."""
+    chosen = jnp.argmax(params["chances"], axis=1)
+    return chosen, measured(static, shared[0], own, chosen)
 
 
-_ERROR = jax.jit(error, static_argnums=0)
+def measured(static: Static, models: Models, own: Own, chosen: jax.Array) -> jax.Array:
+    """The loss of words, their numbers [k], on noised pictures that are the same for every candidate."""
+    predict, context = static.denoiser.bind(models.weights), read(static, models, own, models.vectors[chosen])
+    return searches.mean_over_times(
+        lambda drawn: denoising_loss(static.denoiser, predict, context, drawn, models.schedule),
+        models.schedule,
+        own.latents,
+        jax.random.key(own.seed),
+    )
+
+
+def read(static: Static, models: Models, own: Own, words: jax.Array) -> Condition:
+    """What the denoiser reads of the prompt with word vectors [k, C] before it: one row."""
+    text = static.text_encoder, models.text_encoder, own.slots.ids, own.slots.places
+    return Condition(word_vectors.encode(*text, words[None]))
+
 
 ATTACK = Attack("unlearndiffatk", "UnlearnDiffAtk", attack, "white-box", backbones=("sd",))

@@ -17,6 +17,7 @@ from spqr_jax.data.source import Source
 from spqr_jax.methods.tools.concepts import mention
 from spqr_jax.methods.tools.loop import check_at_least
 from spqr_jax.pipeline import Pipeline
+from spqr_jax.sampling import noise
 from spqr_jax.training import latents
 
 
@@ -80,6 +81,39 @@ def make(
     scheduler = scheduler or backbones.of(pipeline).sampler
     images = generate_lib.generate(pipeline, shown, seed, steps=steps, guidance=guidance, scheduler=scheduler)
     return _encoded(pipeline, data.from_arrays(images, shown, name), order, captions)
+
+
+def make_each(
+    pipeline: Pipeline,
+    prompts: Sequence[Sequence[str]],
+    count: int,
+    *,
+    seeds: Sequence[int],
+    name: str,
+    steps: int,
+    guidance: float,
+    scheduler: str,
+) -> list[Pictures]:
+    """For each list of prompts what `make` gives with the seed of the same number, all drawn and encoded together."""
+    orders = [prompt_numbers(len(own), count, seed) for own, seed in zip(prompts, seeds, strict=True)]
+    shown = [own[i] for own, order in zip(prompts, orders, strict=True) for i in order]
+    shape = backbones.of(pipeline).latent_shape(pipeline, (backbones.of(pipeline).side(pipeline),) * 2)
+    noises = np.concatenate([noise.of_numbers(seed, np.arange(count, dtype=np.uint32), shape) for seed in seeds])
+    how: dict[str, Any] = {"steps": steps, "guidance": guidance, "scheduler": scheduler}
+    images = generate_lib.generate(pipeline, shown, 0, latents=noises, **how)
+    mean, std = latents.encode(pipeline, data.from_arrays(images, shown, name)).scaled(pipeline)
+    condition = backbones.condition(pipeline, [prompt for own in prompts for prompt in own])
+    ends = np.cumsum([len(own) for own in prompts])
+    return [
+        Pictures(
+            mean[k * count : (k + 1) * count],
+            std[k * count : (k + 1) * count],
+            order,
+            condition.rows(slice(ends[k] - len(own), ends[k])),
+            tuple(own),
+        )
+        for k, (own, order) in enumerate(zip(prompts, orders, strict=True))
+    ]
 
 
 def rows(pictures: Pictures, batch: int, steps: int, seed: int) -> Iterator[np.ndarray]:

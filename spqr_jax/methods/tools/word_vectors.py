@@ -165,12 +165,7 @@ def prefix_loss(static: Static, params: Params, weights, text_encoder, latents, 
     """MSE of the prediction under the prefixed text, by the trained encoder, and the original one under the concept's
     own states `context` [B, L, E]; params: {"prefix": [B, k, C]}."""
     wanted = jax.lax.stop_gradient(static.denoiser.bind(weights)(latents, t, Condition(context)))
-    return gap(static, weights, text_encoder, latents, t, ids, places, params["prefix"], wanted)
-
-
-def gap(static: Static, weights, text_encoder, latents, t, ids, places, vectors, wanted) -> jax.Array:
-    """MSE of the prediction under texts with word vectors [B, k, C] in their slots, and the one that is wanted."""
-    context = encode(static.text_encoder, text_encoder, ids, places, vectors)
+    context = encode(static.text_encoder, text_encoder, ids, places, params["prefix"])
     found = static.denoiser.bind(weights)(latents, t, Condition(context))
     return jnp.square((found - wanted).astype(jnp.float32)).mean()
 
