@@ -124,7 +124,7 @@ class Found(NamedTuple):
     queries: int
 
 
-def best(prompt: str, texts: Sequence[str], losses: Sequence[float], queries: int) -> Found:
+def best(prompt: str, texts: Sequence[str], losses: Sequence[float] | np.ndarray, queries: int) -> Found:
     """The text with the least finite loss; the given prompt and NaN if there is none."""
     finite = [(loss, text) for text, loss in zip(texts, losses, strict=True) if np.isfinite(loss)]
     loss, chosen = min(finite, default=(float("nan"), prompt), key=lambda one: one[0])

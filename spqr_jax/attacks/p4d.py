@@ -15,7 +15,7 @@ from spqr_jax.backbones import Condition, Drawn
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import word_vectors
 from spqr_jax.methods.tools.loop import Adam
-from spqr_jax.methods.tools.word_vectors import Slots, Static
+from spqr_jax.methods.tools.word_vectors import Static
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 
@@ -103,7 +103,7 @@ class Own(NamedTuple):
     """What the search for one prompt reads: the text of slots, one row; the prompt as the unaligned model has it, its
     condition, one row, and the latents [1, h, w, C] of its picture."""
 
-    slots: Slots
+    slots: Any  # Slots
     goal: Condition
     latents: Any
     seed: Any
@@ -151,8 +151,8 @@ def measured(static: Static, models: Models, own: Own, chosen: jax.Array) -> jax
 
 def read(static: Static, models: Models, own: Own, words: jax.Array) -> Condition:
     """What the denoiser reads of word vectors [k, C] in the slots: one row."""
-    text = static.text_encoder, models.text_encoder, own.slots.ids, own.slots.places
-    return Condition(word_vectors.encode(*text, words[None]))
+    ids, places = own.slots
+    return Condition(word_vectors.encode(static.text_encoder, models.text_encoder, ids, places, words[None]))
 
 
 ATTACK = Attack("p4d", "P4D", attack, "white-box", backbones=("sd",))

@@ -16,7 +16,7 @@ from spqr_jax.backbones import Condition, Drawn
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.tools import word_vectors
 from spqr_jax.methods.tools.loop import Adam
-from spqr_jax.methods.tools.word_vectors import Slots, Static
+from spqr_jax.methods.tools.word_vectors import Static
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.training.objective import denoising_loss
@@ -101,7 +101,7 @@ class Pace(NamedTuple):
 class Own(NamedTuple):
     """What the search for one prompt reads: the prompt behind slots, one row, and its picture, latents [1, h, w, C]."""
 
-    slots: Slots
+    slots: Any  # Slots
     latents: Any
     seed: Any
 
@@ -149,8 +149,8 @@ def measured(static: Static, models: Models, own: Own, chosen: jax.Array) -> jax
 
 def read(static: Static, models: Models, own: Own, words: jax.Array) -> Condition:
     """What the denoiser reads of the prompt with word vectors [k, C] before it: one row."""
-    text = static.text_encoder, models.text_encoder, own.slots.ids, own.slots.places
-    return Condition(word_vectors.encode(*text, words[None]))
+    ids, places = own.slots
+    return Condition(word_vectors.encode(static.text_encoder, models.text_encoder, ids, places, words[None]))
 
 
 ATTACK = Attack("unlearndiffatk", "UnlearnDiffAtk", attack, "white-box", backbones=("sd",))
