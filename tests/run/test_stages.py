@@ -12,10 +12,10 @@ from spqr_jax.run.stages.background import Background
 
 
 def test_names_and_needs():
-    assert stages.NAMES == ("align", "generate", "finetune", "attack", "judge", "score", "report")
+    assert stages.NAMES == ("align", "generate", "finetune", "attack", "probe", "judge", "score", "report")
     assert stages.chosen(None) == set(stages.NAMES) and stages.chosen(["score"]) == {"score"}
     assert not stages.need_models({"score", "report"})
-    assert all(stages.need_models({"report", name}) for name in stages.NAMES[:5])
+    assert all(stages.need_models({"report", name}) for name in stages.NAMES[:6])
     with pytest.raises(ValueError, match="--stages: 'cook' is unknown; expected some of align,generate"):
         stages.chosen(["align", "cook"])
 
