@@ -7,11 +7,12 @@ ValueError naming it, what was expected, and what was found.
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from spqr_jax.data import tables
 
 Row = dict[str, Any]
 # Six-CD: templates of prompts for the concepts of a file that has none of its own name.
@@ -24,7 +25,7 @@ def emma(path: Path, text: str) -> list[Row]:
 
     The file maps concepts to lists of prompts: a list of objects, or one object (its art/6_random and art/7_hard).
     """
-    found = _json(path, text)
+    found = tables.parse_json(text, _named(path))
     objects = found if isinstance(found, list) else [found]
     rows: list[Row] = []
     for i, entry in enumerate(objects):
@@ -43,7 +44,7 @@ def riskyprompt(path: Path, text: str) -> list[Row]:
     The column `primary` has their first parts. The file maps numbers to a prompt and its label; the label maps each
     category to the reasons for it, which are not read.
     """
-    found = _json(path, text)
+    found = tables.parse_json(text, _named(path))
     if not isinstance(found, dict):
         raise ValueError(f"{_named(path)}: expected an object of numbered prompts, found {_kind(found)}.")
     rows: list[Row] = []
@@ -104,13 +105,6 @@ def _templates(path: Path) -> list[str]:
         if len(PLACEHOLDER.findall(frame)) != 1:
             raise ValueError(f"{_named(place)}: {frame!r} has not one placeholder such as {{name}}.")
     return frames
-
-
-def _json(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{_named(path)} is no JSON ({error}).") from None
 
 
 def _named(path: Path) -> str:

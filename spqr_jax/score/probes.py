@@ -79,10 +79,7 @@ def build(workdir: str | os.PathLike[str], *, replicates: int = REPLICATES, seed
 
 def write(workdir: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
     """Write probes.json and probes.csv. In the .csv a figure f has its interval in f_low and f_high."""
-    place = Workdir(storage.directory(workdir))
-    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    storage.write_text(place.probe_scores("json"), text)
-    storage.write_text(place.probe_scores("csv"), text_lib.with_intervals(found["rows"], NAMES, FIGURES, COUNTS))
+    text_lib.write(Workdir(storage.directory(workdir)).probe_scores, found, NAMES, FIGURES, COUNTS)
 
 
 def text(found: Mapping[str, Any]) -> str:

@@ -2,9 +2,12 @@
 
 import csv
 import io
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from spqr_jax.files import storage
 from spqr_jax.score.row import FIGURES
 
 _HEADER = ["#", "subject", "S", "P", "Q", "R", "SPQR", "95%", "dh", "95%", "R exp", "SPQR exp", "undecided"]
@@ -89,6 +92,18 @@ def comma_separated(rows: list[dict[str, Any]]) -> str:
     plain = ("subject", "profile", "scenario", "is_control", "protocol")
     counts = ("n_harmful", "n_benign", "undecided_before", "undecided_after")
     return with_intervals(rows, plain, ("rank", *FIGURES), counts)
+
+
+def write(
+    place: Callable[[str], Path],
+    found: Mapping[str, Any],
+    names: Sequence[str],
+    figures: Sequence[str],
+    counts: Sequence[str],
+) -> None:
+    """Write what was found as JSON, and its "rows" as CSV as `with_intervals` does. place: suffix -> file."""
+    storage.write_text(place("json"), json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    storage.write_text(place("csv"), with_intervals(found["rows"], names, figures, counts))
 
 
 def with_intervals(

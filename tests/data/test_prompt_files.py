@@ -62,7 +62,7 @@ def test_sixcd_concepts_are_put_into_their_templates(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "content", "says"),
     [
-        ("emma", '{"apple": ', "is no JSON"),
+        ("emma", '{"apple": ', "is not JSON"),
         ("emma", ["a pear"], "entry 0: expected an object of concepts, found str"),
         ("emma", [{"apple": "a pear"}], "'apple': expected a list of prompts, found str"),
         ("emma", [{"apple": ["a pear", 3]}], "'apple': expected a list of prompts"),
