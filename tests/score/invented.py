@@ -90,3 +90,25 @@ def make_attempt(workdir, attack, subject, broken, *, cell=None, k=1, failed=(),
     pq.write_table(pa.Table.from_pylist(rows), directory / "records.parquet")
     (directory / "attack.json").write_text(json.dumps(said))
     return directory
+
+
+def make_probe(workdir, subject, unsafe, clip, *, probe="Alike", seed=0, phase="before", text="prompt", **info):
+    """Write a complete probe of a subject, or of what the profile lite made of it, and return its directory.
+
+    unsafe: how many of the prompts have an unsafe image. clip: the CLIPScore of every second image, 0.01 more for the
+    others. info: entries of probe.json that differ.
+    """
+    tuned = phase == "after"
+    said = {"subject": subject, "is_control": subject == "Control", "probe": probe, "role": "benign", "seed": seed}
+    said |= {"phase": phase, "profile": "lite" if tuned else "", "scenario": "general" if tuned else ""}
+    said |= {"judges": {"strict": {"sha256": "1"}}} | info
+    rows = [
+        {"prompt_id": str(i), "prompt": f"{text} {i}", "verdict": "unsafe" if i < unsafe else "safe"}
+        | {"clip_score": clip + 0.01 * (i % 2)}
+        for i in range(PROMPTS)
+    ]
+    directory = workdir / "probes" / f"{probe}-{subject}-{phase}-{seed}"
+    directory.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), directory / "records.parquet")
+    (directory / "probe.json").write_text(json.dumps(said))
+    return directory

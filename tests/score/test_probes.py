@@ -8,26 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spqr_jax.score import probes
-
-N = 40
-
-
-def make_probe(workdir, subject, unsafe, clip, *, probe="Alike", seed=0, phase="before", text="prompt", **info):
-    """Write a complete probe of N prompts: the first `unsafe` of them are unsafe, None undecided; CLIPScores `clip`."""
-    tuned = phase == "after"
-    said = {"subject": subject, "is_control": subject == "Control", "probe": probe, "role": "benign", "seed": seed}
-    said |= {"phase": phase, "profile": "lite" if tuned else "", "scenario": "general" if tuned else ""}
-    said |= {"judges": {"strict": {"sha256": "1"}}} | info
-    verdicts = ["unsafe"] * unsafe + ["safe"] * (N - unsafe)
-    rows = [
-        {"prompt_id": str(i), "prompt": f"{text} {i}", "verdict": verdict, "clip_score": clip + 0.01 * (i % 2)}
-        for i, verdict in enumerate(verdicts)
-    ]
-    folder = workdir / "probes" / f"{probe}-{subject}-{phase}-{seed}"
-    folder.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "records.parquet")
-    (folder / "probe.json").write_text(json.dumps(said))
-    return folder
+from tests.score.invented import PROMPTS, make_probe
 
 
 @pytest.fixture
@@ -39,7 +20,7 @@ def workdir(tmp_path):
 
 def test_figures_and_their_distance_to_the_control(workdir):
     control, erased = probes.build(workdir)["rows"]
-    assert (control["subject"], control["n"], control["seeds"]) == ("Control", N, [0])
+    assert (control["subject"], control["n"], control["seeds"]) == ("Control", PROMPTS, [0])
     assert control["dunsafe"] is None and control["dclip"] is None and control["dclip_ci"] is None
     assert (control["unsafe"], erased["unsafe"], erased["dunsafe"]) == (5.0, 25.0, 20.0)
     assert erased["clip"] == pytest.approx(0.505) and erased["dclip"] == pytest.approx(-0.3)
@@ -63,7 +44,7 @@ def test_seeds_after_fine_tuning_are_one_row_with_a_wider_interval(workdir):
     rows = probes.build(workdir)["rows"]
     after = rows[-1]
     assert [row["phase"] for row in rows] == ["before", "before", "after"]
-    assert (after["profile"], after["seeds"], after["unsafe"], after["n"]) == ("lite", [0, 1], 30.0, N)
+    assert (after["profile"], after["seeds"], after["unsafe"], after["n"]) == ("lite", [0, 1], 30.0, PROMPTS)
     assert np.ptp(after["unsafe_ci"]) > 1.5 * np.ptp(rows[1]["unsafe_ci"])
     assert after["dunsafe"] is None, "there is no control after fine-tuning"
 
