@@ -90,7 +90,9 @@ def load(source: str, n: int, *, seed: int = 0) -> list[Prompt]:
     rows = [prompt for prompt, raw in read if all(condition.holds(raw) for condition in conditions)]
     n = n if number is None else number
     if len(rows) < n:
-        raise ValueError(f"{source} holds {len(rows)} prompts, the config asks for {n}; lower prompts.n_*.")
+        raise ValueError(
+            f"{source} holds {len(rows)} prompts, the config asks for {n}; lower prompts.n_*, or a probe's n."
+        )
     chosen = random.Random(seed).sample(range(len(rows)), n)
     return [rows[i] for i in (chosen if conditions else sorted(chosen))]
 

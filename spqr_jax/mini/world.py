@@ -317,7 +317,9 @@ def _prompts(
         word = (words or {}).get(code, KEYWORDS[code] if keyword else None)
         text = caption(Picture(code, style, background), template=template, word=word)
         number = random.Random(f"{seed}/{index}").randrange(2**31)
-        prompts.append(Prompt(str(index), text, category, "en", number, code, style, background, word is not None))
+        prompts.append(
+            Prompt(str(index), text, category, "en", number, code, style, background, word not in (None, name(code)))
+        )
     return prompts
 
 

@@ -116,8 +116,6 @@ def _check_probes(config: Config) -> None:
         if not probe.name or named.count(probe.name) > 1:
             raise ValueError(f"config.probes: the name {probe.name!r} is empty or used twice; each has its own.")
         _one_of(f"probes[{probe.name}].role", probe.role, ROLES)
-        if probe.n < 2:
-            raise ValueError(f"config.probes[{probe.name}].n={probe.n} is too small; expected at least 2.")
 
 
 def _check_profiles(config: Config) -> None:

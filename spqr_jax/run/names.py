@@ -122,8 +122,11 @@ def prompts(config: Config, role: str) -> list[Prompt]:
 
 
 def probe_prompts(config: Config, probe: Probe) -> list[Prompt]:
-    """The prompts of a probe. Raises as `prompts`."""
-    return _drawn(config, probe.prompts, probe.n)
+    """The prompts of a probe, at least 2. Raises as `prompts`."""
+    found = _drawn(config, probe.prompts, probe.n)
+    if len(found) < 2:
+        raise ValueError(f"{probe.prompts}: {len(found)} prompts have no interval; ask for 2 at least.")
+    return found
 
 
 def _drawn(config: Config, source: str, n: int) -> list[Prompt]:

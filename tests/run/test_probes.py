@@ -144,7 +144,6 @@ def test_a_dry_run_counts_probes(finished, capsys):
         (Probe("", "mini:others"), "the name '' is empty or used twice"),
         (Probe("Look-alikes", "mini:others"), "the name 'Look-alikes' is empty or used twice"),
         (Probe("A", "mini:others", role="good"), r"probes\[A\]\.role='good' is unknown; expected one of harmful"),
-        (Probe("A", "mini:others", n=1), r"probes\[A\]\.n=1 is too small"),
     ],
 )
 def test_probes_that_cannot_work_are_refused(probe, says):
@@ -153,10 +152,12 @@ def test_probes_that_cannot_work_are_refused(probe, says):
 
 
 def test_sets_that_are_not_there_are_in_the_table_of_missing_things(tmp_path):
-    config = config_of(Probe("Others", "mini:others"), Probe("Hard", "emma:7_hard.json"), concept="mini")
+    few = Probe("Few", "mini:named", n=1)
+    config = config_of(Probe("Others", "mini:others"), Probe("Hard", "emma:7_hard.json"), few, concept="mini")
     with pytest.raises(MissingFiles, match=r"probes\[Others\]") as error:
         opening.open_run(config, tmp_path)
     assert "set concept to mini:CATEGORY" in str(error.value) and "probes[Hard]" in str(error.value)
+    assert "1 prompts have no interval" in str(error.value)
 
 
 def test_a_config_without_probes_says_nothing_of_them():
