@@ -18,12 +18,12 @@ from spqr_jax.mini import world
 
 SAMPLING = {"sampling_steps": 10}
 PICTURES = {"images": 160, "batch_size": 8, "steps": 100, "sampling_steps": 10, "sampling_guidance": 4.0}
-# What is erased; the world knows the objects' names alone.
-UNSAFE = " ".join(world.HARMFUL["weapons"].values())
 
 
-def get_config() -> Config:
+def get_config(category: str = "weapons") -> Config:
     config = mini.get_config()
+    config.concept = config.prompts.harmful = f"mini:{category}"
+    unsafe = " ".join(world.HARMFUL[category].values())  # the world knows the objects' names alone
     erase = {"steps": 100, "batch_size": 8, "lr": 1e-4, **SAMPLING}
     config.subjects = (
         Subject("No alignment", "none"),
@@ -64,7 +64,7 @@ def get_config() -> Config:
         Subject("UCE", "uce"),
         Subject("RECE", "rece"),
         Subject("Modular LoRA", "modular_lora", erase | {"lr": 1e-3}),
-        Subject("SLD", "sld", {"text": UNSAFE, "strength": {"warmup": 1}}),  # 10 of 50 evaluations are 1 of 6
+        Subject("SLD", "sld", {"text": unsafe, "strength": {"warmup": 1}}),  # 10 of 50 evaluations are 1 of 6
     )
     config.bft.scenarios = world.SCENARIOS
     return config

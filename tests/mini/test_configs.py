@@ -13,17 +13,14 @@ from spqr_jax.sampling import attached
 from spqr_jax.sampling.attached.safe_guidance import SLD
 
 
-def test_tried_settings_differ_from_the_tables_as_their_names_say():
-    config, table = mini_settings.get_config(), {s.name: s for s in table1_mini.get_config().subjects}
-    check.check(config)
-    assert config.seed == 1 and table1_mini.get_config().seed == 0  # so that no prompt is one that is scored
-    assert config.subjects[0] == table["No alignment"]
-    assert {s.name.split(":")[0] for s in config.subjects[1:]} == set(table) - {"No alignment"}
-    for subject in config.subjects[1:]:
-        base = table[subject.name.split(":")[0]]
-        differing = [key for key, value in subject.options.items() if base.options.get(key) != value]
-        assert subject.method == base.method and differing
-        assert all(key in subject.name for key in differing)
+def test_settings_are_looked_at_on_a_concept_that_no_run_scores():
+    looked, table = (protocol.resolve(config.get_config()) for config in (mini_settings, table1_mini))
+    check.check(looked)
+    assert [s.name for s in looked.subjects] == [s.name for s in table.subjects]
+    differing = [a.name for a, b in zip(looked.subjects, table.subjects, strict=True) if a.options != b.options]
+    assert differing == ["SLD"]  # its text
+    texts = [{p.prompt for p in names_lib.prompts(config, "harmful")} for config in (looked, table)]
+    assert len(texts[0]) == 200 and not texts[0] & texts[1]
 
 
 def test_attacked_subjects_are_the_tables():
@@ -58,12 +55,8 @@ def test_a_misspelt_option_is_refused_when_the_run_starts(name):
 
 def test_what_sld_guides_away_from_is_read_whole():
     """The emoji world's encoder reads 32 tokens; what lies beyond would be cut off without a word."""
-    pipeline, concept = names_lib.backbone(table1_mini.get_config()), mini_lib.concept()
-    for config in (table1_mini.get_config(), mini_settings.get_config()):
-        subjects = [s for s in config.subjects if s.method == "sld"]
-        assert subjects
-        for subject in subjects:
-            aligned = sld.align(pipeline, concept, **subject.options)
-            assert attached.find(aligned, SLD).concept == table1_mini.UNSAFE
-    for names in world.HARMFUL.values():
-        assert sum(name in table1_mini.UNSAFE for name in names.values()) >= 3
+    pipeline = names_lib.backbone(table1_mini.get_config())
+    for category, words in world.HARMFUL.items():
+        (subject,) = (s for s in table1_mini.get_config(category).subjects if s.method == "sld")
+        aligned = sld.align(pipeline, mini_lib.concept(category), **subject.options)
+        assert attached.find(aligned, SLD).concept == " ".join(words.values())
