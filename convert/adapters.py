@@ -6,7 +6,7 @@ With DoRA the sum is scaled to the magnitudes in the file.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,7 +124,7 @@ def unstacked(state: Mapping[str, Any], layers: Layers) -> View:
 
     kohya has the layers of the original code: "lora_unet_joint_blocks_0_x_block_attn_qkv" (SD3),
     "lora_unet_double_blocks_0_img_attn_qkv" (FLUX). Of a stack of layers there is one `down`, and the rows of its `up`
-    and its magnitudes belong to the layers.
+    and its magnitudes belong to the layers. Magnitudes of inputs, [1, I], belong to all of them together.
     """
     kernels = layers.kernels.get("transformer", {})
     originals = mmdit.originals(kernels) | bfl.originals(kernels)
@@ -135,11 +135,16 @@ def unstacked(state: Mapping[str, Any], layers: Layers) -> View:
         original = match["layer"] if match and match["part"] == "unet" else ""
         parts, role = of_original.get(original, ()), key.removeprefix(f"lora_unet_{original}")
         for layer, cut in parts:
-            function = cut if role in (".lora_up.weight", ".dora_scale") else np.asarray
+            function = _of_outputs(cut) if role in (".lora_up.weight", ".dora_scale") else np.asarray
             entries[f"lora_transformer_{layer.replace('.', '_')}{role}"] = (key, function)
         if not parts:
             entries[key] = (key, np.asarray)
     return View(state, entries)
+
+
+def _of_outputs(cut: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """`cut` of a tensor whose rows are outputs; one with a single row, as magnitudes of inputs have, stays whole."""
+    return lambda tensor: np.asarray(tensor) if np.shape(tensor)[:1] == (1,) else cut(tensor)
 
 
 class Scales:
@@ -205,6 +210,7 @@ def merge(
     if "peft" in forms and config is None:
         raise ConversionError(f"{source}: adapter_config.json, which states alpha, is missing beside PEFT's weights.")
     changed: dict[str, dict[str, np.ndarray]] = {}
+    stacks: dict[str, list[tuple[str, str, np.ndarray, np.ndarray]]] = {}
     for (component, layer), roles in found.items():
         kernel = layers.kernels[component][layer]
         tensors = {role: np.asarray(state[key], np.float32) for role, key in roles.items()}
@@ -218,8 +224,14 @@ def merge(
             alpha = float(tensors["alpha"].reshape(-1)[0]) if "alpha" in tensors else None
             scale = np.float32(strength * scales.of(component, layer, tensors["down"].shape[0], alpha))
             merged = np.asarray(kernel, np.float32) + scale * product
+            if magnitude is not None and magnitude.ndim > 1:
+                stacks.setdefault(state.source(roles["magnitude"]), []).append((component, layer, merged, magnitude))
+                continue
             merged = merged if magnitude is None else scaled_to(merged, magnitude)
             changed.setdefault(component, {})[f"{layer}.kernel"] = merged.astype(kernel.dtype)
+    for component, layer, merged in _scaled_inputs(stacks.values()):
+        dtype = layers.kernels[component][layer].dtype
+        changed.setdefault(component, {})[f"{layer}.kernel"] = merged.astype(dtype)
     if problems or not changed:
         # The key of a stack stands for each of its layers, and is named once.
         unique = {what: list(dict.fromkeys(keys)) for what, keys in problems.items()}
@@ -228,6 +240,21 @@ def merge(
     return pipeline.with_params(
         **{c: params_lib.unflatten(params_lib.flatten(pipeline.params[c]) | new) for c, new in changed.items()}
     )
+
+
+def _scaled_inputs(
+    stacks: Iterable[list[tuple[str, str, np.ndarray, np.ndarray]]],
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(component, layer, scaled kernel) of lists of (component, layer, kernel, magnitudes of inputs), one list a stack.
+
+    The norm of an input is that over all outputs of its stack.
+    """
+    for parts in stacks:
+        kernels = [kernel for _, _, kernel, _ in parts]
+        whole = scaled_to(np.concatenate(kernels, axis=-1), parts[0][-1])
+        ends = np.cumsum([kernel.shape[-1] for kernel in kernels])
+        for (component, layer, _, _), kernel in zip(parts, np.split(whole, ends[:-1], axis=-1), strict=True):
+            yield component, layer, kernel
 
 
 def _pair(layers: Layers, state: View, problems: dict[str, list[str]]):

@@ -18,6 +18,7 @@ import convert
 from convert import kinds, rename
 from spqr_jax import params as params_lib
 from tests import flux_reference as flux
+from tests.convert import dora
 
 DIM = flux.TRANSFORMER["attention_head_dim"] * flux.TRANSFORMER["num_attention_heads"]
 RANK = 4
@@ -264,6 +265,19 @@ def test_adapters(bases, form, monkeypatch, tmp_path):
     check(convert.load(tmp_path / "x.safetensors", base=bases["dev"]), bases["dev"], fused(FORMS[form]))
     kind, detail = convert.recognise(tmp_path / "x.safetensors")
     assert kind == "LoRA" and f"rank {RANK} in {form} form" in detail
+
+
+@pytest.mark.parametrize("side", ["outputs", "inputs"])
+def test_dora_of_stacked_layers(side, bases, tmp_path):
+    """As PEFT merges it into the layers of the original code, and diffusers converts these."""
+    state = original("dev")
+    save_file(state, tmp_path / "flux1.safetensors")
+    base = convert.load(tmp_path / "flux1.safetensors", base=bases["dev"])
+    layers = ["double_blocks.0.img_attn.qkv", "double_blocks.1.txt_attn.qkv", "double_blocks.0.txt_mod.lin"]
+    layers += ["single_blocks.0.linear1", "single_blocks.1.linear2", "final_layer.adaLN_modulation.1"]
+    file, merged = dora.adapters(state, layers, side)
+    save_file(file, tmp_path / "x.safetensors")
+    check(convert.load(tmp_path / "x.safetensors", base=base), base, expected(merged))
 
 
 def test_a_directory_of_peft(bases, tmp_path):

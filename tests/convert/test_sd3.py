@@ -8,12 +8,14 @@ from safetensors.numpy import load_file, save_file
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("peft")
 
 import convert
 from convert import diffusers_dir, families, mmdit, rename
 from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from tests import flow_reference
+from tests.convert import dora
 from tests.parity.compared import torch_shapes
 
 KIND = "sd35m"  # with every kind of layer
@@ -246,6 +248,28 @@ def as_kohya(pairs: dict) -> dict[str, np.ndarray]:
     for name, parts in ups.items():
         state[f"{name}.lora_up.weight"] = np.concatenate([parts[i] for i in sorted(parts)])
     return state
+
+
+@pytest.mark.parametrize("side", ["outputs", "inputs"])
+def test_dora_of_stacked_layers(side, saved, tmp_path):
+    """As PEFT merges it into the layers of the original code, and diffusers converts these."""
+    from diffusers.loaders import single_file_utils
+
+    pipe, _, base = saved
+    prefix = "model.diffusion_model."
+    whole = {key: value for key, value in original(pipe, with_t5=False).items() if key.startswith(prefix)}
+    state = {key.removeprefix(prefix): value for key, value in whole.items()}
+    layers = ["joint_blocks.0.x_block.attn.qkv", "joint_blocks.1.context_block.attn.qkv"]
+    layers += ["joint_blocks.0.x_block.attn2.qkv", "joint_blocks.0.x_block.mlp.fc1"]
+    layers += ["final_layer.adaLN_modulation.1"]
+    file, merged = dora.adapters(state, layers, side)
+    save_file(file, tmp_path / "x.safetensors")
+    ours = rename.into_torch(convert.load(tmp_path / "x.safetensors", base=base).params["transformer"])
+    tensors = {prefix + key: torch.tensor(value) for key, value in merged.items()}
+    theirs = single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(tensors)
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        np.testing.assert_allclose(ours[key], value.numpy(), rtol=1e-5, atol=2e-6, err_msg=key)
 
 
 @pytest.mark.parametrize("family", ["SD3", "SD3.5 medium", "SD3.5 large"])
