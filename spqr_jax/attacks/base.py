@@ -1,5 +1,6 @@
 """What the rest of the package knows of an attack: an `Attack` and the `Attacked` that it finds; and its checks."""
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -137,15 +138,13 @@ def together(found: Sequence[Found]) -> Attacked:
     return Attacked(tuple(one.text for one in found), loss=np.array(losses), queries=queries)
 
 
-def pictures(
-    target: Pipeline, prompts: Sequence[str], seeds: Sequence[int], title: str, steps: int, guidance: float
-) -> np.ndarray:
+def pictures(target: Pipeline, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> np.ndarray:
     """Latents [N, 1, h, w, C] of the picture that the target draws of each prompt: the mean that its autoencoder gives.
 
     A picture depends on its prompt and its seed alone.
     """
     captions = [(prompt,) for prompt in prompts]
-    return np.stack([one.mean for one in galleries(target, captions, 1, seeds, title, steps, guidance)])
+    return np.stack([one.mean for one in galleries(target, captions, 1, seeds, steps, guidance)])
 
 
 def galleries(
@@ -153,17 +152,41 @@ def galleries(
     captions: Sequence[Sequence[str]],
     count: int,
     seeds: Sequence[int],
-    title: str,
     steps: int,
     guidance: float,
 ) -> list[Pictures]:
     """`count` pictures for each of N lists of captions, as `pictures.make` draws them with that list's seed.
 
-    All are drawn together, in batches that fill the devices.
+    All are drawn together, in batches that fill the devices; and once for all models that are attacked one after the
+    other, as pictures are the target's.
     """
-    return pictures_lib.make_each(
-        target, captions, count, seeds=seeds, name=title, steps=steps, guidance=guidance, scheduler=SCHEDULER
-    )
+    return _drawn(_Same(target), tuple(map(tuple, captions)), count, tuple(seeds), steps, guidance)
+
+
+class _Same:
+    """A pipeline as a key: equal to the very same one alone."""
+
+    def __init__(self, pipeline: Pipeline):
+        self.pipeline = pipeline
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.pipeline is other.pipeline
+
+    def __hash__(self) -> int:
+        return id(self.pipeline)
+
+
+@functools.lru_cache(maxsize=4)  # as many attacks of a run keep their pictures: latents, small beside the weights
+def _drawn(
+    target: _Same,
+    captions: tuple[tuple[str, ...], ...],
+    count: int,
+    seeds: tuple[int, ...],
+    steps: int,
+    guidance: float,
+) -> list[Pictures]:
+    how: dict[str, Any] = {"steps": steps, "guidance": guidance, "scheduler": SCHEDULER}
+    return pictures_lib.make_each(target.pipeline, captions, count, seeds=seeds, name="pictures of the target", **how)
 
 
 def drawing_weights(pipeline: Pipeline) -> Params:

@@ -64,7 +64,7 @@ def attack(
     texts = [full.erase[number] for number in numbers]
     captions = [full.prompts[number :: len(full.erase)] for number in numbers]
     seeds = [int(base.generator(seed, text).integers(2**31)) for text in texts]
-    pictures = base.galleries(target, captions, images, seeds, ATTACK.title, image_steps, image_guidance)
+    pictures = base.galleries(target, captions, images, seeds, image_steps, image_guidance)
     owns, starts, most = [], [], max(len(templates) for templates in (full.templates, *captions))
     for text, said, gallery, own in zip(texts, captions, pictures, seeds, strict=True):
         rows = np.stack(list(pictures_lib.rows(gallery, batch_size, steps, own)))

@@ -63,7 +63,7 @@ def attack(
         rng = base.generator(seed, prompt)
         seeds.append(int(rng.integers(2**31)))
         spares.append(rng.standard_normal((1, *sampler.shape), np.float32))
-    pictures = base.pictures(target, prompts, seeds, ATTACK.title, image_steps, image_guidance)
+    pictures = base.pictures(target, prompts, seeds, image_steps, image_guidance)
     for row, picture in enumerate(tqdm(pictures, desc=ATTACK.title, unit="prompt", disable=not progress)):
         given = Guided(said.rows(slice(row, row + 1)), said.rows(slice(-1, None)), scale)
         start = inverted(sampler.denoiser, weights, sampler.tables, picture, given, guided, rounds)

@@ -65,7 +65,7 @@ def attack(
         rng = base.generator(seed, prompt)
         seeds.append(int(rng.integers(2**31)))
         starts.append(rng.integers(len(words.ids), size=length))
-    latents = base.pictures(target, prompts, seeds, ATTACK.title, image_steps, image_guidance)
+    latents = base.pictures(target, prompts, seeds, image_steps, image_guidance)
     said = backbones.condition(target, prompts)
     goals = searches.stacked([said.rows(slice(n, n + 1)) for n in range(len(prompts))])
     models = Models(

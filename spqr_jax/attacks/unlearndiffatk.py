@@ -63,7 +63,7 @@ def attack(
         raise ValueError(f"{ATTACK.title}: times={times}, expected at most the {len(schedule)} times of training.")
     words, slots = tokens.vocabulary(pipeline), searches.stacked([tokens.before(pipeline, p, prefix) for p in prompts])
     seeds = [int(base.generator(seed, prompt).integers(2**31)) for prompt in prompts]
-    latents = base.pictures(target, prompts, seeds, ATTACK.title, image_steps, image_guidance)
+    latents = base.pictures(target, prompts, seeds, image_steps, image_guidance)
     apart = len(schedule) // times
     pace = Pace(np.int32(steps), np.int32(apart), np.float32(weight_decay))
     models = base.drawing_weights(pipeline), pipeline.params["text_encoder"], words.vectors, schedule

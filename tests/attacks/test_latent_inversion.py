@@ -66,7 +66,7 @@ def test_the_picture_is_drawn_again_from_what_is_found(pipeline, attacked):
     encoder = pipeline.definitions["vae"].bind({})
     for row, prompt in enumerate(PROMPTS):
         own = int(latent_inversion.base.generator(1, prompt).integers(2**31))
-        (wanted,) = latent_inversion.base.pictures(pipeline, [prompt], [own], "", 2, 7.5)
+        (wanted,) = latent_inversion.base.pictures(pipeline, [prompt], [own], 2, 7.5)
         again, other = (
             np.asarray(encoder.encode(np.asarray(found[row : row + 1] / 127.5 - 1, np.float32))[0]) * 0.18215
             for found in images

@@ -107,6 +107,14 @@ def test_a_prompt_is_attacked_alike_alone_and_among_others(pipeline, target, att
     assert alone.prompts == attacked.prompts[1:] and alone.loss == pytest.approx(attacked.loss[1:], rel=1e-5)
 
 
+def test_pictures_are_drawn_once_for_all_models(target, attacked, monkeypatch):
+    """They are the target's. Another seed asks for others."""
+    monkeypatch.setattr("spqr_jax.generate.generate", lambda *_, **__: pytest.fail("drawn again"))
+    assert p4d.attack(target, PROMPTS, CAT, seed=1, target=target, **BUDGET).loss.shape == attacked.loss.shape
+    with pytest.raises(pytest.fail.Exception, match="drawn again"):
+        p4d.attack(target, PROMPTS, CAT, seed=2, target=target, **BUDGET)
+
+
 def test_one_program_serves_all_prompts_and_pipelines(pipeline, target, compilations):
     options = BUDGET | {"length": 4}
     p4d.attack(pipeline, ("a dog", "do"), CAT, seed=5, target=target, **options)

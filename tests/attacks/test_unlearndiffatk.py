@@ -115,7 +115,7 @@ def test_the_search_finds_a_word_that_is_better_than_most(pipeline):
     found = unlearndiffatk.attack(pipeline, ("a cat",), CAT, seed=1, target=pipeline, **options)
     words, slots = tokens.vocabulary(pipeline), tokens.before(pipeline, "a cat", 1)
     own = int(unlearndiffatk.base.generator(1, "a cat").integers(2**31))
-    (latents,) = unlearndiffatk.base.pictures(pipeline, ["a cat"], [own], "", 2, 7.5)
+    (latents,) = unlearndiffatk.base.pictures(pipeline, ["a cat"], [own], 2, 7.5)
     searched = unlearndiffatk.Own(slots, latents, np.uint32(own))
     of_word = functools.partial(
         stand_in.jitted, unlearndiffatk.measured, word_vectors.static_of(pipeline), models_of(pipeline), searched
