@@ -159,10 +159,12 @@ def left_out(config: Config, refused: list[str]) -> list[str]:
     """The programs of a run that are not compiled. refused: methods without a rehearsal, and why."""
     named = dict.fromkeys(subject.method for subject in config.subjects if not subject.checkpoint)
     attached = [name for name in named if name in ATTACHED]
+    attacks = [attack.name for attack in config.attacks]
     return [
         *(f"aligning steps of {why}" for why in refused),
         "images and samples that methods draw",
         *([f"sampling with what {' and '.join(attached)} may attach"] if attached else []),
+        *([f"searches of {' and '.join(attacks)}"] if attacks else []),
         "judges",
     ]
 

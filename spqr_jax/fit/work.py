@@ -9,10 +9,11 @@ from spqr_jax.run.bft import length
 
 
 class Work(NamedTuple):
-    """What a run of a config does. Alignment and judges are not in it.
+    """What a run of a config does. Alignment, searches of attacks and judges are not in it.
 
     Attributes:
-        pictures: images that are drawn: the prompts, before for every subject and after for every cell.
+        pictures: images that are drawn: the prompts, before for every subject and after for every cell, and those
+            under attack.
         encoded: training images that the autoencoder encodes: each data set once, or once in each pass if crops or
             flips differ.
         steps: profile -> training steps of all its cells.
@@ -56,7 +57,8 @@ def hours(items: list[Item], target: Target, dtype: str, share: float) -> dict[s
         "peak_source": target.peak_source,
         "work": rows,
         "device_hours": total,
-        "left_out": "alignment of the subjects, judges, attachments of methods, loading and compiling",
+        "left_out": "alignment of the subjects, searches of attacks, judges, attachments of methods, loading and "
+        "compiling",
     }
 
 

@@ -9,7 +9,7 @@ from configs import adaptations_mini
 from configs import mini as mini_config
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.stable_diffusion import STABLE_DIFFUSION
-from spqr_jax.config import Subject
+from spqr_jax.config import Attack, Subject
 from spqr_jax.fit import flop, programs, storage, targets, work
 from spqr_jax.fit.fitting import Asked, Question
 from spqr_jax.run import protocol
@@ -45,6 +45,8 @@ def test_what_is_not_compiled_is_named():
     found = programs.left_out(dataclasses.replace(plan().config, subjects=subjects), ["mine, which refuses"])
     attached = "sampling with what spm may attach"
     assert found == ["aligning steps of mine, which refuses", drawn, attached, "judges"]
+    attacked = dataclasses.replace(plan().config, attacks=(Attack("P4D, short", "p4d"), Attack("Words", "inversion")))
+    assert programs.left_out(attacked, []) == [drawn, "searches of P4D, short and Words", "judges"]
 
 
 def test_safe_latent_diffusion_is_sampled_with_its_third_text():
