@@ -115,8 +115,6 @@ def torch_run(
     pipe = copy.deepcopy(pipe)
     pipe.unet.train()  # dropout is off: the models have none, the adapters' is 0
     trainable = trainable(pipeline, pipe, profile, adapters)
-    optimiser = torch.optim.AdamW(trainable, lr=o.lr, betas=(o.b1, o.b2), eps=o.eps, weight_decay=o.weight_decay)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, step / o.warmup_steps))
     config = json.loads(pipe.scheduler.to_json_string()) | {"prediction_type": prediction_type}
     ddpm = diffusers.DDPMScheduler.from_config(config)
     images = torch.tensor(dataset.images(np.arange(len(dataset)))).permute(0, 3, 1, 2) / 127.5 - 1
@@ -124,28 +122,39 @@ def torch_run(
         posterior = pipe.vae.encode(images).latent_dist
     scale = pipe.vae.config.scaling_factor
     mean, std = ((scale * x).permute(0, 2, 3, 1).numpy() for x in (posterior.mean, posterior.std))
-    losses, norms, rates = [], [], []
     size = max(len(rows) for rows in order)
-    for i, rows in enumerate(order):
-        key = jax.random.fold_in(jax.random.key(SEED), i)
-        schedule = np.zeros(ddpm.config.num_train_timesteps)
-        filled = np.resize(rows, size)  # a short batch draws as a full one does
-        drawn = DDPM.draw(key, mean[filled], std[filled], schedule)
-        latents, noise, t = (torch.tensor(np.asarray(x))[: len(rows)] for x in drawn)
-        latents, noise = latents.permute(0, 3, 1, 2), noise.permute(0, 3, 1, 2)
-        conditions = torch_conditions(pipe, [dataset.captions[row] for row in rows])
-        output = pipe.unet(ddpm.add_noise(latents, noise, t), t, **conditions).sample
-        target = noise if prediction_type == "epsilon" else ddpm.get_velocity(latents, noise, t)
-        loss = loss_of(output, target)
+
+    def losses():
+        for i, rows in enumerate(order):
+            key = jax.random.fold_in(jax.random.key(SEED), i)
+            schedule = np.zeros(ddpm.config.num_train_timesteps)
+            filled = np.resize(rows, size)  # a short batch draws as a full one does
+            drawn = DDPM.draw(key, mean[filled], std[filled], schedule)
+            latents, noise, t = (torch.tensor(np.asarray(x))[: len(rows)] for x in drawn)
+            latents, noise = latents.permute(0, 3, 1, 2), noise.permute(0, 3, 1, 2)
+            conditions = torch_conditions(pipe, [dataset.captions[row] for row in rows])
+            output = pipe.unet(ddpm.add_noise(latents, noise, t), t, **conditions).sample
+            target = noise if prediction_type == "epsilon" else ddpm.get_velocity(latents, noise, t)
+            yield loss_of(output, target)
+
+    return pipe, *descend(trainable, o, losses(), after_step=lambda: after_step(pipe))
+
+
+def descend(trainable: list, o, losses, after_step=lambda: None) -> tuple[list[float], list[float], list[float]]:
+    """(losses, gradient norms, learning rates) of a step for every loss, each computed when the step before is done."""
+    optimiser = torch.optim.AdamW(trainable, lr=o.lr, betas=(o.b1, o.b2), eps=o.eps, weight_decay=o.weight_decay)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, step / o.warmup_steps))
+    found, norms, rates = [], [], []
+    for loss in losses:
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, o.max_grad_norm)))
         rates.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         warmup.step()
-        after_step(pipe)
+        after_step()
         optimiser.zero_grad()
-        losses.append(float(loss.detach()))
-    return pipe, losses, norms, rates
+        found.append(float(loss.detach()))
+    return found, norms, rates
 
 
 def torch_weights(model) -> dict[str, np.ndarray]:
@@ -209,7 +218,7 @@ def shuffled(dataset) -> list[np.ndarray]:
 def check_updates(component: str, pipeline, tuned, model) -> None:
     """The weights of a component have moved as PyTorch's have."""
     start, ours = (convert.rename.into_torch(p.params[component]) for p in (pipeline, tuned))
-    theirs = torch_weights(model)
+    theirs = torch_weights(model) | {name: buffer.numpy() for name, buffer in model.named_buffers() if name in ours}
     if not ours.keys() & theirs.keys():  # transformers 5 has no "text_model."
         theirs = {f"text_model.{key}": value for key, value in theirs.items()}
     assert ours.keys() == theirs.keys()
