@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+import convert
 from convert import rename
 from spqr_jax import params as params_lib
 from spqr_jax.backbones.models import FluxTransformer2DModel
@@ -143,6 +144,14 @@ def saved(kind: str) -> tuple[Any, Path]:
     made, directory = pipeline(kind), Path(tempfile.mkdtemp())
     made.save_pretrained(directory)
     return made, directory
+
+
+def loaded(kind: str, side: int, length: int) -> tuple[Any, Any]:
+    """(diffusers' pipeline, ours) for images of `side` latents and texts of `length` tokens."""
+    made, directory = saved(kind)
+    ours = convert.load(directory)
+    small = ours.configs["transformer"] | {"sample_size": side}
+    return made, ours._replace(text_length=length, configs=ours.configs | {"transformer": small})
 
 
 def noise(count: int, size: tuple[int, int] = (8, 12)) -> np.ndarray:

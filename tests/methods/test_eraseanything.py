@@ -9,7 +9,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-import convert
 from spqr_jax import backbones
 from spqr_jax.concepts import Concept
 from spqr_jax.methods import eraseanything
@@ -34,10 +33,7 @@ CONCEPT = Concept("test", ("nude", "the dog"), preserve=("a cat", "eat"), templa
 @pytest.fixture(scope="module")
 def saved():
     """(diffusers' pipeline, ours) of dev, at a small size."""
-    pipe, folder = flux_reference.saved("dev")
-    pipeline = convert.load(folder)
-    small = pipeline.configs["transformer"] | {"sample_size": SIDE}
-    return pipe, pipeline._replace(text_length=LENGTH, configs=pipeline.configs | {"transformer": small})
+    return flux_reference.loaded("dev", SIDE, LENGTH)
 
 
 def drawn(seed):
@@ -238,10 +234,8 @@ def test_a_concept_without_unrelated_words_and_a_missing_strength_are_refused(sa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dev", "schnell"])
-def test_queries_and_keys_of_text_change_and_nothing_else(saved, kind):
-    pipeline = convert.load(flux_reference.saved(kind)[1])
-    small = pipeline.configs["transformer"] | {"sample_size": SIDE}
-    pipeline = pipeline._replace(text_length=LENGTH, configs=pipeline.configs | {"transformer": small})
+def test_queries_and_keys_of_text_change_and_nothing_else(kind):
+    _, pipeline = flux_reference.loaded(kind, SIDE, LENGTH)
     options = {"steps": 4, "images": 1, "sampling_steps": 2, "sampling_guidance": 3.0 if kind == "dev" else 0.0}
     tuned = eraseanything.align(pipeline, CONCEPT, seed=0, rank=RANK, **options)
     before, after = (flatten(each.params["transformer"]) for each in (pipeline, tuned))
@@ -250,9 +244,9 @@ def test_queries_and_keys_of_text_change_and_nothing_else(saved, kind):
     assert len(changed) == 2 * LAYERS and all(np.isfinite(leaf).all() for leaf in after.values())
 
 
-def test_schnell_is_refused_guidance_before_any_work(saved):
+def test_schnell_is_refused_guidance_before_any_work():
     with pytest.raises(ValueError, match="distilled without guidance, found 3; set guidance=0"):
-        eraseanything.align(convert.load(flux_reference.saved("schnell")[1]), CONCEPT)
+        eraseanything.align(flux_reference.loaded("schnell", SIDE, LENGTH)[1], CONCEPT)
 
 
 @pytest.mark.slow

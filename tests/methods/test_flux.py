@@ -7,12 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import convert
-from spqr_jax import backbones, methods
+from spqr_jax import methods
 from spqr_jax.methods.tools import negative_guidance
-from spqr_jax.params import flatten, unflatten
 from spqr_jax.sampling import partial
 from tests import flux_reference as flux
-from tests.methods.test_sd3 import CONCEPT, LENGTH, SMALL, changed
+from tests.methods import flow
+from tests.methods.flow import CONCEPT, LENGTH
 from tests.parity.compared import relative_error
 
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -22,10 +22,7 @@ SIDE = 8  # latents
 @pytest.fixture(scope="module")
 def saved():
     """(diffusers' pipeline, ours) of dev, at a small size."""
-    pipe, folder = flux.saved("dev")
-    pipeline = convert.load(folder)
-    small = pipeline.configs["transformer"] | {"sample_size": SIDE}
-    return pipe, pipeline._replace(text_length=LENGTH, configs=pipeline.configs | {"transformer": small})
+    return flux.loaded("dev", SIDE, LENGTH)
 
 
 def encoded(pipe, texts):
@@ -33,31 +30,14 @@ def encoded(pipe, texts):
         return pipe.encode_prompt(texts, None, max_sequence_length=LENGTH)
 
 
-def by_authors(pipe, weight: torch.Tensor, place: int) -> np.ndarray:
-    """W* of uce_flux_edit.py in float64, without the bias that its targets have. place: 0 text states, 1 pooled."""
-    rows = {}
-    for text in (*CONCEPT.erase, CONCEPT.target, *CONCEPT.preserve):
-        found = encoded(pipe, text)
-        last = int(sum(pipe.tokenizer_2(text).attention_mask)) - 2
-        rows[text] = (found[0][0, last] if place == 0 else found[1][0]).double()
-    weight = weight.double()
-    right, gram = 0.5 * weight, 0.5 * torch.eye(weight.shape[1], dtype=torch.float64)
-    pairs = [(text, CONCEPT.target) for text in CONCEPT.erase] + [(text, text) for text in CONCEPT.preserve]
-    for text, source in pairs:
-        right = right + torch.outer(weight @ rows[source], rows[text])
-        gram = gram + torch.outer(rows[text], rows[text])
-    return (right @ torch.inverse(gram)).numpy().T
-
-
 def test_uce_edits_what_its_authors_edit(saved):
     pipe, pipeline = saved
-    edited = methods.METHODS["uce"].align(pipeline, CONCEPT, variant="v2")
-    layers = {"context_embedder": 0, "time_text_embed.text_embedder.linear_1": 1}
-    assert changed(pipeline, edited) == {f"{layer}.kernel" for layer in layers}
-    for layer, place in layers.items():
-        expected = by_authors(pipe, pipe.transformer.get_submodule(layer).weight.detach(), place)
-        start, found = (flatten(p.params["transformer"])[f"{layer}.kernel"] for p in (pipeline, edited))
-        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected - start).max()
+
+    def states(text):
+        context, pooled, _ = encoded(pipe, text)
+        return context[0, [int(sum(pipe.tokenizer_2(text).attention_mask)) - 2]], pooled
+
+    flow.check_uce(pipe, pipeline, states)
 
 
 def predict(pipe, latents, times, texts):
@@ -81,21 +61,8 @@ def predict(pipe, latents, times, texts):
 def test_the_loss_of_esd(saved):
     """For the same latents and time, with the target of the frozen transformer of diffusers."""
     pipe, pipeline = saved
-    denoiser, weights = backbones.denoiser(pipeline), pipeline.params["transformer"]
-    latents, times, eta = flux.noise(2, (SIDE, SIDE)), np.float32([875, 250]), 1.5
-    told = negative_guidance.encode(pipeline, CONCEPT.erase)
-    text, empty = told.rows(np.array([0, 1])), told.rows(np.array([2, 2]))
-    moved = {path: leaf * 1.1 if path == "proj_out.bias" else leaf for path, leaf in flatten(weights).items()}
-    student, frozen = (denoiser.bind(tree) for tree in (unflatten(moved), weights))
-    ours = float(negative_guidance.erasing_loss(student, frozen, latents, times, text, empty, eta))
-    with_text, without = predict(pipe, latents, times, list(CONCEPT.erase)), predict(pipe, latents, times, ["", ""])
-    bias = pipe.transformer.proj_out.bias
-    start = bias.data.clone()
-    bias.data = start * 1.1
-    learned = predict(pipe, latents, times, list(CONCEPT.erase))
-    bias.data = start
-    theirs = torch.nn.functional.mse_loss(learned, without - eta * (with_text - without))
-    assert ours == pytest.approx(float(theirs), rel=1e-5)
+    latents, times = flux.noise(2, (SIDE, SIDE)), np.float32([875, 250])
+    flow.check_loss_of_esd(pipe, pipeline, latents, times, lambda texts: predict(pipe, latents, times, texts))
 
 
 def test_latents_part_of_the_way_are_those_of_diffusers(saved):
@@ -120,33 +87,18 @@ def test_latents_part_of_the_way_are_those_of_diffusers(saved):
     assert relative_error(found, seen[done - 1]) <= 1e-5
 
 
-REGION = {"esd": "cross_attention", "modular_lora": "lora", "safety_dpo": "lora"}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in flow.SMALL if name != "esd"]
 
 
-@pytest.mark.parametrize("name", ["esd", pytest.param("modular_lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["esd", *SLOW])
 def test_methods_change_their_region_and_nothing_else(saved, name):
-    _, pipeline = saved
-    tuned = methods.METHODS[name].align(pipeline, CONCEPT, seed=0, **SMALL[name])
-    region = getattr(backbones.of(pipeline).regions, REGION[name])
-    assert changed(pipeline, tuned) == {path for path in flatten(pipeline.params["transformer"]) if region.search(path)}
-    assert all(np.isfinite(leaf).all() for leaf in flatten(tuned.params["transformer"]).values())
+    found, region = flow.changed_by(saved[1], name)
+    assert found == region
 
 
-@pytest.mark.slow
-def test_safety_dpo(saved):
-    _, pipeline = saved
-    tuned = methods.METHODS["safety_dpo"].align(pipeline, CONCEPT, seed=0, **SMALL["safety_dpo"])
-    region = backbones.of(pipeline).regions.lora
-    assert changed(pipeline, tuned) == {path for path in flatten(pipeline.params["transformer"]) if region.search(path)}
-
-
-@pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"none", "uce", "eraseanything", *REGION}))
+@pytest.mark.parametrize("name", sorted(set(methods.METHODS) - {"none", "uce", "eraseanything", *flow.REGION}))
 def test_other_methods_are_refused_in_one_line(saved, name):
-    method = methods.METHODS[name]
-    with pytest.raises(ValueError, match=r"FLUX\.1") as caught:
-        method.check_backbone(saved[1])
-        method.align(saved[1], CONCEPT, seed=0)
-    assert "\n" not in str(caught.value)
+    flow.check_refused(saved[1], name, r"FLUX\.1")
 
 
 def test_esd_of_schnell_samples_without_guidance():
