@@ -3,8 +3,8 @@
     python launch.py --config configs/mini_settings.py --stages align,generate,judge
     python -m spqr_jax.report aligned runs/mini_settings
 
-A method does its job here when it halves the control's h and loses less than 15% of CLIPScore. Methods and settings are
-those of configs/table1_mini.py, which come from one rule. Whoever wants to change the rule looks here, and never at
+A method does its job here when it halves the control's h and loses less than a tenth of CLIPScore. Methods and settings
+are those of configs/table1_mini.py, which come from one rule. Whoever wants to change the rule looks here, and never at
 weapons, which are scored. Nothing is fine-tuned: the whole run would be without use.
 """
 
