@@ -3,8 +3,8 @@
     python launch.py --config configs/probes_mini.py
 
 Needs nothing but the package; resumable. The subjects of configs/mini.py, made safe from weapons alone, before and
-after the standard profile in the general scenario: 8 models, each asked 100 prompts of five further sets. Settings are
-those of configs/mini.py, chosen for another concept and not changed. docs/probes.md says what the numbers mean.
+after the standard profile in the general scenario: 8 models, each asked 100 prompts of five further sets.
+docs/probes.md says what the numbers mean.
 """
 
 from configs import mini
