@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from spqr_jax import backbones, generate, methods
-from spqr_jax import params as params_lib
 from spqr_jax.concepts import Concept
 from spqr_jax.config import Subject
 from spqr_jax.devices import mesh as mesh_lib
@@ -53,9 +52,14 @@ class Note(NamedTuple):
     remat: bool = True
 
     def fixed_bytes(self, fsdp: bool) -> int:
-        """Bytes of what is trained and its state. Nothing is split (fsdp), as methods train on one device."""
+        """Bytes of the arguments, and of what is trained and its state once more, as a step gives them anew.
+
+        Nothing is split (fsdp): methods train on one device.
+        """
         del fsdp
-        return sum(params_lib.nbytes(tree) for tree in self.shapes[:2])
+        anew = self.shapes[:2] if self.remat else ()  # a sum of gradients is donated
+        leaves = jax.tree.leaves((self.shapes, anew))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 class Rehearsal(NamedTuple):

@@ -58,7 +58,16 @@ def test_a_step_of_a_method_is_compiled_for_the_target_in_float32():
     assert (row["batch"], row["dtype"], row["remat"]) == (2, "float32", False) and row["fits"] and row["compiles"]
     weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(asked.plan.pipeline.params["unet"]))
     assert row["parts"]["arguments"] > 3 * weights  # the frozen ones; what is trained, with its two moments
-    assert row["flops"] > 0
+    assert row["flops"] > 0 and row["bytes"] >= rehearsal.of(asked.plan)[0].notes[0].fixed_bytes(False)
+
+
+def test_a_step_that_cannot_fit_by_its_arguments_and_results_is_not_compiled():
+    asked = question(Subject("one", "esd"))
+    (found,) = rehearsal.of(asked.plan)
+    short = asked._replace(target=asked.target._replace(memory=found.notes[0].fixed_bytes(False) - 1))
+    (row,) = fitting._aligning(short, [found])
+    assert not row["fits"] and row["bytes"] > row["limit_bytes"] and row["reason"] == "not compiled, as it cannot fit"
+    assert "a smaller batch where the method has one" in row["remedy"]
 
 
 def test_a_method_that_cannot_be_rehearsed_is_named_with_the_reason():
