@@ -51,7 +51,7 @@ def rows(answer):
 def test_all_programs_of_mini_fit_and_the_form_of_the_answer(compiled):
     answer = fitting.answer(mini_config.get_config(), targets.find("cpu"), Asked())
     names = ["text encoding", "image encoding", *(f"training step, {p}" for p in ("lite", "moderate", "standard"))]
-    names += ["aligning step, ESD esd-u emoji harm", "sampler"]
+    names += ["aligning step, ESD esd-u emoji weapons", "sampler"]
     assert list(rows(answer)) == names and answer["target"] == "cpu" and answer["fits"]
     needed = {"program", "fits", "bytes", "limit_bytes", "flops", "compile_s", "reason", "batch", "dtype"}
     assert all(needed <= set(row) for row in answer["programs"])

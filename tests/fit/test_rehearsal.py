@@ -54,7 +54,7 @@ def question(*subjects, **asked):
 def test_a_step_of_a_method_is_compiled_for_the_target_in_float32():
     asked = question(Subject("one", "esd", {"batch_size": 2}), Subject("two", "esd", {"batch_size": 2}))
     (row,) = fitting._aligning(asked, rehearsal.of(asked.plan))
-    assert row["program"] == "aligning step, ESD esd-u emoji harm"
+    assert row["program"] == "aligning step, ESD esd-u emoji weapons"
     assert (row["batch"], row["dtype"], row["remat"]) == (2, "float32", False) and row["fits"] and row["compiles"]
     weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(asked.plan.pipeline.params["unet"]))
     assert row["parts"]["arguments"] > 3 * weights  # the frozen ones; what is trained, with its two moments
