@@ -69,12 +69,15 @@ def compiled(
 ):
     """(params, optimiser state, element mask or None, *inputs) -> (params, state, (loss, gradient norm)).
 
+    Params and state are donated: the new ones take their memory, and the given arrays are gone.
     remat: keep fewer activations for the backward pass (`rematerialised`). project: applied after every step.
     platform: what it is compiled for (default: what this process computes on).
     """
     optimiser = transform(adam)
 
-    @functools.partial(jax.jit, compiler_options=target_lib.step_options(platform or target_lib.here().platform))
+    options = target_lib.step_options(platform or target_lib.here().platform)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=options)
     def update(params, state, mask, *inputs):
         with rematerialised() if remat else contextlib.nullcontext():
             loss, grads = gradient(static, params, *inputs)
@@ -142,6 +145,7 @@ def fit(
     FloatingPointError naming the method and the step at a loss or gradient that is not finite.
     """
     check_trainable(name, params)
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)  # a step donates, the caller's must survive
     update, state = None, transform(adam).init(params)
     report: tuple[Any, Any] | None = None
     for i in tqdm(range(steps), desc=name, unit="step", disable=not progress):
