@@ -52,14 +52,9 @@ class Note(NamedTuple):
     remat: bool = True
 
     def fixed_bytes(self, fsdp: bool) -> int:
-        """Bytes of the arguments, and of what is trained and its state once more, as a step gives them anew.
-
-        Nothing is split (fsdp): methods train on one device.
-        """
+        """Bytes of the arguments. Nothing is split (fsdp): methods train on one device."""
         del fsdp
-        anew = self.shapes[:2] if self.remat else ()  # a sum of gradients is donated
-        leaves = jax.tree.leaves((self.shapes, anew))
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes))
 
 
 class Rehearsal(NamedTuple):
