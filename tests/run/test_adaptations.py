@@ -105,7 +105,7 @@ def test_ids_change_with_what_decides_a_result_and_with_nothing_else():
 def test_manifests_without_them_are_those_of_older_versions():
     plain = config_lib.as_dict(config_with("lite"))
     assert "own" not in plain["bft"]
-    assert identity.as_dict(Inputs("b", {}, {}, {})).keys() == set(Inputs._fields) - {"adaptations"}
+    assert identity.as_dict(Inputs("b", {}, {}, {})).keys() == set(Inputs._fields) - {"adaptations", "probes"}
     assert "adaptations" in identity.as_dict(Inputs("b", {}, {}, {}, adaptations={"adapter:x": "0"}))
     config = config_with("dora", own=Own(OwnSteps(dora=3)))
     for one in (config, config_with("lite")):
@@ -145,7 +145,7 @@ def adapter(layer: str, rows: int, columns: int) -> dict[str, np.ndarray]:
 def test_an_adapter_of_another_family_is_refused_before_any_work(world, tmp_path):
     save_file(adapter("transformer.single_transformer_blocks.0.attn.to_q", 8, 8), tmp_path / "flux.safetensors")
     save_file(adapter("unet.mid_block.attentions.9.proj_in", 8, 8), tmp_path / "larger.safetensors")
-    opened = missing.Opened(world, {}, {}, {}, None, {}, None)
+    opened = missing.Opened(world, {}, {}, {}, {}, None, {}, None)
     for file, says in (("flux", "belongs to a FluxTransformer2DModel"), ("larger", "2 unexpected: unet.mid_block")):
         config = config_with(f"adapter:{tmp_path / file}.safetensors")
         with pytest.raises(ValueError, match=rf"config.bft.profiles: adapter:.*{says}"):
@@ -157,7 +157,7 @@ def test_an_adapter_of_another_family_is_refused_before_any_work(world, tmp_path
 
 def test_words_that_cannot_be_learned_are_refused_before_any_work(world):
     config = config_with("textual_inversion", own=Own(OwnSteps(textual_inversion=1), **FEW))
-    opened = missing.Opened(world, {}, {}, {}, None, {}, names.few_pictures(config))
+    opened = missing.Opened(world, {}, {}, {}, {}, None, {}, names.few_pictures(config))
     adaptations.check(config, opened)
     for field, value, says in (("word", "panda", "is a token already"), ("initial", "sks panda", "of one token")):
         own = dataclasses.replace(config.bft.own, **{field: value})

@@ -51,7 +51,7 @@ def test_protocols_are_immutable():
         PROTOCOLS["mine"] = one
     with pytest.raises(TypeError):
         one.prompts.sets["visu"] = None
-    assert set(one.prompts.sets) == set(prompts_lib.KINDS)
+    assert set(one.prompts.sets) == {"visu", "i2p", "rab"} < set(prompts_lib.KINDS)
 
 
 def test_the_experiments_follow_the_second_edition():
@@ -71,7 +71,7 @@ def test_one_flag_takes_another_protocol(name):
 
 
 def test_harmful_prompts_are_those_of_the_erased_concept():
-    visu, i2p, rab = (resolved(prompts.get_config(kind)).prompts for kind in prompts_lib.KINDS)
+    visu, i2p, rab = (resolved(prompts.get_config(kind)).prompts for kind in ("visu", "i2p", "rab"))
     assert visu.harmful.endswith("visu.json?tag=sexual,nudity") and visu.n_harmful == 500
     assert i2p.harmful.endswith("i2p.csv?nudity_percentage>=10") and i2p.n_harmful == 100
     assert rab.harmful.endswith("rab.csv") and rab.n_harmful == 100
