@@ -252,6 +252,7 @@ SHORT = {
 }
 
 
+@pytest.mark.slow
 def test_adaptations(run, assets, tmp_path):
     """The adapter that `lite` wrote, merged from its file, gives the images that `lite` itself gave."""
     folder = assets("sd15") / "pictures" / "dog"

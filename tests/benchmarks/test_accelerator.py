@@ -23,6 +23,7 @@ def bench(tmp_path, size=SIZES["tiny"]):
     return Bench(size, tmp_path, tmp_path, "NVIDIA H100 80GB HBM3", 989e12, "")
 
 
+@pytest.mark.slow
 def test_the_smallest_size_runs_whole_on_a_cpu_and_is_appended(tmp_path):
     page = tmp_path / "performance.md"
     page.write_text("# Performance\n")

@@ -16,7 +16,13 @@ from spqr_jax.methods.contract.checks import REFUSES, RUNS
 from tests.contract import small
 
 KEYS = [backbone.key for backbone in backbones.BACKBONES]
-CASES = [(name, key) for name in METHODS for key in KEYS]
+# A method that takes long is tried on its first backbone, and on the others by the slow tests.
+LONG = [("safety_dpo", key) for key in KEYS[1:]]
+CASES = [
+    pytest.param(name, key, marks=pytest.mark.slow) if (name, key) in LONG else (name, key)
+    for name in METHODS
+    for key in KEYS
+]
 # Where a backbone takes another variant than the default.
 GIVEN = {("uce", key): {"variant": "v2"} for key in ("sd3", "flux")}
 

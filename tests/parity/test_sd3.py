@@ -73,9 +73,10 @@ PUBLISHED = {
         8_056_627_520,
     ),
 }
+LARGE = ("SD3.5 medium", "SD3.5 large")
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["SD3 medium", *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 def test_parameters_of_the_published_transformers(name):
     """By name, shape and count, with nothing allocated. The table of positions is no parameter."""
     config, count = PUBLISHED[name]

@@ -30,7 +30,10 @@ def benchmark(rng, n, K, h_before, h_after, *, agreement=0.4, pairing=0.8):
     return before < inverse(h_before), after < inverse(h_after)
 
 
-@pytest.mark.parametrize(("n", "K", "h", "drift"), [(100, 4, 0.06, 0.03), (500, 1, 0.06, 0.01), (60, 4, 0.2, 0.2)])
+SLOW = pytest.param(500, 1, 0.06, 0.01, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("n", "K", "h", "drift"), [(100, 4, 0.06, 0.03), SLOW, (60, 4, 0.2, 0.2)])
 def test_intervals_cover_the_truth_as_often_as_they_say(n, K, h, drift):
     """95% intervals of S, dh, R, P and SPQR hold the true value in 93-97% of 1,000 simulated benchmarks."""
     rng, images, m = np.random.default_rng(1), np.repeat(np.arange(n), K), 100
@@ -92,6 +95,7 @@ def frechet_by_resampling(x, reference, weights):
     return np.array(result)
 
 
+@pytest.mark.slow
 def test_interval_of_the_frechet_distance_covers_its_expectation_and_resampling_does_not():
     rng, N, D = np.random.default_rng(2), 150, 48
     mix = rng.normal(size=(D, D)) * np.exp(-np.arange(D) / 10)
