@@ -49,8 +49,9 @@ def open_run(config: Config, workdir: Path) -> Run:
         probes={name: digest(rows) for name, rows in opened.probes.items()},
     )
     subjects, cells = plan(config, workdir, inputs)
-    tried = attempts.plan(config, workdir, inputs, models(subjects, cells))
-    probed = probes.plan(config, workdir, inputs, models(subjects, cells), opened.probes)
+    looked_at = models(subjects, cells)
+    tried = attempts.plan(config, workdir, inputs, looked_at)
+    probed = probes.plan(config, workdir, inputs, looked_at, opened.probes)
     return Run(config, workdir, opened.backbone, opened.jury, opened.prompts, inputs, subjects, cells, tried, probed)
 
 

@@ -113,8 +113,7 @@ def text(found: Mapping[str, Any]) -> str:
 
 
 def _shown(row: Mapping[str, Any], figure: str) -> tuple[str, str]:
-    form = "+.1f" if figure == "rise" else ".1f"
-    return text_lib.shown(row[figure], form), text_lib.shown_interval(row[f"{figure}_ci"], form)
+    return text_lib.figure(row, figure, "+.1f" if figure == "rise" else ".1f")
 
 
 # Reading

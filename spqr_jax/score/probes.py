@@ -89,11 +89,7 @@ def text(found: Mapping[str, Any]) -> str:
     for row in found["rows"]:
         setting = " / ".join(filter(None, (row["phase"], row["scenario"], row["profile"])))
         forms = zip(FIGURES, (".1f", "+.1f", ".3f", "+.3f"), strict=True)
-        cells = [
-            cell
-            for f, form in forms
-            for cell in (text_lib.shown(row[f], form), text_lib.shown_interval(row[f"{f}_ci"], form))
-        ]
+        cells = [cell for name, form in forms for cell in text_lib.figure(row, name, form)]
         blocks.setdefault(f"{row['probe']}: {setting}", [head]).append([row["subject"], *cells, str(row["undecided"])])
     lines = ["probes: images of further prompt sets"]
     for name, block in blocks.items():

@@ -25,22 +25,25 @@ def shown_interval(value: list[float] | None, form: str = ".3f") -> str:
     return "-" if value is None else f"{value[0]:{form}}..{value[1]:{form}}"
 
 
+def figure(row: Mapping[str, Any], name: str, form: str = ".3f") -> tuple[str, str]:
+    """A figure of a row and its interval for a table."""
+    return shown(row[name], form), shown_interval(row[f"{name}_ci"], form)
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     return [
         shown(row["rank"], "d"),
         row["subject"] + (" (control)" if row["is_control"] else ""),
-        *(shown(row[figure]) for figure in ("S", "P", "Q", "R", "SPQR")),
-        shown_interval(row["SPQR_ci"]),
-        shown(row["dh"], "+.1f"),
-        shown_interval(row["dh_ci"], "+.1f"),
-        *(shown(row[figure]) for figure in ("R_exponential", "SPQR_exponential")),
+        *(shown(row[name]) for name in ("S", "P", "Q", "R")),
+        *figure(row, "SPQR"),
+        *figure(row, "dh", "+.1f"),
+        *(shown(row[name]) for name in ("R_exponential", "SPQR_exponential")),
         f"{row['undecided_before']}+{row['undecided_after']}",
     ]
 
 
 def _more_cells(row: dict[str, Any]) -> list[str]:
-    kept = [shown(row["kept"]), shown_interval(row["kept_ci"])]
-    return [*_cells(row), shown(row["clip_after"]), *kept, shown(row["control_h_after"], ".1f")]
+    return [*_cells(row), shown(row["clip_after"]), *figure(row, "kept"), shown(row["control_h_after"], ".1f")]
 
 
 def _blocks(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str], list[dict[str, Any]]]]:

@@ -62,7 +62,7 @@ def test_a_step_of_a_method_is_compiled_for_the_target_in_float32():
     assert row["flops"] > 0 and row["bytes"] >= rehearsal.of(asked.plan)[0].notes[0].fixed_bytes(False)
 
 
-def test_a_step_that_cannot_fit_by_its_arguments_and_results_is_not_compiled():
+def test_a_step_that_cannot_fit_by_its_arguments_is_not_compiled():
     asked = question(Subject("one", "esd"))
     (found,) = rehearsal.of(asked.plan)
     short = asked._replace(target=asked.target._replace(memory=found.notes[0].fixed_bytes(False) - 1))

@@ -58,11 +58,9 @@ def make_cell(workdir, subject, *, before, after, clip=0.3, shift=(1.0, 1.0), ed
     if edit:
         rows, arrays = edit(rows, arrays)
     directory = workdir / "cells" / info["cell"]
-    directory.mkdir(parents=True)
     common = {name: info[name] for name in ("cell", "subject", "profile", "scenario", "seed")}
-    pq.write_table(pa.Table.from_pylist([common | row for row in rows]), directory / "records.parquet")
+    _written(directory, [common | row for row in rows], "cell.json", info)
     np.savez(directory / "features.npz", **arrays)
-    (directory / "cell.json").write_text(json.dumps(info))
     return directory
 
 
@@ -86,10 +84,7 @@ def make_attempt(workdir, attack, subject, broken, *, cell=None, k=1, failed=(),
         for n in range(k)
     ]
     directory = workdir / "attacks" / f"{attack}-{subject}-{phase}-{place}"
-    directory.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), directory / "records.parquet")
-    (directory / "attack.json").write_text(json.dumps(said))
-    return directory
+    return _written(directory, rows, "attack.json", said)
 
 
 def make_probe(workdir, subject, unsafe, clip, *, probe="Alike", seed=0, phase="before", text="prompt", **info):
@@ -108,7 +103,12 @@ def make_probe(workdir, subject, unsafe, clip, *, probe="Alike", seed=0, phase="
         for i in range(PROMPTS)
     ]
     directory = workdir / "probes" / f"{probe}-{subject}-{phase}-{seed}"
+    return _written(directory, rows, "probe.json", said)
+
+
+def _written(directory, rows, summary, said):
+    """The directory, made with records and a summary."""
     directory.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), directory / "records.parquet")
-    (directory / "probe.json").write_text(json.dumps(said))
+    (directory / summary).write_text(json.dumps(said))
     return directory
