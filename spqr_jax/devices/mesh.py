@@ -58,6 +58,13 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return place(tree, mesh)
 
 
+def split_over(tree: Any) -> Mesh | None:
+    """The mesh that leaves of a tree are split over, or None if every leaf is whole."""
+    placed = (leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+    split = (s.mesh for s in placed if isinstance(s, NamedSharding) and not s.is_fully_replicated)
+    return next((mesh for mesh in split if isinstance(mesh, Mesh)), None)
+
+
 def split_batch(tree: Any, mesh: Mesh) -> Any:
     """Every leaf [B, ...] split along its first axis; B must be a multiple of the number of devices."""
     return _place(tree, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec("data")), tree))

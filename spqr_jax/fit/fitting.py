@@ -13,7 +13,7 @@ from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.fit import architectures, programs, rehearsal, storage, targets, work, worker
 from spqr_jax.fit.memory import Measured
 from spqr_jax.fit.programs import Plan, Program
-from spqr_jax.fit.rehearsal import Rehearsal
+from spqr_jax.fit.rehearsal import Note, Rehearsal
 from spqr_jax.fit.targets import Target
 from spqr_jax.fit.worker import Job, Wait
 from spqr_jax.methods.tools import loop
@@ -194,16 +194,20 @@ def _aligning(question: Question, rehearsals: list[Rehearsal]) -> Iterator[dict[
                 question,
                 Open(
                     note.name,
-                    (Way(), Way(remat=True)) if note.remat else (Way(),),
+                    note.ways(question.plan.mesh),
                     functools.partial(_noted, question, each.subject, number),
-                    note.fixed_bytes,
+                    functools.partial(_held_bytes, question, note),
                     loop.REMEDY,
                 ),
             )
 
 
 def _noted(question: Question, subject: Subject, number: int, way: Way) -> Asking:
-    return question, rehearsal.step, (subject, number, way.remat)
+    return question, rehearsal.step, (subject, number, way)
+
+
+def _held_bytes(question: Question, note: Note, fsdp: bool) -> int:
+    return note.held.fixed_bytes(question.plan.mesh if fsdp else None)
 
 
 def _chosen(question: Question, what: Open) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from spqr_jax import backbones, generate, methods
 from spqr_jax.concepts import Concept
@@ -24,11 +25,13 @@ from spqr_jax.devices import target as target_lib
 from spqr_jax.fit.programs import Plan, Program
 from spqr_jax.methods import mace
 from spqr_jax.methods.base import Method, defaults
-from spqr_jax.methods.tools import closed_form, element_mask, loop
+from spqr_jax.methods.tools import closed_form, element_mask, held, loop
+from spqr_jax.methods.tools.held import Held
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.run import names
 from spqr_jax.sampling import partial
 from spqr_jax.training import latents
+from spqr_jax.training.memory import Way
 
 STEPLESS, OWN_LOOP = ("none", "uce", "rece", "sld"), ("resalign",)
 MOST = 64  # steps of a training whose arguments are looked at: shapes may change from step to step
@@ -40,21 +43,22 @@ class Note(NamedTuple):
     Attributes:
         name: what the method calls the training.
         key: what the program is compiled for, but for inputs of a step.
-        shapes: those of its arguments. The first two are what is trained, and the state of it.
-        trace: (shapes, remat, platform) -> jax.stages.Traced.
-        remat: whether a run may rematerialise it.
+        held: shapes of what a training keeps on the devices.
+        given: those of a step's own inputs.
+        trace: (arguments as shapes, way, mesh) -> jax.stages.Traced.
+        open: whether a run computes it in one of several ways. If not, it does so on one device.
     """
 
     name: str
     key: Any
-    shapes: tuple[Any, ...]
-    trace: Callable[[tuple[Any, ...], bool, str], jax.stages.Traced]
-    remat: bool = True
+    held: Held
+    given: tuple[Any, ...]
+    trace: Callable[[tuple[Any, ...], Way, Mesh], jax.stages.Traced]
+    open: bool = True
 
-    def fixed_bytes(self, fsdp: bool) -> int:
-        """Bytes of the arguments. Nothing is split (fsdp): methods train on one device."""
-        del fsdp
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes))
+    def ways(self, mesh: Mesh) -> tuple[Way, ...]:
+        """The ways to compute it on these devices, in the order in which a run tries them."""
+        return loop.ways(mesh.size) if self.open else (Way(),)
 
 
 class Rehearsal(NamedTuple):
@@ -111,13 +115,14 @@ def _end(aligned: Pipeline) -> None:
     del aligned
 
 
-def step(plan: Plan, subject: Subject, number: int, remat: bool) -> Program:
+def step(plan: Plan, subject: Subject, number: int, way: Way) -> Program:
     """The program of the steps of a subject's training of this number, as `of` gives them."""
-    note, one = _rehearse(plan, subject)[number], plan.on_one()
+    note, mesh = _rehearse(plan, subject)[number], plan.mesh if way.fsdp else plan.on_one().mesh
     batch = {**defaults(methods.find(subject.method)), **subject.options}.get("batch_size", 1)
-    about = {"batch": batch, "dtype": "float32", "remat": remat}
-    shapes, platform = mesh_lib.shapes(note.shapes, one.mesh), target_lib.of(one.mesh).platform
-    return Program(f"aligning step, {note.name}", about, lambda: note.trace(shapes, remat, platform))
+    about = {"batch": batch, "dtype": "float32", "remat": way.remat, "fsdp": way.fsdp}
+    shapes = note.held.arguments(note.given, mesh if way.fsdp else None)
+    shapes = shapes if way.fsdp else mesh_lib.shapes(shapes, mesh)
+    return Program(f"aligning step, {note.name}", about, lambda: note.trace(shapes, way, mesh), mesh.size)
 
 
 def _named(method: Method, note: Note) -> Note:
@@ -140,6 +145,7 @@ def _stage(notes: list[Note]) -> Iterator[None]:
             (latents, "encode", _blank_latents),
             (partial, "partial_sample", _blank_sample),
             (closed_form, "solve", _unchanged),
+            (mesh_lib, "to_host", _fetched),
             (mace, "TEMPLATES", mace.TEMPLATES[:1]),  # NumPy would work on all of them
             (jax.core.Tracer, "__array__", _ones),
         ):
@@ -157,6 +163,7 @@ def _noted(
     inputs: Callable[[int, Any], tuple[Any, ...]],
     steps: int,
     *,
+    frozen: tuple[Any, ...] = (),
     mask: Any = None,
     project: Any = None,
     progress: bool = False,
@@ -166,36 +173,34 @@ def _noted(
     A training that is noted already, as of the last of several texts, is not looked at again.
     """
     del progress
-    key = gradient, static, adam, project, jax.tree.map(_shape, params)
+    key = gradient, static, adam, project, held.shapes(params)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)  # not of NumPy, which would compute
     if any(note.key == key for note in notes):
         return params
-    state, seen = loop.transform(adam).init(params), []
-    for i in np.unique(np.linspace(0, steps - 1, MOST).astype(int)):  # the last step too: methods warm up
-        seen.append(jax.tree.map(_shape, (params, state, mask, *inputs(int(i), params))))
+    kept = Held(params, loop.transform(adam).init(params), mask, frozen)
+    # The last step too: methods warm up.
+    looked = np.unique(np.linspace(0, steps - 1, MOST).astype(int))
+    seen = [held.shapes(inputs(int(i), params, *frozen)) for i in looked]
 
-    def trace(shapes: tuple[Any, ...], remat: bool, platform: str) -> jax.stages.Traced:
-        return loop.compiled(gradient, static, adam, remat, project, platform).trace(*shapes)
+    def trace(shapes: tuple[Any, ...], way: Way, mesh: Mesh) -> jax.stages.Traced:
+        training = loop.Training(gradient, static, adam, project, mesh)
+        return training.update(way, target_lib.of(mesh).platform).trace(*shapes)
 
-    notes.append(Note(name, key, max(seen, key=_elements), trace))
+    notes.append(Note(name, key, Held(*held.shapes(tuple(kept))), max(seen, key=_elements), trace))
     return params
 
 
 def _summed(notes: list[Note], loss: Any, static: Any, params: Any, batches: Any, *, absolute: bool) -> Any:
     """In the place of `element_mask.accumulated`: a tree like the params."""
-    shapes = jax.tree.map(_shape, (params, params, *next(iter(batches))))
+    kept, given = held.shapes((params, next(iter(batches))))
 
-    def trace(shapes: tuple[Any, ...], remat: bool, platform: str) -> jax.stages.Traced:
-        return element_mask.add_gradient.trace(loss, static, absolute, *shapes)
+    def trace(shapes: tuple[Any, ...], way: Way, mesh: Mesh) -> jax.stages.Traced:
+        del way, mesh
+        total, _, _, *rest = shapes  # neither state nor mask
+        return element_mask.add_gradient.trace(loss, static, absolute, total, *rest)
 
-    notes.append(Note("sum of gradients", (loss, static, absolute), shapes, trace, remat=False))
+    notes.append(Note("sum of gradients", (loss, static, absolute), Held(kept, (), None, (kept,)), given, trace, False))
     return params
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape and the dtype that an argument has in a compiled program."""
-    kind = jax.typeof(leaf)
-    return jax.ShapeDtypeStruct(kind.shape, kind.dtype)
 
 
 def _elements(shapes: Any) -> int:
@@ -212,6 +217,11 @@ def _unchanged(kernel: np.ndarray, *rest: Any) -> np.ndarray:
     """In the place of `closed_form.solve`."""
     del rest
     return kernel
+
+
+def _fetched(tree: Any) -> Any:
+    """In the place of `mesh.to_host`."""
+    return jax.tree.map(np.asarray, tree)
 
 
 def _blank_images(pipeline: Any, prompts: Any, seeds: Any, **options: Any) -> np.ndarray:

@@ -85,9 +85,9 @@ def align(
     world = _world(pipeline, full, prefix, sampling_steps, sampling_guidance, attack == "fast")
     retained = list(data.sample_order([len(full.retain)], retain_batch_size, steps, seed))
     original = pipeline.params["text_encoder"]
-    train, rest = params_lib.partition(loop.on_device(original), trained(original))
+    train, rest = params_lib.partition(original, trained(original))
 
-    def inputs(i: int, params: Params):
+    def inputs(i: int, params: Params, rest: Params, _: Params):
         rng = np.random.default_rng((seed, i))
         text = rng.integers(len(full.erase), size=batch_size)
         draws = Draws(world, text, rng, walks)
@@ -105,9 +105,10 @@ def align(
         erase = (latents, t, ids, places, vectors, world.concept.rows(text), negative)
         t_retain = np.repeat(t[:1], retain_batch_size)
         retain = (z_retain, t_retain, world.retain_ids[retained[i]], world.retain.rows(retained[i]))
-        return rest, world.weights, erase, retain, Weights(jnp.float32(eta), jnp.float32(gamma))
+        return erase, retain, Weights(jnp.float32(eta), jnp.float32(gamma))
 
-    tuned = loop.fit("AdvUnlearn", _OUTER, world.static, Adam(lr), train, inputs, steps, progress=progress)
+    name, frozen = "AdvUnlearn", (rest, world.weights)
+    tuned = loop.fit(name, _OUTER, world.static, Adam(lr), train, inputs, steps, frozen=frozen, progress=progress)
     return pipeline.with_params(text_encoder=loop.on_host(params_lib.merge(original, tuned)))
 
 

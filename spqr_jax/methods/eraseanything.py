@@ -284,12 +284,12 @@ def fit(
 ) -> Pipeline:
     """The pipeline with an adapter merged that was trained by this plan."""
     backbone, seed = backbones.of(pipeline), course.seed
-    weights = loop.on_device(backbone.weights(pipeline))
+    weights = backbone.weights(pipeline)
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed)
     static = Static(sampler.denoiser, Added(), strengths)
     adapter = low_rank.create(weights, flux.TEXT_ATTENTION, rank=rank, seed=seed, normal=True, name="EraseAnything")
 
-    def inputs(i: int, adapter: Adapter):
+    def inputs(i: int, adapter: Adapter, weights: Params):
         step, rng = plan[i], np.random.default_rng((seed, i))
         moment = int(np.random.default_rng((seed, i // 2, 1)).integers(sampler.steps))  # of both turns
         text, watched = texts.of(step.prompt, step.named, told(sampler, course.guidance))
@@ -300,11 +300,10 @@ def fit(
             turn: Turn = Preserving(features(sampler, student, texts, step.others, rng))
         else:
             turn = erasing(sampler, student, texts, step, moment, course.eta, rng)
-        return weights, schedule, image, turn, jax.random.fold_in(base, i)
+        return schedule, image, turn, jax.random.fold_in(base, i)
 
-    tuned = loop.fit(
-        "EraseAnything", GRADIENT, static, adam, loop.on_device(adapter), inputs, len(plan), progress=course.progress
-    )
+    name, count, frozen = "EraseAnything", len(plan), (weights,)
+    tuned = loop.fit(name, GRADIENT, static, adam, adapter, inputs, count, frozen=frozen, progress=course.progress)
     return backbone.with_weights(pipeline, loop.on_host(add(weights, low_rank.delta(tuned))))
 
 

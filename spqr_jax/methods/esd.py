@@ -46,7 +46,7 @@ def align(
     """
     checked(concept, pipeline)
     backbone = backbones.of(pipeline)
-    weights = loop.on_device(backbone.weights(pipeline))
+    weights = backbone.weights(pipeline)
     train, _ = params_lib.partition(weights, trained(backbone, weights, method))
     course = Course(seed, steps, eta, batch_size, sampling_steps, sampling_guidance, progress)
     tuned = negative_guidance.fit(method, pipeline, concept, params_lib.merge, weights, train, Adam(lr), course)

@@ -99,20 +99,20 @@ GRADIENT = loop.descent(loss)
 
 def _resteer(name, pipeline, pictures: Pictures, watched, train: str, lr: float, steps: int, seed: int, progress: bool):
     backbone = backbones.of(pipeline)
-    weights = loop.on_device(backbone.weights(pipeline))
+    weights = backbone.weights(pipeline)
     mask = parts.everything(weights) if train == "full" else parts.trained(backbone, weights, "esd-x", "FMN")
     chosen, rest = params_lib.partition(weights, mask)
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed)
     order = list(pictures_lib.rows(pictures, 1, steps, seed))
 
-    def inputs(i: int, params: Params):
-        del params
+    def inputs(i: int, params: Params, rest: Params):
+        del params, rest
         key = jax.random.fold_in(base, i)
-        return rest, schedule, pictures.batch(order[i]), watched[pictures.prompt[order[i]]], key
+        return schedule, pictures.batch(order[i]), watched[pictures.prompt[order[i]]], key
 
     adam = Adam(lr, weight_decay=0.01, clip=1.0)
-    denoiser = backbones.denoiser(pipeline)
-    tuned = loop.fit(name, GRADIENT, denoiser, adam, chosen, inputs, steps, progress=progress)
+    denoiser, frozen = backbones.denoiser(pipeline), (rest,)
+    tuned = loop.fit(name, GRADIENT, denoiser, adam, chosen, inputs, steps, frozen=frozen, progress=progress)
     return loop.on_host(params_lib.merge(weights, tuned))
 
 
@@ -127,7 +127,7 @@ def inverted(
     progress: bool,
 ) -> tuple[Pictures, np.ndarray]:
     """The images captioned with a learned word each, and which tokens to watch in those captions, bool [P, L]."""
-    weights = loop.on_device(backbones.of(pipeline).weights(pipeline))
+    weights = backbones.of(pipeline).weights(pipeline)
     owners = len(pictures.condition.context)
     width = word_vectors.word_table(pipeline.params["text_encoder"]).shape[1]
     start = np.random.default_rng(seed).normal(0, WORD_STDDEV, width).astype(np.float32)

@@ -251,18 +251,17 @@ def _suppress(
     progress: bool,
 ) -> Adapter:
     """The adapter after `steps` images, each under one of the prompts at random."""
-    weights, schedule = loop.on_device(backbones.of(started).weights(started)), backbones.schedule(started)
+    weights, schedule = backbones.of(started).weights(started), backbones.schedule(started)
     base = jax.random.key(seed)
     odds = timestep_odds(len(schedule)) if importance else None
 
-    def inputs(i: int, params: Adapter):
-        del params
+    def inputs(i: int, params: Adapter, weights: Params):
+        del params, weights
         rng = np.random.default_rng((seed, i))
         picture, prompt = [rng.integers(len(example.mean))], [rng.integers(len(example.context))]
         t = rng.choice(len(schedule), size=1, p=odds).astype(np.int32)
         shown = (example.mean[picture], example.std[picture], example.masks[picture])
         return (
-            weights,
             schedule,
             *shown,
             example.context[prompt],
@@ -272,8 +271,8 @@ def _suppress(
         )
 
     adam = Adam(lr, weight_decay=0.01, clip=1.0)
-    denoiser = backbones.denoiser(started)
-    tuned = loop.fit(name, GRADIENT, denoiser, adam, adapter, inputs, steps, progress=progress)
+    denoiser, frozen = backbones.denoiser(started), (weights,)
+    tuned = loop.fit(name, GRADIENT, denoiser, adam, adapter, inputs, steps, frozen=frozen, progress=progress)
     return loop.on_host(tuned)
 
 

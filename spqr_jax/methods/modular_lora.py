@@ -48,7 +48,7 @@ def align(
         pipeline,
         concept,
         build,
-        loop.on_device(weights),
+        weights,
         low_rank.create(weights, region, rank=rank, seed=seed, name="Modular LoRA"),
         Adam(lr, weight_decay=0.01),
         Course(seed, steps, eta, batch_size, sampling_steps, sampling_guidance, progress),

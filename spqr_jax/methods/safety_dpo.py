@@ -80,14 +80,14 @@ def align(
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed)
     order = list(pictures_lib.rows(unsafe, batch_size, steps, seed))
 
-    def inputs(i: int, params: Params):
-        del params
+    def inputs(i: int, params: Params, rest: Params):
+        del params, rest
         batch = pair_batch(safe, unsafe, texts, order[i], empty_share, np.random.default_rng((seed, i)))
-        return rest, schedule, batch, jax.random.fold_in(base, i)
+        return schedule, batch, jax.random.fold_in(base, i)
 
     static = Static(denoiser, backbones.denoiser(pipeline), beta)
-    adam = Adam(lr, weight_decay, clip, warmup)
-    tuned = loop.fit("SafetyDPO", _PREFERENCE, static, adam, train, inputs, steps, progress=progress)
+    adam, frozen = Adam(lr, weight_decay, clip, warmup), (rest,)
+    tuned = loop.fit("SafetyDPO", _PREFERENCE, static, adam, train, inputs, steps, frozen=frozen, progress=progress)
     return adapters.merged(pipeline, tuned, rest, rank)
 
 

@@ -157,7 +157,7 @@ def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = Fals
     """
     name, o, backbone = f"SPM {text}", Training(**options), backbones.of(pipeline)
     loop.check_at_least(name, rank=(o.rank, 1), batch_size=(o.batch_size, 1), sampling_steps=(o.sampling_steps, 2))
-    weights = loop.on_device(backbone.weights(pipeline))
+    weights = backbone.weights(pipeline)
     region = backbone.require("transformer", "SPM")
     adapter = low_rank.create(weights, region, rank=o.rank, seed=seed, name="SPM")
     sampler = partial.sampler(pipeline, o.sampling_steps, o.sampling_guidance)
@@ -165,7 +165,7 @@ def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = Fals
     sides = [sampler.shape[0] * eighth // 8 for eighth in o.eighths] or _sides(pipeline, sampler.shape[0])
     build, total = low_rank.Added(o.alpha / o.rank), len(backbones.schedule(pipeline))
 
-    def inputs(i: int, params: Adapter):
+    def inputs(i: int, params: Adapter, weights: Params):
         rng = np.random.default_rng((seed, i))
         done = int(rng.integers(1, o.sampling_steps))
         height, width = (int(rng.choice(sides)) for _ in range(2))
@@ -177,12 +177,12 @@ def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = Fals
         student, guided = build(weights, params), sampler.guidance > 1
         latents = partial.partial_sample(sampler.denoiser, student, sampler.tables, noise, given, done, guided)
         t = np.full(o.batch_size, total - 1 - done * total // o.sampling_steps, np.int32)
-        return weights, latents, t, texts, np.float32(o.eta), np.float32(o.anchoring)
+        return latents, t, texts, np.float32(o.eta), np.float32(o.anchoring)
 
     rate = Restarts(o.lr, o.warmup, o.steps, o.cycles)
     adam = Adam(rate, weight_decay=0.01)  # type: ignore[arg-type]  # optax takes a schedule wherever it takes a rate
-    static = Static(sampler.denoiser, build)
-    tuned = loop.fit(name, GRADIENT, static, adam, adapter, inputs, o.steps, progress=progress)
+    static, frozen = Static(sampler.denoiser, build), (weights,)
+    tuned = loop.fit(name, GRADIENT, static, adam, adapter, inputs, o.steps, frozen=frozen, progress=progress)
     return Membrane(text, loop.on_host(tuned), build.scale)
 
 

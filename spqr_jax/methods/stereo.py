@@ -122,7 +122,7 @@ def align(
         vectors = word_vectors.invert(
             f"STEREO attack {k + 1}",
             pipeline,
-            loop.on_device(erased),
+            erased,
             gallery,
             gallery_rows(len(gallery), len(full.erase), k, rounds, attack_batch_size, attack_steps, seed),
             len(full.erase),
@@ -173,18 +173,17 @@ def _student(e: Erasure, rest: Params, params: Params, text: Condition, rng: np.
 
 def _erase(e: Erasure, weights: Params, texts: np.ndarray, scale: float, adam: Adam, steps: int, number: int) -> Params:
     """The denoiser after erasing text states [J, L, E], one of them a sample."""
-    reference = loop.on_device(weights)
-    train, rest = params_lib.partition(reference, trained(backbones.of(e.pipeline), weights))
+    train, rest = params_lib.partition(weights, trained(backbones.of(e.pipeline), weights))
 
-    def inputs(i: int, params: Params):
+    def inputs(i: int, params: Params, rest: Params, _: Params):
         rng = np.random.default_rng((e.seed, number, i))
         text = Condition(texts[rng.integers(len(texts), size=e.batch_size)])
         latents, t, empty = _student(e, rest, params, text, rng)
         # c - (s - 1)(c - "") is ESD's "" - eta (c - "") with eta = s - 2.
-        return rest, reference, latents, t, text, empty, jnp.float32(scale - 2)
+        return latents, t, text, empty, jnp.float32(scale - 2)
 
-    name = f"STEREO erase {number + 1}"
-    tuned = loop.fit(name, _ERASE, e.sampler.denoiser, adam, train, inputs, steps, progress=e.progress)
+    name, denoiser, frozen = f"STEREO erase {number + 1}", e.sampler.denoiser, (rest, weights)
+    tuned = loop.fit(name, _ERASE, denoiser, adam, train, inputs, steps, frozen=frozen, progress=e.progress)
     return params_lib.merge(weights, tuned)
 
 
@@ -192,22 +191,21 @@ def _erase_all(e: Erasure, found: np.ndarray, anchors: Condition, scale: float, 
     """The original denoiser after erasing all ways to each concept at once: found [N, J, L, E], anchors A rows."""
     backbone = backbones.of(e.pipeline)
     original = backbone.weights(e.pipeline)
-    frozen = loop.on_device(original)
-    train, rest = params_lib.partition(frozen, trained(backbone, original))
+    train, rest = params_lib.partition(original, trained(backbone, original))
     order = list(
         data.sample_order([len(anchors.context)], e.batch_size, steps, e.seed)
     )  # without replacement, then again
 
-    def inputs(i: int, params: Params):
+    def inputs(i: int, params: Params, rest: Params, _: Params):
         rng = np.random.default_rng((e.seed, len(found), i))
         texts = rng.integers(found.shape[1], size=e.batch_size)
         way = (i * e.batch_size + np.arange(e.batch_size)) % len(found)  # each equally often
         text = Condition(found[way, texts])
         latents, t, empty = _student(e, rest, params, text, rng)
-        return rest, frozen, latents, t, text, empty, anchors.rows(order[i]), found[:, texts], jnp.float32(scale)
+        return latents, t, text, empty, anchors.rows(order[i]), found[:, texts], jnp.float32(scale)
 
-    denoiser = e.sampler.denoiser
-    tuned = loop.fit("STEREO final", _FINAL, denoiser, adam, train, inputs, steps, progress=e.progress)
+    name, denoiser, frozen = "STEREO final", e.sampler.denoiser, (rest, original)
+    tuned = loop.fit(name, _FINAL, denoiser, adam, train, inputs, steps, frozen=frozen, progress=e.progress)
     return params_lib.merge(original, tuned)
 
 

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from spqr_jax import backbones, schedulers
 from spqr_jax.backbones import Condition, Denoiser
+from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling.guidance import Guided, guided_prediction
@@ -52,30 +54,39 @@ def sampler(pipeline: Pipeline, steps: int, guidance: float) -> Sampler:
     return Sampler(backbones.denoiser(pipeline), tables, shape, steps, span, *scales)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
 def partial_sample(
     denoiser: Denoiser,
     params: Params,
     tables: Any,
-    noise: jax.Array,
+    noise: jax.Array | np.ndarray,
     given: Guided,
-    stop: jax.Array,
+    stop: int,
     guided: bool,
 ) -> jax.Array:
-    """Latents [B, h, w, C] after `stop` steps from `noise`. `stop` is traced, so one program serves all.
+    """Latents [B, h, w, C] after `stop` steps from `noise`. One program serves all numbers of steps.
 
+    params: if they are split over devices, every device gathers them in each step and computes the same.
     guided: whether there is classifier-free guidance.
     """
-    predict = denoiser.bind(params)
+    split = mesh_lib.split_over(params)
+    if split:
+        noise, given, stop = mesh_lib.replicate((noise, given, np.int32(stop)), split)
+    return _partial_sample(denoiser, params, tables, noise, given, stop, guided, split)
 
+
+@functools.partial(jax.jit, static_argnums=(0, 6, 7))
+def _partial_sample(denoiser, params, tables, noise, given, stop, guided: bool, split: Mesh | None) -> jax.Array:
     def body(i, carry):
         latents, state = carry
+        whole = mesh_lib.constrain(mesh_lib.each_turn(params, latents), split, fsdp=False) if split else params
+        predict = denoiser.bind(whole)
         t = jnp.asarray(tables.timesteps)[i]
         output = guided_prediction(predict, given, guided, tables.scale_input(latents, i), t)
         return tables.step(state, output, i, latents)
 
     start = noise.astype(jnp.float32) * tables.init_noise_sigma
-    return jax.lax.fori_loop(0, stop, body, (start, tables.init_state(start)))[0]
+    latents = jax.lax.fori_loop(0, stop, body, (start, tables.init_state(start)))[0]
+    return mesh_lib.constrain(latents, split, fsdp=False) if split else latents
 
 
 def walk(

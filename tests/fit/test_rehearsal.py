@@ -13,6 +13,7 @@ from spqr_jax.methods import METHODS
 from spqr_jax.methods.contract import smallest, tiny
 from spqr_jax.methods.contract.checks import CONCEPT
 from spqr_jax.methods.tools import element_mask, loop
+from spqr_jax.training.memory import Way
 
 # One training; one with a mask; several, one after the other. The others take longer.
 TRAINED = ["esd", "salun", "stereo"]
@@ -30,19 +31,24 @@ def test_the_programs_are_those_that_the_method_compiles(name, monkeypatch):
     """Functions, static parts, and the shapes of all arguments; nothing is trained in the rehearsal."""
     compiled, pipeline, options = [], tiny.pipeline("sd"), smallest.options(METHODS[name])
 
-    def fitting_(_, gradient, static, adam, arguments, limit=None, project=None):
-        compiled.append((gradient, static, adam, project, *described(arguments)))
-        return lambda params, state, mask, *inputs: (params, state, (0.0, 0.0))
+    def fitting_(_, training, held, given):
+        compiled.append((*training[:4], *described(held.arguments(given, None))))
+        stand_in = lambda params, state, mask, *inputs: (params, state, (0.0, 0.0))  # noqa: E731
+        monkeypatch.setattr(loop.Training, "update", lambda self, way, platform="": stand_in)
+        return Way()
 
     def accumulated(loss, static, params, batches, *, absolute):
-        compiled.append((loss, static, absolute, *described((params, params, *next(iter(batches))))))
+        compiled.append((loss, static, absolute, *described((params, (), None, params, *next(iter(batches))))))
         return jax.tree.map(jax.numpy.ones_like, params)
 
     notes = rehearsal.rehearse(pipeline, METHODS[name], CONCEPT, seed=0, **options)
     monkeypatch.setattr(loop, "fitting", fitting_)
     monkeypatch.setattr(element_mask, "accumulated", accumulated)
     METHODS[name].align(pipeline, CONCEPT, seed=0, **options)
-    noted = [(*(note.key[:4] if note.remat else note.key), *described(note.shapes)) for note in notes]
+    noted = [
+        (*(note.key[:4] if note.open else note.key), *described(note.held.arguments(note.given, None)))
+        for note in notes
+    ]
     assert all(program in compiled for program in noted)
     assert all(program in noted for program in compiled)
 
@@ -59,13 +65,13 @@ def test_a_step_of_a_method_is_compiled_for_the_target_in_float32():
     assert (row["batch"], row["dtype"], row["remat"]) == (2, "float32", False) and row["fits"] and row["compiles"]
     weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(asked.plan.pipeline.params["unet"]))
     assert row["parts"]["arguments"] > 3 * weights  # the frozen ones; what is trained, with its two moments
-    assert row["flops"] > 0 and row["bytes"] >= rehearsal.of(asked.plan)[0].notes[0].fixed_bytes(False)
+    assert row["flops"] > 0 and row["bytes"] >= rehearsal.of(asked.plan)[0].notes[0].held.fixed_bytes(None)
 
 
 def test_a_step_that_cannot_fit_by_its_arguments_is_not_compiled():
     asked = question(Subject("one", "esd"))
     (found,) = rehearsal.of(asked.plan)
-    short = asked._replace(target=asked.target._replace(memory=found.notes[0].fixed_bytes(False) - 1))
+    short = asked._replace(target=asked.target._replace(memory=found.notes[0].held.fixed_bytes(None) - 1))
     (row,) = fitting._aligning(short, [found])
     assert not row["fits"] and row["bytes"] > row["limit_bytes"] and row["reason"] == "not compiled, as it cannot fit"
     assert "a smaller batch where the method has one" in row["remedy"]

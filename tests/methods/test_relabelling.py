@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 import convert
 from spqr_jax import backbones, concepts, mini
@@ -16,8 +17,10 @@ from spqr_jax.config import Config, Subject
 from spqr_jax.methods import Concept, erasediff, esd, salun, scissorhands
 from spqr_jax.methods.tools import element_mask, loop, pictures, relabelling
 from spqr_jax.methods.tools.concepts import completed
+from spqr_jax.methods.tools.held import Held
 from spqr_jax.mini import world
 from spqr_jax.run import check, names
+from spqr_jax.training.memory import Way
 
 torch = pytest.importorskip("torch")
 from tests import stand_in, tiny
@@ -184,16 +187,16 @@ def test_a_step_that_does_not_fit_keeps_fewer_activations(monkeypatch):
         return jnp.square(denoiser.bind(params)(x, times, condition)).mean()
 
     gradient, adam = loop.descent(loss), loop.Adam(1e-3)
-    given = (weights, loop.transform(adam).init(weights), None, x)
+    held, one = Held(weights, loop.transform(adam).init(weights), None, ()), Mesh(jax.devices()[:1], ("data",))
+    training, given = loop.Training(gradient, denoiser, adam, None, one), held.arguments((x,), None)
     plain, again = (str(loop.compiled(gradient, denoiser, adam, remat).trace(*given).jaxpr) for remat in (False, True))
     assert "remat" in again and "remat" not in plain
     sizes = iter([9 * 10**9, 4 * 10**9, 9 * 10**9, 8 * 10**9])
     monkeypatch.setattr(loop, "needed_bytes", lambda compiled: next(sizes))
     for _ in range(2):  # chosen once
-        update = loop.fitting("m", gradient, denoiser, adam, given, limit=5 * 10**9)
-        assert update is loop.compiled(gradient, denoiser, adam, True, None)
+        assert loop.fitting("m", training, held, (x,), limit=5 * 10**9) == Way(remat=True)
     with pytest.raises(MemoryError, match=r"m: the smallest program takes 8 GB \(remat\).* a device has 6 GB"):
-        loop.fitting("m", gradient, denoiser, adam, given, limit=6 * 10**9)
+        loop.fitting("m", training, held, (x,), limit=6 * 10**9)
 
 
 def test_the_step_that_fits_is_compiled_once():

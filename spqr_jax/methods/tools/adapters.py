@@ -14,7 +14,7 @@ from spqr_jax.training import lora
 
 
 def adapted(pipeline: Pipeline, rank: int, seed: int, stddev: Mapping[str, float]) -> tuple[Denoiser, Params, Params]:
-    """(denoiser with adapters of alpha = rank, adapters, frozen weights), the weights on the devices.
+    """(denoiser with adapters of alpha = rank, adapters, frozen weights).
 
     stddev: "lora_A" and "lora_B" -> the standard deviation of its first values, Gaussian. A factor that is not named
     starts as in `lora.attach`: A Kaiming-uniform, B zero.
@@ -31,7 +31,7 @@ def adapted(pipeline: Pipeline, rank: int, seed: int, stddev: Mapping[str, float
 
     weights = params_lib.map_with_path(leaf, weights)
     adapters = params_lib.map_with_path(lambda path, _: ".lora." in path, weights)
-    return base.with_definition(definition), *params_lib.partition(loop.on_device(weights), adapters)
+    return base.with_definition(definition), *params_lib.partition(weights, adapters)
 
 
 def merged(pipeline: Pipeline, adapters: Params, frozen: Params, rank: int) -> Pipeline:

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from spqr_jax import params as params_lib
 from spqr_jax.backbones.models.remat import rematerialised
+from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.devices import target as target_lib
 from spqr_jax.devices.memory import limit_here, needed_bytes
 from spqr_jax.methods.tools import element_mask
+from spqr_jax.methods.tools.held import Held, hold
 from spqr_jax.params import Params
 from spqr_jax.training.memory import Way, choose
 
@@ -66,12 +68,15 @@ def compiled(
     remat: bool = False,
     project: Project | None = None,
     platform: str = "",
+    split: Mesh | None = None,
 ):
     """(params, optimiser state, element mask or None, *inputs) -> (params, state, (loss, gradient norm)).
 
     Params and state are donated: the new ones take their memory, and the given arrays are gone.
     remat: keep fewer activations for the backward pass (`rematerialised`). project: applied after every step.
-    platform: what it is compiled for (default: what this process computes on).
+    platform: what it is compiled for (default: what this process computes on). split: the mesh that params, state and
+    frozen weights are split over, if they are. Every device gathers the weights and computes the whole step, but keeps
+    its part of gradients, state and new params.
     """
     optimiser = transform(adam)
 
@@ -79,13 +84,16 @@ def compiled(
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=options)
     def update(params, state, mask, *inputs):
+        whole, given = mesh_lib.constrain((params, inputs), split, fsdp=False) if split else (params, inputs)
         with rematerialised() if remat else contextlib.nullcontext():
-            loss, grads = gradient(static, params, *inputs)
+            loss, grads = gradient(static, whole, *given)
+        grads = mesh_lib.constrain(grads, split, fsdp=True) if split else grads
         grads = element_mask.apply(mask, grads)
         updates, state = optimiser.update(grads, state, params)
         # The updates too: weight decay would move elements whose gradient is zero.
         params = optax.apply_updates(params, element_mask.apply(mask, updates))
         params = project(params) if project else params
+        params, state = mesh_lib.constrain((params, state), split, fsdp=True) if split else (params, state)
         return params, state, (loss, optax.global_norm(grads))
 
     return update
@@ -95,34 +103,52 @@ def compiled(
 _CHOSEN: dict[Any, Way] = {}
 
 
-def fitting(
-    name: str,
-    gradient: Gradient,
-    static: Any,
-    adam: Adam,
-    arguments: Any,
-    limit: int | None = None,
-    project: Project | None = None,
-):
-    """`compiled` for these arguments: as it is, or with rematerialisation if only that fits into the device.
+def ways(devices: int) -> tuple[Way, ...]:
+    """The ways to compute a step, in the order in which they are tried: on one device, then split over several."""
+    alone = Way(), Way(remat=True)
+    return alone if devices == 1 else (*alone, *(way._replace(fsdp=True) for way in alone))
 
-    limit: bytes that are there (default: as the device says). What is chosen is compiled here and not again. Raises
-    MemoryError that names the method and the bytes if neither fits.
+
+class Training(NamedTuple):
+    """What the programs of a training's step are compiled for, but for their arguments."""
+
+    gradient: Gradient
+    static: Any
+    adam: Adam
+    project: Project | None
+    mesh: Mesh
+
+    def update(self, way: Way, platform: str = ""):
+        """`compiled` for a way."""
+        split = self.mesh if way.fsdp else None
+        return compiled(self.gradient, self.static, self.adam, way.remat, self.project, platform, split)
+
+
+def fitting(name: str, training: Training, held: Held, given: tuple[Any, ...], limit: int | None = None) -> Way:
+    """The first of the `ways` to compute a step with these arguments that fits into the devices.
+
+    What is split already stays split. limit: bytes that are there (default: as the device says). What is chosen is
+    compiled here and not again. Raises MemoryError that names the method and the bytes if none fits.
     """
-    leaves, structure = jax.tree.flatten(arguments)
-    key = gradient, static, adam, structure, tuple(jax.typeof(leaf) for leaf in leaves), limit, project
+    limit = limit or limit_here(jax.local_devices())
+    leaves, structure = jax.tree.flatten((held, given))
+    split = mesh_lib.split_over(held)
+    key = training, structure, tuple(jax.typeof(leaf) for leaf in leaves), split, limit
+
+    def needed(way: Way) -> int | None:
+        shapes = held.arguments(given, training.mesh if way.fsdp else None)
+        return needed_bytes(lambda: training.update(way).lower(*shapes).compile())
+
     if key not in _CHOSEN:
         _CHOSEN[key] = choose(
-            (Way(), Way(remat=True)),
-            lambda way: needed_bytes(
-                lambda: compiled(gradient, static, adam, way.remat, project).lower(*arguments).compile()
-            ),
-            fixed=lambda split: params_lib.nbytes(arguments[:2]),
-            limit=limit or limit_here(jax.local_devices()),
+            [way for way in ways(training.mesh.size) if way.fsdp or not split],
+            needed,
+            fixed=lambda fsdp: held.fixed_bytes(training.mesh if fsdp else None),
+            limit=limit,
             what=name,
             remedy=REMEDY,
         )
-    return compiled(gradient, static, adam, _CHOSEN[key].remat, project)
+    return _CHOSEN[key]
 
 
 def fit(
@@ -131,32 +157,52 @@ def fit(
     static: Any,
     adam: Adam,
     params: Params,
-    inputs: Callable[[int, Params], tuple[Any, ...]],
+    inputs: Callable[..., tuple[Any, ...]],
     steps: int,
     *,
+    frozen: tuple[Any, ...] = (),
     mask: Params | None = None,
     project: Project | None = None,
     progress: bool = False,
 ) -> Params:
-    """`steps` updates of `params` (the trained leaves alone); `inputs(i, params)` gives what step i feeds the gradient.
+    """`steps` updates of `params` (the trained leaves alone).
 
+    Step i feeds the gradient with `frozen`, trees of weights that no step changes, and with `inputs(i, params,
+    *frozen)`. If no way to compute a step fits into one device, the params, the optimiser's state and the frozen
+    weights are split over all devices, and `inputs` gets the split ones.
     mask: trained elements, bool like params (default: all). project: applied to the params after every step; a function
-    of a module, as compiled programs are kept by it. Raises ValueError for params of 16 bits, and
-    FloatingPointError naming the method and the step at a loss or gradient that is not finite.
+    of a module, as compiled programs are kept by it. Raises ValueError for params of 16 bits, MemoryError if no way to
+    compute a step fits, and FloatingPointError naming the method and the step at a loss or gradient that is not finite.
     """
     check_trainable(name, params)
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)  # a step donates, the caller's must survive
-    update, state = None, transform(adam).init(params)
+    start, training = transform(adam).init, Training(gradient, static, adam, project, mesh_lib.make())
+    split = _split_at_once(training.mesh, params, start, mask, frozen)
+    held, update = hold(start, params, mask, frozen, split), None
     report: tuple[Any, Any] | None = None
     for i in tqdm(range(steps), desc=name, unit="step", disable=not progress):
-        given = inputs(i, params)
+        given = inputs(i, held.params, *held.frozen)
         if report:  # one step behind, so that the host prepares the next step while the device works
             check_finite(name, i, *report, adam.lr)
-        update = update or fitting(name, gradient, static, adam, (params, state, mask, *given), project=project)
-        params, state, report = update(params, state, mask, *given)
+        if update is None:
+            way = fitting(name, training, held, given)
+            update = training.update(way)
+            if way.fsdp and not split:
+                split = training.mesh
+                held = hold(start, params, mask, frozen, split)
+        given = mesh_lib.replicate(given, split) if split else given
+        params_, state, report = update(held.params, held.state, held.mask, *held.frozen, *given)
+        held = held._replace(params=params_, state=state)
     if report:
         check_finite(name, steps, *report, adam.lr)
-    return params
+    return held.params
+
+
+def _split_at_once(mesh: Mesh, params: Params, start: Any, mask: Params | None, frozen: Any) -> Mesh | None:
+    """The mesh if weights come split, or are more than one device could hold while the first inputs are made."""
+    limit = limit_here(jax.local_devices())
+    whole = Held(params, jax.eval_shape(start, params), mask, frozen)
+    too_big = mesh.size > 1 and limit is not None and whole.fixed_bytes(None) > limit
+    return mesh if too_big else mesh_lib.split_over((params, frozen))
 
 
 def check_finite(name: str, step: int, loss: Any, norm: Any, lr: float) -> None:
@@ -191,4 +237,5 @@ def on_device(params: Params) -> Params:
 
 
 def on_host(params: Params) -> Params:
-    return jax.tree.map(np.asarray, params)
+    """Every leaf a whole NumPy array."""
+    return mesh_lib.to_host(params)

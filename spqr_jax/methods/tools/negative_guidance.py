@@ -51,19 +51,17 @@ def fit(
     sampler = partial.sampler(pipeline, course.sampling_steps, course.sampling_guidance)
     texts, size = encode(pipeline, concept.erase), course.batch_size
 
-    def inputs(i: int, params: Any):
+    def inputs(i: int, params: Any, frozen: Params):
         rng = np.random.default_rng((course.seed, i))
         positive = texts.rows(rng.integers(len(concept.erase), size=size))
         empty = texts.rows(np.full(size, -1))
         k = int(rng.integers(sampler.steps))
         # After `steps - 1 - k` steps the latents stand at the timestep of step k counted from the clean end.
         latents = partial.walk(sampler, build(frozen, params), positive, empty, sampler.steps - 1 - k, rng)
-        return frozen, latents, sampler.times(k, size, rng), positive, empty, np.float32(course.eta)
+        return latents, sampler.times(k, size, rng), positive, empty, np.float32(course.eta)
 
-    static = Static(sampler.denoiser, build)
-    return loop.fit(
-        f"{name} {concept.name}", GRADIENT, static, adam, params, inputs, course.steps, progress=course.progress
-    )
+    static, name, held = Static(sampler.denoiser, build), f"{name} {concept.name}", (frozen,)
+    return loop.fit(name, GRADIENT, static, adam, params, inputs, course.steps, frozen=held, progress=course.progress)
 
 
 def encode(pipeline: Pipeline, prompts: tuple[str, ...]) -> Condition:

@@ -165,16 +165,16 @@ def fit(
     progress: bool = False,
 ) -> Pipeline:
     """Train `weights` where the tree of bool `trained` says (and, within, where the element mask `mask` does)."""
-    train, rest = params_lib.partition(loop.on_device(weights), trained)
-    mask = None if mask is None else params_lib.partition(loop.on_device(mask), trained)[0]
+    train, rest = params_lib.partition(weights, trained)
+    mask = None if mask is None else params_lib.partition(mask, trained)[0]
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed)
     forget = list(pictures_lib.rows(data.forget, batch_size, steps, 2 * seed))
     retain = list(pictures_lib.rows(data.retain, batch_size, steps, 2 * seed + 1))
 
-    def inputs(i: int, params: Params):
-        del params
-        return rest, schedule, data.forget_batch(forget[i]), data.retain.batch(retain[i]), jax.random.fold_in(base, i)
+    def inputs(i: int, params: Params, rest: Params):
+        del params, rest
+        return schedule, data.forget_batch(forget[i]), data.retain.batch(retain[i]), jax.random.fold_in(base, i)
 
-    static = Static(backbones.denoiser(pipeline), combine)
-    tuned = loop.fit(name, gradient, static, Adam(lr), train, inputs, steps, mask=mask, progress=progress)
+    static, adam, frozen = Static(backbones.denoiser(pipeline), combine), Adam(lr), (rest,)
+    tuned = loop.fit(name, gradient, static, adam, train, inputs, steps, frozen=frozen, mask=mask, progress=progress)
     return backbones.of(pipeline).with_weights(pipeline, loop.on_host(params_lib.merge(weights, tuned)))

@@ -140,21 +140,21 @@ def invert(
     image, in place of random ones.
     """
     slots, schedule, base = framed(pipeline, templates), backbones.schedule(pipeline), jax.random.key(seed)
-    text_encoder = loop.on_device(pipeline.params["text_encoder"])
+    frozen = weights, pipeline.params["text_encoder"]
 
-    def inputs(i: int, params: Params):
-        del params
+    def inputs(i: int, params: Params, *frozen: Params):
+        del params, frozen
         chosen = next(rows)
         drawn = np.random.default_rng((seed, i)).integers(len(templates), size=len(chosen))
         frame = drawn if frames is None else frames[chosen]
         batch = {"mean": pictures.mean[chosen], "std": pictures.std[chosen]}
         owner = pictures.prompt[chosen] % owners
         key = jax.random.fold_in(base, i)
-        return weights, text_encoder, schedule, batch, slots.ids[frame], slots.places[frame], owner, key
+        return schedule, batch, slots.ids[frame], slots.places[frame], owner, key
 
     static = static_of(pipeline)
     vectors = {"vectors": jnp.tile(jnp.asarray(start)[None], (owners, 1))}
-    tuned = loop.fit(name, _INVERSION, static, adam, vectors, inputs, steps, progress=progress)
+    tuned = loop.fit(name, _INVERSION, static, adam, vectors, inputs, steps, frozen=frozen, progress=progress)
     return np.asarray(tuned["vectors"])
 
 
@@ -193,9 +193,9 @@ def find_prefix(
     samples(i): latents [B, h, w, C] and timesteps [B] of attack step i; start: [B, k, C].
     """
 
-    def inputs(i: int, params: Params):
-        del params
-        return weights, text_encoder, *samples(i), slots.ids, slots.places, context
+    def inputs(i: int, params: Params, *frozen: Params):
+        del params, frozen
+        return *samples(i), slots.ids, slots.places, context
 
-    start_params = {"prefix": jnp.asarray(start)}
-    return loop.fit("attack", prefix_gradient, static, Adam(lr), start_params, inputs, steps)["prefix"]
+    start_params, frozen = {"prefix": jnp.asarray(start)}, (weights, text_encoder)
+    return loop.fit("attack", prefix_gradient, static, Adam(lr), start_params, inputs, steps, frozen=frozen)["prefix"]

@@ -1,0 +1,96 @@
+"""Methods on several devices: a training that fits no single device is split, and gives what one device gives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from spqr_jax.devices import mesh as mesh_lib
+from spqr_jax.methods import METHODS
+from spqr_jax.methods.contract import smallest, tiny
+from spqr_jax.methods.contract.checks import CONCEPT
+from spqr_jax.methods.tools import loop
+from tests import stand_in
+from tests.compilations import compilations
+
+# All weights trained, with samples of the student; with a mask; an adapter beside frozen weights.
+TRAINED = {"esd": {"steps": 3}, "salun": {"steps": 2, "mask_steps": 1}, "spm": {"steps": 2}}
+TIMES = {"at once": 0.9, "after a look": 2}  # when it is split -> what a device has, by what is to be kept
+
+
+def pipeline():
+    return stand_in.pipeline(tiny.pipeline("sd"))
+
+
+def results(name):
+    """What a method changed: the weights, or what it attached."""
+    options = smallest.options(METHODS[name], TRAINED[name])
+    aligned = METHODS[name].align(pipeline(), CONCEPT, seed=0, **options)
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves((aligned.params["unet"], aligned.attached))]
+
+
+def norm(leaves):
+    return float(np.sqrt(sum(np.square(leaf).sum() for leaf in leaves)))
+
+
+def apart(a, b):
+    """The distance of two results, by how far one of them has gone."""
+    start = jax.tree.leaves(pipeline().params["unet"])
+    moved = [x - y for x, y in zip(b, start, strict=False)] + b[len(start) :]
+    return norm([x - y for x, y in zip(a, b, strict=True)]) / norm(moved)
+
+
+def bytes_on_one(make):
+    """In the place of `needed_bytes`: as if one device could never hold a program, and several could."""
+    return 10**12 if len(jax.tree.leaves(make().input_shardings)[0].device_set) == 1 else 1
+
+
+def on_four():
+    """case -> what was found; for a process with four devices."""
+    mesh_lib.SMALL = 16  # so that leaves of this size are split
+    found, fitting, plenty, needed = {}, loop.fitting, loop.limit_here, loop.needed_bytes
+
+    def watched(*arguments):
+        way = fitting(*arguments)
+        seen.append((way, arguments[2]))
+        return way
+
+    loop.fitting = watched
+    for name in TRAINED:
+        seen = []
+        alone = results(name)
+        ((way, whole),) = seen
+        assert not way.fsdp
+        for when, share in TIMES.items():
+            limit, seen = int(share * whole.fixed_bytes(None)), []
+            loop.limit_here, loop.needed_bytes = lambda _, limit=limit: limit, bytes_on_one
+            with compilations() as names:
+                split = results(name)
+            ((way, kept),) = seen
+            found[f"{name} {when}"] = {
+                "fsdp": way.fsdp,
+                "at once": mesh_lib.split_over(kept) is not None,
+                "apart": apart(split, alone),
+                "steps": sum("update" in each for each in names),
+                "share": whole.fixed_bytes(mesh_lib.make()) / whole.fixed_bytes(None),
+            }
+        loop.limit_here, loop.needed_bytes = plenty, needed
+    return {"devices": jax.device_count(), "found": found}
+
+
+def test_what_fits_no_device_is_split_over_several():
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    env["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    code = "import json; from tests.methods.test_split import on_four; print(json.dumps(on_four()))"
+    folder = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    said = json.loads(run.stdout.splitlines()[-1])
+    assert said["devices"] == 4 and list(said["found"]) == [f"{name} {when}" for name in TRAINED for when in TIMES]
+    for key, found in said["found"].items():
+        assert found["fsdp"] and found["at once"] == key.endswith("at once"), (key, found)
+        assert found["steps"] <= 2 and found["share"] < 0.6 and found["apart"] < 1e-4, (key, found)
