@@ -70,6 +70,22 @@ def split_batch(tree: Any, mesh: Mesh) -> Any:
     return _place(tree, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec("data")), tree))
 
 
+def rows(tree: Any, mesh: Mesh) -> Any:
+    """A placement of the inputs of a step, of which some are batches: a NamedSharding for every leaf.
+
+    A leaf is split along its first axis where the number of devices divides it, and otherwise whole.
+    """
+    divides = lambda shape: shape and shape[0] % mesh.size == 0  # noqa: E731
+    return jax.tree.map(
+        lambda leaf: NamedSharding(mesh, PartitionSpec("data") if divides(np.shape(leaf)) else PartitionSpec()), tree
+    )
+
+
+def place_rows(tree: Any, mesh: Mesh) -> Any:
+    """The inputs of a step, placed as `rows` says."""
+    return _place(tree, rows(tree, mesh))
+
+
 def _place(tree: Any, shardings: Any) -> Any:
     """Place a tree. Each process sends its own devices their part."""
     if all(sharding.is_fully_addressable for sharding in jax.tree.leaves(shardings)):
@@ -84,10 +100,17 @@ def _place(tree: Any, shardings: Any) -> Any:
 
 def shapes(tree: Any, mesh: Mesh, *, fsdp: bool = False) -> Any:
     """The result of `place` as jax.ShapeDtypeStruct, for compiling. Nothing is placed on a device."""
+    return _shapes(tree, layout(tree, mesh, fsdp=fsdp))
+
+
+def row_shapes(tree: Any, mesh: Mesh) -> Any:
+    """The result of `place_rows` as jax.ShapeDtypeStruct, for compiling."""
+    return _shapes(tree, rows(tree, mesh))
+
+
+def _shapes(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        layout(tree, mesh, fsdp=fsdp),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
     )
 
 

@@ -90,11 +90,16 @@ def _tried(plan: Plan, subject: Subject) -> Rehearsal:
 
 
 def _rehearse(plan: Plan, subject: Subject) -> list[Note]:
-    """A subject's, on one device. Own images are blank as all are, and are not looked for."""
+    """A subject's. Own images are blank as all are, and are not looked for.
+
+    As in a run, a method's models do not know the devices that a step may be split over, so a TPU has no own kernel.
+    """
     method = methods.find(subject.method)
     options = {name: value for name, value in subject.options.items() if name not in method.data_options}
     options = {"seed": plan.config.seed, **options}
-    return rehearse(plan.on_one().pipeline, method, names.concept(plan.config), **options)
+    target = target_lib.Target(target_lib.of(plan.mesh).platform)
+    pipeline = backbones.told(plan.pipeline, target) if plan.for_target else plan.pipeline
+    return rehearse(pipeline, method, names.concept(plan.config), **options)
 
 
 def rehearse(pipeline: Pipeline, method: Method, concept: Concept, **options: Any) -> list[Note]:
@@ -183,7 +188,7 @@ def _noted(
     seen = [held.shapes(inputs(int(i), params, *frozen)) for i in looked]
 
     def trace(shapes: tuple[Any, ...], way: Way, mesh: Mesh) -> jax.stages.Traced:
-        training = loop.Training(gradient, static, adam, project, mesh)
+        training = loop.Training(gradient, static, adam, project, len(frozen), mesh)
         return training.update(way, target_lib.of(mesh).platform).trace(*shapes)
 
     notes.append(Note(name, key, Held(*held.shapes(tuple(kept))), max(seen, key=_elements), trace))

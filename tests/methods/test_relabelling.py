@@ -188,7 +188,7 @@ def test_a_step_that_does_not_fit_keeps_fewer_activations(monkeypatch):
 
     gradient, adam = loop.descent(loss), loop.Adam(1e-3)
     held, one = Held(weights, loop.transform(adam).init(weights), None, ()), Mesh(jax.devices()[:1], ("data",))
-    training, given = loop.Training(gradient, denoiser, adam, None, one), held.arguments((x,), None)
+    training, given = loop.Training(gradient, denoiser, adam, None, 0, one), held.arguments((x,), None)
     plain, again = (str(loop.compiled(gradient, denoiser, adam, remat).trace(*given).jaxpr) for remat in (False, True))
     assert "remat" in again and "remat" not in plain
     sizes = iter([9 * 10**9, 4 * 10**9, 9 * 10**9, 8 * 10**9])

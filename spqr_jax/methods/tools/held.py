@@ -37,7 +37,7 @@ class Held(NamedTuple):
         if split is None:
             return self.params, self.state, self.mask, *self.frozen, *given
         params, state, mask, frozen = _places(shapes(tuple(self)), split)
-        return params, state, mask, *frozen, *mesh_lib.shapes(shapes(given), split)
+        return params, state, mask, *frozen, *mesh_lib.row_shapes(shapes(given), split)
 
 
 def hold(
@@ -55,7 +55,8 @@ def hold(
     params, mask, frozen = mesh_lib.place((params, mask, frozen), split, fsdp=True)
     begin = lambda params: (jax.tree.map(jnp.copy, params), start(params))  # noqa: E731
     places = mesh_lib.layout(jax.eval_shape(begin, params), split, fsdp=True)
-    return Held(*jax.jit(begin, out_shardings=places)(params), mask, frozen)
+    params, state = jax.jit(begin, out_shardings=places)(params)
+    return Held(params, state, mask, frozen)
 
 
 def shapes(tree: Any) -> Any:

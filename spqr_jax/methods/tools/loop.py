@@ -69,14 +69,15 @@ def compiled(
     project: Project | None = None,
     platform: str = "",
     split: Mesh | None = None,
+    frozen: int = 0,
 ):
     """(params, optimiser state, element mask or None, *inputs) -> (params, state, (loss, gradient norm)).
 
     Params and state are donated: the new ones take their memory, and the given arrays are gone.
     remat: keep fewer activations for the backward pass (`rematerialised`). project: applied after every step.
     platform: what it is compiled for (default: what this process computes on). split: the mesh that params, state and
-    frozen weights are split over, if they are. Every device gathers the weights and computes the whole step, but keeps
-    its part of gradients, state and new params.
+    the first `frozen` inputs are split over, if they are. Every device gathers the weights, computes its rows of the
+    other inputs, and keeps its part of gradients, state and new params.
     """
     optimiser = transform(adam)
 
@@ -84,9 +85,10 @@ def compiled(
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=options)
     def update(params, state, mask, *inputs):
-        whole, given = mesh_lib.constrain((params, inputs), split, fsdp=False) if split else (params, inputs)
+        weights = params, inputs[:frozen]
+        whole, kept = mesh_lib.constrain(weights, split, fsdp=False) if split else weights
         with rematerialised() if remat else contextlib.nullcontext():
-            loss, grads = gradient(static, whole, *given)
+            loss, grads = gradient(static, whole, *kept, *inputs[frozen:])
         grads = mesh_lib.constrain(grads, split, fsdp=True) if split else grads
         grads = element_mask.apply(mask, grads)
         updates, state = optimiser.update(grads, state, params)
@@ -116,12 +118,13 @@ class Training(NamedTuple):
     static: Any
     adam: Adam
     project: Project | None
+    frozen: int
     mesh: Mesh
 
     def update(self, way: Way, platform: str = ""):
         """`compiled` for a way."""
         split = self.mesh if way.fsdp else None
-        return compiled(self.gradient, self.static, self.adam, way.remat, self.project, platform, split)
+        return compiled(self.gradient, self.static, self.adam, way.remat, self.project, platform, split, self.frozen)
 
 
 def fitting(name: str, training: Training, held: Held, given: tuple[Any, ...], limit: int | None = None) -> Way:
@@ -175,7 +178,7 @@ def fit(
     compute a step fits, and FloatingPointError naming the method and the step at a loss or gradient that is not finite.
     """
     check_trainable(name, params)
-    start, training = transform(adam).init, Training(gradient, static, adam, project, mesh_lib.make())
+    start, training = transform(adam).init, Training(gradient, static, adam, project, len(frozen), mesh_lib.make())
     split = _split_at_once(training.mesh, params, start, mask, frozen)
     held, update = hold(start, params, mask, frozen, split), None
     report: tuple[Any, Any] | None = None
@@ -189,7 +192,7 @@ def fit(
             if way.fsdp and not split:
                 split = training.mesh
                 held = hold(start, params, mask, frozen, split)
-        given = mesh_lib.replicate(given, split) if split else given
+        given = mesh_lib.place_rows(given, split) if split else given
         params_, state, report = update(held.params, held.state, held.mask, *held.frozen, *given)
         held = held._replace(params=params_, state=state)
     if report:
