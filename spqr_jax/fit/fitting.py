@@ -195,15 +195,15 @@ def _aligning(question: Question, rehearsals: list[Rehearsal]) -> Iterator[dict[
                 Open(
                     note.name,
                     note.ways(question.plan.mesh),
-                    functools.partial(_noted, question, each.subject, number),
+                    functools.partial(_noted, question, each.subject, number, note.name),
                     functools.partial(_held_bytes, question, note),
                     loop.REMEDY,
                 ),
             )
 
 
-def _noted(question: Question, subject: Subject, number: int, way: Way) -> Asking:
-    return question, rehearsal.step, (subject, number, way)
+def _noted(question: Question, subject: Subject, number: int, name: str, way: Way) -> Asking:
+    return question, rehearsal.step, (subject, number, name, way)
 
 
 def _held_bytes(question: Question, note: Note, fsdp: bool) -> int:

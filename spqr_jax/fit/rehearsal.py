@@ -120,14 +120,21 @@ def _end(aligned: Pipeline) -> None:
     del aligned
 
 
-def step(plan: Plan, subject: Subject, number: int, way: Way) -> Program:
-    """The program of the steps of a subject's training of this number, as `of` gives them."""
-    note, mesh = _rehearse(plan, subject)[number], plan.mesh if way.fsdp else plan.on_one().mesh
+def step(plan: Plan, subject: Subject, number: int, name: str, way: Way) -> Program:
+    """The program of the steps of a subject's training of this number and name, as `of` gives them.
+
+    Notes cannot be sent to the process that compiles, so the rehearsal is repeated there, and only there.
+    """
+    mesh = plan.mesh if way.fsdp else plan.on_one().mesh
+
+    def trace() -> jax.stages.Traced:
+        note = _rehearse(plan, subject)[number]
+        shapes = note.held.arguments(note.given, mesh if way.fsdp else None)
+        return note.trace(shapes if way.fsdp else mesh_lib.shapes(shapes, mesh), way, mesh)
+
     batch = {**defaults(methods.find(subject.method)), **subject.options}.get("batch_size", 1)
     about = {"batch": batch, "dtype": "float32", "remat": way.remat, "fsdp": way.fsdp}
-    shapes = note.held.arguments(note.given, mesh if way.fsdp else None)
-    shapes = shapes if way.fsdp else mesh_lib.shapes(shapes, mesh)
-    return Program(f"aligning step, {note.name}", about, lambda: note.trace(shapes, way, mesh), mesh.size)
+    return Program(f"aligning step, {name}", about, trace, mesh.size)
 
 
 def _named(method: Method, note: Note) -> Note:

@@ -17,8 +17,12 @@ from spqr_jax.methods.tools import loop
 from tests import stand_in
 from tests.compilations import compilations
 
-# All weights trained, with samples of the student; with a mask; an adapter beside frozen weights.
-TRAINED = {"esd": {"steps": 3}, "salun": {"steps": 2, "mask_steps": 1}, "spm": {"steps": 2}}
+# All weights trained, with samples of the student; with a mask, and a batch to share; an adapter beside frozen weights.
+TRAINED = {
+    "esd": {"steps": 3},
+    "salun": {"steps": 2, "mask_steps": 1, "images": 4, "batch_size": 4},
+    "spm": {"steps": 2},
+}
 TIMES = {"at once": 0.9, "after a look": 2}  # when it is split -> what a device has, by what is to be kept
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from spqr_jax.backbones.models.remat import rematerialised
 from spqr_jax.devices import mesh as mesh_lib
+from spqr_jax.devices import processes
 from spqr_jax.devices import target as target_lib
 from spqr_jax.devices.memory import limit_here, needed_bytes
 from spqr_jax.methods.tools import element_mask
@@ -205,7 +206,7 @@ def _split_at_once(mesh: Mesh, params: Params, start: Any, mask: Params | None, 
     limit = limit_here(jax.local_devices())
     whole = Held(params, jax.eval_shape(start, params), mask, frozen)
     too_big = mesh.size > 1 and limit is not None and whole.fixed_bytes(None) > limit
-    return mesh if too_big else mesh_lib.split_over((params, frozen))
+    return mesh if processes.agreed(np.array(too_big)) else mesh_lib.split_over((params, frozen))
 
 
 def check_finite(name: str, step: int, loss: Any, norm: Any, lr: float) -> None:
