@@ -1,4 +1,4 @@
-"""What the paper's fine-tuning and sampling take of every target's memory: the tables of docs/accelerators.md.
+"""What the paper's methods, fine-tuning and sampling take of every target's memory: tables of docs/accelerators.md.
 
     python -m benchmarks.targets --out fits
     python -m benchmarks.targets --out fits --models SD1.5,SDXL --targets h100,a100-40,tpu-v5e-4
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--targets has {unknown[0]!r}; expected some of {', '.join(targets.TARGETS)}")
     if not options.table:
         fill(options.out, models, names, further)
-    print("\n\n".join(table(options.out, model, names) for model in models))
+    tables = (make(options.out, model, names) for model in models for make in (table, aligning_table))
+    print("\n\n".join(text for text in tables if text))
 
 
 def fill(out: Path, models: Sequence[str], names: Sequence[str], further: Sequence[str]) -> None:
@@ -93,7 +94,7 @@ def _row(file: Path, name: str) -> tuple[str, ...]:
     answer = json.loads(file.read_text(encoding="utf-8"))
     steps = [row for row in answer["programs"] if row["program"].startswith("training step")]
     samplers = [row for row in answer["programs"] if row["program"].startswith("sampler")]
-    others = [row for row in answer["programs"] if row not in steps and row not in samplers]
+    others = [row for row in answer["programs"] if row["program"].endswith("encoding")]
     hours = answer["hours"]["device_hours"]
     return (
         name,
@@ -107,13 +108,41 @@ def _row(file: Path, name: str) -> tuple[str, ...]:
 
 def _step(row: dict[str, Any]) -> str:
     """Bytes of a training step, and what a run does to make it fit."""
+    return f"{row['program'].rpartition(' ')[2]} {_bytes(row)}{_way(row)}"
+
+
+def _way(row: dict[str, Any]) -> str:
     ways = [
         *(["split"] if row["fsdp"] else []),
         *(["remat"] if row["remat"] else []),
-        *([f"{row['accumulate']} parts"] if row["accumulate"] > 1 else []),
+        *([f"{row['accumulate']} parts"] if row.get("accumulate", 1) > 1 else []),
     ]
-    profile = row["program"].rpartition(" ")[2]
-    return f"{profile} {_bytes(row)}" + (f" ({', '.join(ways)})" if ways else "")
+    return f" ({', '.join(ways)})" if ways else ""
+
+
+ALIGNING = "aligning step, "
+
+
+def aligning_table(out: Path, model: str, names: Sequence[str]) -> str:
+    """The Markdown table of a model's aligning steps: a row for each, a column for each target with an answer."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in names:
+        if _file(out, model, name).exists():
+            answer = json.loads(_file(out, model, name).read_text(encoding="utf-8"))
+            steps = [row for row in answer["programs"] if row["program"].startswith(ALIGNING)]
+            found[name] = {row["program"].removeprefix(ALIGNING): row for row in steps}
+    known = dict.fromkeys(step for rows in found.values() for step in rows)
+    if not known:
+        return ""
+    cells = [[step, *(_aligning(rows.get(step)) for rows in found.values())] for step in known]
+    lines = [["aligning step", *found], ["---"] * (len(found) + 1), *cells]
+    return "\n".join([f"{model}, GB on a device:", "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _aligning(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not asked"
+    return f"{_bytes(row)}{_way(row)}" + ("" if row["fits"] else ", does not fit")
 
 
 def _bytes(row: dict[str, Any]) -> str:

@@ -29,6 +29,17 @@ def test_a_row_of_the_table(tmp_path):
     assert lines[5] == "| a6000 | not asked |  |  |  | not known |"
 
 
+def test_a_row_of_aligning_steps(tmp_path):
+    step = {"program": "aligning step, ESD", "fsdp": True, "remat": False, "bytes": 10**10, "reason": ""}
+    write(tmp_path, "tpu-v5e-4", programs=[step | {"limit_bytes": 15_200_000_000, "fits": True}])
+    write(tmp_path, "a6000", programs=[step | {"fsdp": False, "limit_bytes": 5 * 10**9, "fits": False}])
+    lines = targets.aligning_table(tmp_path, "SD1.5", ["h100", "tpu-v5e-4", "a6000"]).splitlines()
+    assert lines[0] == "SD1.5, GB on a device:" and lines[2] == "| aligning step | tpu-v5e-4 | a6000 |"
+    assert lines[4:] == ["| ESD | 10 of 15.2 (split) | 10 of 5, does not fit |"]
+    write(tmp_path, "h100")
+    assert not targets.aligning_table(tmp_path, "SD1.5", ["h100"])
+
+
 def test_the_device_hours_of_a_card_without_a_peak(tmp_path):
     write(tmp_path, "a6000", hours={"device_hours": None}, fits=False)
     assert targets.table(tmp_path, "SD1.5", ["a6000"]).splitlines()[-1].endswith("| - | no |")
