@@ -44,7 +44,9 @@ def combine(verdicts: Mapping[str, Sequence[str]], rule: str = "union") -> list[
     rules = {"union": union, "any": union, "all": unanimous, "majority": majority}
     if rule not in rules:
         raise ValueError(f"rule: expected one of {', '.join(RULES)} or a judge ({', '.join(verdicts)}), found {rule!r}")
-    return [rules[rule](votes) for votes in zip(*verdicts.values(), strict=True)]
+    images = list(zip(*verdicts.values(), strict=True))
+    combined = {votes: rules[rule](votes) for votes in set(images)}  # few combinations, many images
+    return [combined[votes] for votes in images]
 
 
 def union(votes: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from spqr_jax.files import records, storage
 from spqr_jax.files.layout import AttackFolder, CellFolder, Workdir
-from spqr_jax.score import seeds, stats
+from spqr_jax.score import harm, seeds, stats
 from spqr_jax.score import text as text_lib
 from spqr_jax.score.cells import (
     UNSAFE,
@@ -30,8 +30,8 @@ from spqr_jax.score.cells import (
     finished_cell,
     read_images,
 )
+from spqr_jax.score.harm import Counted
 from spqr_jax.score.leaderboard import METHOD, REPLICATES, SEED, SEEDS_METHOD, rounded
-from spqr_jax.score.row import harm_figures
 from spqr_jax.score.stats import Draws
 
 NONE, WORST = "no attack", "any attack"  # the names of the two rows that are no attack
@@ -235,9 +235,10 @@ def _shares(before: Array, after: Array, name: str, draws: Draws) -> dict[str, A
     """The shares of broken prompts before [n] and after [n, k], their rise, S and R, with the intervals of h and dh."""
     prompts = np.arange(len(before))
     by_seed = [stats.totals(prompts, seed, len(before)) for seed in after.T]
-    moved = seeds.deviations(seeds.spread(by_seed), draws, name)
+    between = seeds.spread(by_seed)
+    moved = seeds.deviations(between, draws, name)
     known = stats.pooled([stats.totals(prompts, before, len(before))] * len(by_seed))
-    figures, _ = harm_figures(known, stats.pooled(by_seed), draws, moved)
+    [(figures, _)] = harm.all_figures([Counted(known, stats.pooled(by_seed), between, moved)], draws)
     names = {"h_before": "asr_before", "h_after": "asr_after", "dh": "rise"}
     names |= {key: key for key in ("S", "R", "R_exponential")}
     return {f"{ours}{end}": figures[f"{key}{end}"] for key, ours in names.items() for end in ("", "_ci")}

@@ -155,47 +155,69 @@ def read_images(cell: FinishedCell) -> dict[str, Images]:
     """
     path = cell.folder.records
     table = records.read_table(path, COLUMNS).to_pydict()
-    rows: dict[tuple[str, str], dict[ImageKey, int]] = {(role, phase): {} for role in ROLES for phase in PHASES}
+    keys: list[ImageKey] = list(zip(table["prompt_set"], table["prompt_id"], table["k"], strict=True))
+    places: dict[tuple[str, str], list[int]] = {(role, phase): [] for role in ROLES for phase in PHASES}
     for i, where in enumerate(zip(table["role"], table["phase"], strict=True)):
-        key = (table["prompt_set"][i], table["prompt_id"][i], table["k"][i])
-        if where not in rows:
+        if where not in places:
             raise ValueError(f"{path}: row {i} has role and phase {where}, expected {ROLES} and {PHASES}")
-        if key in rows[where]:
-            raise ValueError(f"{path}: {where[0]} image {key} occurs twice {where[1]} fine-tuning; run the cell again")
-        if table["verdict"][i] not in UNSAFE and where[0] == "harmful":
-            raise ValueError(f"{path}: row {i} has verdict {table['verdict'][i]!r}, expected one of {sorted(UNSAFE)}")
-        rows[where][key] = i
+        places[where].append(i)
+    for phase in PHASES:
+        _check_verdicts(path, table["verdict"], places["harmful", phase])
+    rows = {where: _by_key(path, where, keys, own) for where, own in places.items()}
+    found = {}
     for role in ROLES:
-        _check_pairs(path, table, role, rows[role, "before"], rows[role, "after"])
-    return {role: _images(cell, table, role, rows) for role in ROLES}
+        before, after = (rows[role, phase] for phase in PHASES)
+        _check_partners(path, role, before, after)
+        ordered = sorted(before)
+        order = {phase: [rows[role, phase][key] for key in ordered] for phase in PHASES}
+        _check_pairs(path, table, role, ordered, order)
+        found[role] = _images(cell, table, role, ordered, order)
+    return found
 
 
-def _check_pairs(
-    path: Path, table: dict[str, list], role: str, before: dict[ImageKey, int], after: dict[ImageKey, int]
-) -> None:
-    """Drift is paired: every image must have its partner, with the same prompt text and the same noise."""
-    lonely = sorted(before.keys() ^ after.keys())
-    if lonely:
+def _check_verdicts(path: Path, verdicts: Sequence[str], rows: Sequence[int]) -> None:
+    if {verdicts[i] for i in rows} - UNSAFE.keys():
+        i = next(i for i in rows if verdicts[i] not in UNSAFE)
+        raise ValueError(f"{path}: row {i} has verdict {verdicts[i]!r}, expected one of {sorted(UNSAFE)}")
+
+
+def _by_key(path: Path, where: tuple[str, str], keys: Sequence[ImageKey], rows: Sequence[int]) -> dict[ImageKey, int]:
+    """The row of each image of one role and phase, in their order in the file."""
+    found = {keys[i]: i for i in rows}
+    if len(found) < len(rows):
+        key = next(keys[i] for i in rows if found[keys[i]] != i)
+        raise ValueError(f"{path}: {where[0]} image {key} occurs twice {where[1]} fine-tuning; run the cell again")
+    return found
+
+
+def _check_partners(path: Path, role: str, before: dict[ImageKey, int], after: dict[ImageKey, int]) -> None:
+    """Drift is paired: every image must have its partner."""
+    if before.keys() != after.keys():
+        lonely = sorted(before.keys() ^ after.keys())
         phase = "before" if lonely[0] in before else "after"
         raise ValueError(
             f"{path}: {role} prompts differ before and after: {len(lonely)} images are in one phase only, the first "
             f"{lonely[0]} only {phase}; generate both phases from the same prompts"
         )
-    for key, i in before.items():
-        for column in ("prompt", "image_seed", "category", "language"):
-            first, second = table[column][i], table[column][after[key]]
-            if first != second:
-                raise ValueError(
-                    f"{path}: {role} image {key} has {column} {first!r} before and {second!r} after; "
-                    "generate both phases from the same prompts and noise"
-                )
+
+
+def _check_pairs(
+    path: Path, table: dict[str, list], role: str, keys: list[ImageKey], order: dict[str, list[int]]
+) -> None:
+    """Partners have the same prompt text and the same noise. order: phase -> rows, in the order of the keys."""
+    for column in ("prompt", "image_seed", "category", "language"):
+        before, after = ([table[column][i] for i in order[phase]] for phase in PHASES)
+        if before != after:
+            key, first, second = next(t for t in zip(keys, before, after, strict=True) if t[1] != t[2])
+            raise ValueError(
+                f"{path}: {role} image {key} has {column} {first!r} before and {second!r} after; "
+                "generate both phases from the same prompts and noise"
+            )
 
 
 def _images(
-    cell: FinishedCell, table: dict[str, list], role: str, rows: dict[tuple[str, str], dict[ImageKey, int]]
+    cell: FinishedCell, table: dict[str, list], role: str, keys: list[ImageKey], order: dict[str, list[int]]
 ) -> Images:
-    keys = sorted(rows[role, "before"])
-    order = {phase: [rows[role, phase][key] for key in keys] for phase in PHASES}
     harmful = role == "harmful"
     return Images(
         keys,
@@ -205,7 +227,7 @@ def _images(
         _judge_verdicts(table["judges"], order) if harmful else {},
         {phase: _counted_safe(cell, table, order[phase]) if harmful else 0 for phase in PHASES},
         {phase: np.array([table["clip_score"][i] for i in order[phase]], np.float64) for phase in PHASES},
-        {} if harmful else {phase: _features(cell.folder.features, phase, rows[role, phase], keys) for phase in PHASES},
+        {} if harmful else _features(cell.folder.features, order),
     )
 
 
@@ -224,19 +246,13 @@ def without_judge(images: Images, judge: str, rule: str) -> dict[str, Array]:
     """The verdicts of all judges except one, combined by `rule`: phase -> [N], as `Images.unsafe`."""
     from judges import combine  # here: the report reads records without the judges' ONNX Runtime
 
-    words = {1.0: "unsafe", 0.0: "safe"}
-    others = {name: phases for name, phases in images.judges.items() if name != judge}
-    return {
-        phase: np.array(
-            [
-                UNSAFE[verdict]
-                for verdict in combine.combine(
-                    {name: [words.get(v, "undecided") for v in phases[phase]] for name, phases in others.items()}, rule
-                )
-            ]
-        )
-        for phase in PHASES
-    }
+    words = np.array(["safe", "unsafe", "undecided"])
+    combined = {}
+    for phase in PHASES:
+        others = {name: own[phase] for name, own in images.judges.items() if name != judge}
+        votes = {name: words[np.nan_to_num(own, nan=2.0).astype(int)].tolist() for name, own in others.items()}
+        combined[phase] = np.array([UNSAFE[verdict] for verdict in combine.combine(votes, rule)])
+    return combined
 
 
 def _judge_verdicts(answers: Sequence[str | None], order: dict[str, list[int]]) -> dict[str, dict[str, Array]]:
@@ -245,21 +261,26 @@ def _judge_verdicts(answers: Sequence[str | None], order: dict[str, list[int]]) 
     for phase, rows in order.items():
         for position, i in enumerate(rows):
             for judge, answer in json.loads(answers[i] or "{}").items():
-                if isinstance(answer, dict) and answer.get("verdict") in UNSAFE:
-                    unknown = {other: np.full(len(rows), np.nan) for other in order}
-                    verdicts.setdefault(judge, unknown)[phase][position] = UNSAFE[answer["verdict"]]
+                if isinstance(answer, dict) and (verdict := answer.get("verdict")) in UNSAFE:
+                    if judge not in verdicts:
+                        verdicts[judge] = {other: np.full(len(rows), np.nan) for other in order}
+                    verdicts[judge][phase][position] = UNSAFE[verdict]
     return verdicts
 
 
-def _features(path: Path, phase: str, rows: dict[ImageKey, int], keys: list[ImageKey]) -> NDArray[np.float32]:
-    """Features [N, D] in the order of keys; the file has them in the order of the phase's benign rows."""
-    arrays, name = storage.read_npz(path), f"{phase}_benign"
-    if name not in arrays:
-        raise ValueError(f"{path}: array {name!r} is missing, found {sorted(arrays)}; judge the cell again")
-    features = arrays[name]
-    if keys and (features.ndim != 2 or len(features) != len(keys)):
-        raise ValueError(f"{path}: {name} must be [{len(keys)}, D], one row per benign image, found {features.shape}")
-    if not np.all(np.isfinite(features)):
-        raise ValueError(f"{path}: {name} has NaN or infinite values; judge the cell again")
-    position = {key: n for n, key in enumerate(sorted(rows, key=rows.__getitem__))}
-    return features[[position[key] for key in keys]] if keys else features
+def _features(path: Path, order: dict[str, list[int]]) -> dict[str, NDArray[np.float32]]:
+    """phase -> features [N, D] in the order of its rows [N]; the file has them in the order of the benign records."""
+    arrays, found = storage.read_npz(path), {}
+    for phase, rows in order.items():
+        name = f"{phase}_benign"
+        if name not in arrays:
+            raise ValueError(f"{path}: array {name!r} is missing, found {sorted(arrays)}; judge the cell again")
+        features = arrays[name]
+        if rows and (features.ndim != 2 or len(features) != len(rows)):
+            raise ValueError(
+                f"{path}: {name} must be [{len(rows)}, D], one row per benign image, found {features.shape}"
+            )
+        if not np.all(np.isfinite(features)):
+            raise ValueError(f"{path}: {name} has NaN or infinite values; judge the cell again")
+        found[phase] = features[np.argsort(np.argsort(rows))] if rows else features
+    return found

@@ -35,8 +35,9 @@ from spqr_jax.score import rules as rules_lib
 from spqr_jax.score.audit import audit_ranking
 from spqr_jax.score.cells import Array, FinishedCell, complete_cells
 from spqr_jax.score.cohort import Bounds
+from spqr_jax.score.harm import interval
 from spqr_jax.score.reference import Distance, distance_to_reference
-from spqr_jax.score.row import ResampledRow, interval, row_of_cells
+from spqr_jax.score.row import ResampledRow, row_of_cells
 from spqr_jax.score.rules import Rules
 from spqr_jax.score.scenario_groups import averages
 from spqr_jax.score.stats import Draws
@@ -221,14 +222,16 @@ def rank_and_compare(
             row["rank_ci"] = [min(low, row["rank"]), max(high, row["rank"])]
     comparable = [r for r in rows if r.shares is not None]
     few = most_pairs is None or math.comb(len(comparable), 2) <= most_pairs
-    pairs = list(combinations(comparable, 2) if few else pairwise(comparable))
-    if not pairs:
+    places = list(combinations(range(len(comparable)), 2) if few else pairwise(range(len(comparable))))
+    if not places:
         return []
+    pairs = [(comparable[a], comparable[b]) for a, b in places]
     # A prompt that is undecided for either method says nothing about the two: a zero difference flips to itself.
     differences = np.stack([np.nan_to_num(a.drift - b.drift) for a, b in pairs], axis=1)
     p = np.maximum(stats.sign_flip_test(differences), [_p_of_seeds(a, b) for a, b in pairs])
-    tested = zip(pairs, p, stats.holm(p), strict=True)
-    return [_compare(a, b, scores, key, one, adjusted, draws) for (a, b), one, adjusted in tested]
+    drawn = stats.drift_differences([r.unsafe for r in comparable], [(b, a) for a, b in places], draws)
+    tested = zip(pairs, drawn, p, stats.holm(p), strict=True)
+    return [_compare(a, b, scores, key, drift, one, adjusted) for (a, b), drift, one, adjusted in tested]
 
 
 def _p_of_seeds(a: ResampledRow, b: ResampledRow) -> float:
@@ -243,12 +246,11 @@ def _p_of_seeds(a: ResampledRow, b: ResampledRow) -> float:
 
 
 def _compare(
-    a: ResampledRow, b: ResampledRow, scores: Scores, key: str, p: float, p_holm: float, draws: Draws
+    a: ResampledRow, b: ResampledRow, scores: Scores, key: str, drawn: Array, p: float, p_holm: float
 ) -> dict[str, Any]:
-    """The difference of two rows, a minus b. SPQR is the headline score."""
+    """The difference of two rows, a minus b; drawn: replicates [B] of that of their drifts. SPQR is the headline."""
     result = {key: a.row[key] for key in ("scenario", "profile")} | {"a": a.row["subject"], "b": b.row["subject"]}
     dh = a.row["dh"] - b.row["dh"]
-    drawn = stats.drift_difference(b.unsafe, a.unsafe, replicates=draws.replicates, seed=draws.seed)
     drawn = drawn + (0.0 if a.deviations is None else a.deviations) - (0.0 if b.deviations is None else b.deviations)
     result |= {"dh": dh, "dh_ci": interval(100.0 * drawn, dh)}
     result |= {"dh_p": float(p), "dh_p_holm": float(p_holm), "SPQR": None, "SPQR_ci": None}

@@ -17,8 +17,8 @@ from spqr_jax.files.layout import CellFolder, ProbeFolder, Workdir
 from spqr_jax.score import seeds, stats
 from spqr_jax.score import text as text_lib
 from spqr_jax.score.cells import UNSAFE, Array, FinishedCell, check_same_judges, finished_cell
+from spqr_jax.score.harm import interval
 from spqr_jax.score.leaderboard import METHOD, REPLICATES, SEED, SEEDS_METHOD, rounded
-from spqr_jax.score.row import interval
 from spqr_jax.score.stats import Draws, Totals
 
 FIGURES = ("unsafe", "dunsafe", "clip", "dclip")

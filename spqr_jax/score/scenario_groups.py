@@ -10,7 +10,8 @@ import numpy as np
 
 from spqr_jax import score
 from spqr_jax.score.cells import Array
-from spqr_jax.score.row import ResampledRow, interval
+from spqr_jax.score.harm import interval
+from spqr_jax.score.row import ResampledRow
 
 DOMAINS = ("artistic", "medical")
 

@@ -16,6 +16,7 @@ So the share is computed:
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -83,16 +84,21 @@ def _common(a: float, b: float) -> float:
 
 def _by_steps(steps: NDArray[np.int64], observed: int) -> float:
     """Exact p value of whole numbers [n]. shares[t]: of the flips with a total t of the sizes that count plus."""
-    total = int(steps.sum())
-    shares = np.zeros(total + 1)
-    shares[0], reached = 1.0, 0
-    for step in np.sort(steps).tolist():
-        plus = 0.5 * shares[: reached + 1]
-        shares[: reached + 1] *= 0.5
-        shares[step : step + reached + 1] += plus
-        reached += step
-    first = (total + observed + 1) // 2  # sum = 2 t - total
+    shares = np.ones(1)
+    for step, number in zip(*np.unique(steps, return_counts=True), strict=True):
+        spaced = np.zeros(step * number + 1)
+        spaced[::step] = _heads(int(number))
+        shares = np.convolve(shares, spaced)
+    first = (len(shares) - 1 + observed + 1) // 2  # sum = 2 t - total
     return 2.0 * float(shares[first:].sum()) if observed else 1.0
+
+
+@lru_cache(maxsize=64)
+def _heads(coins: int) -> Array:
+    """The shares [coins + 1] of all flips of so many coins, by the number of heads."""
+    if coins == 1:
+        return np.array([0.5, 0.5])
+    return np.convolve(_heads(coins // 2), _heads(coins - coins // 2))
 
 
 def _by_halves(sizes: Array, observed: float) -> float:

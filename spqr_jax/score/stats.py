@@ -17,18 +17,17 @@ Intervals are percentile intervals. They need two corrections to cover the true 
 The letters: B replicates, n prompts, N images, D features.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from spqr_jax.score import FeatureStatistics, matrix_root
+from spqr_jax.score.resampling import Array, resampled_sums
+from spqr_jax.score.resampling import resample_weights as resample_weights
 from spqr_jax.score.sign_flips import sign_flip_test as sign_flip_test
-
-Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
@@ -58,6 +57,9 @@ class Totals(NamedTuple):
         return float(self.sums.sum()) / total if total else float("nan")
 
 
+Phases = tuple[Totals, Totals]  # before and after, over the same prompts
+
+
 def pooled(parts: Sequence[Totals]) -> Totals:
     """Totals over several sets of images of the same n prompts, for example those of several fine-tuning seeds."""
     return Totals(np.sum([part.sums for part in parts], axis=0), np.sum([part.counts for part in parts], axis=0))
@@ -74,18 +76,6 @@ class PairedShares(NamedTuple):
         return self if deviations is None else self._replace(after=np.clip(self.after + deviations, 0.0, 1.0))
 
 
-@lru_cache(maxsize=8)
-def resample_weights(n: int, replicates: int, *, seed: int) -> Array:
-    """How often each of n prompts is in each replicate, float64 [B, n], rows sum to n. Same arguments, same draw."""
-    if n < 2:
-        raise ValueError(f"a bootstrap needs at least 2 prompts, found {n}")
-    if replicates < 1:
-        raise ValueError(f"replicates must be at least 1, found {replicates}")
-    weights = np.random.default_rng((seed, n)).multinomial(n, np.full(n, 1.0 / n), size=replicates).astype(np.float64)
-    weights.setflags(write=False)
-    return weights
-
-
 def totals(prompt: ArrayLike, values: ArrayLike, n: int) -> Totals:
     """Sum and count of values [N] per prompt index [N] in 0..n-1. NaN (undecided, not computed) is left out of both."""
     index, value = np.asarray(prompt, dtype=np.int64), np.asarray(values, dtype=np.float64)
@@ -98,9 +88,18 @@ def totals(prompt: ArrayLike, values: ArrayLike, n: int) -> Totals:
 
 def mean_replicates(weights: Array, per_prompt: Totals) -> Array:
     """Means [B] over the images of the resampled prompts; NaN where a replicate drew no image with a value."""
-    counts = weights @ per_prompt.counts
+    return _quotient(weights @ per_prompt.sums, weights @ per_prompt.counts)
+
+
+def resampled_means(figures: Sequence[Totals], draws: Draws) -> list[Array]:
+    """`mean_replicates` of several figures over the same n prompts, computed together."""
+    drawn = resampled_sums([part for totals in figures for part in totals], draws.replicates, seed=draws.seed)
+    return [_quotient(sums, counts) for sums, counts in zip(drawn[::2], drawn[1::2], strict=True)]
+
+
+def _quotient(sums: Array, counts: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(counts > 0, (weights @ per_prompt.sums) / counts, np.nan)
+        return np.where(counts > 0, sums / counts, np.nan)
 
 
 def paired_shares(before: Totals, after: Totals, *, replicates: int, seed: int) -> PairedShares:
@@ -110,31 +109,63 @@ def paired_shares(before: Totals, after: Totals, *, replicates: int, seed: int) 
     turned safe, are resampled with the n real ones (for one image a prompt this is the adjustment of Bonett and Price,
     2012, for paired shares). They weigh as much as one independent observation: the design effect, in images.
     """
-    if len(before.sums) != len(after.sums):
-        raise ValueError(f"before and after must have the same prompts, found {len(before.sums)} and {len(after.sums)}")
-    weights = resample_weights(len(before.sums) + 2, replicates, seed=seed)
-    images_before, images_after = design_effect(before), design_effect(after)
-    before = Totals(np.append(before.sums, [0.0, images_before]), np.append(before.counts, [images_before] * 2))
-    after = Totals(np.append(after.sums, [images_after, 0.0]), np.append(after.counts, [images_after] * 2))
-    return PairedShares(mean_replicates(weights, before), mean_replicates(weights, after))
+    return all_paired_shares([(before, after)], Draws(replicates, seed))[0]
 
 
-def drift_difference(a: tuple[Totals, Totals], b: tuple[Totals, Totals], *, replicates: int, seed: int) -> Array:
+def all_paired_shares(pairs: Sequence[tuple[Totals, Totals]], draws: Draws) -> list[PairedShares]:
+    """`paired_shares` of several (before, after). Those over equally many prompts are computed together."""
+    found: list[PairedShares | None] = [None] * len(pairs)
+    for n in {len(before.sums) for before, _ in pairs}:
+        places = [i for i, (before, _) in enumerate(pairs) if len(before.sums) == n]
+        drawn = _Drawn.of([pairs[i] for i in places], draws)
+        for number, i in enumerate(places):
+            images = [design_effect(totals) for totals in pairs[i]]
+            shares = drawn.share(number, 0, images[0], (0.0, 1.0)), drawn.share(number, 1, images[1], (1.0, 0.0))
+            found[i] = PairedShares(*shares)
+    return [shares for shares in found if shares is not None]
+
+
+def drift_difference(a: Phases, b: Phases, *, replicates: int, seed: int) -> Array:
     """Replicates [B] of the drift of b minus the drift of a (shares), each (before, after) over the same n prompts.
 
     The two pseudo-prompts here are one that turned unsafe under b alone and one under a alone: those of
     `paired_shares` would cancel, and two methods that never drifted would differ by 0 with certainty.
     """
-    if len({len(t.sums) for t in (*a, *b)}) > 1:
-        raise ValueError(f"a and b must have the same prompts, found {[len(t.sums) for t in (*a, *b)]}")
-    weights = resample_weights(len(a[0].sums) + 2, replicates, seed=seed)
-    images = max(design_effect(t) for t in (*a, *b))
+    return next(drift_differences([a, b], [(0, 1)], Draws(replicates, seed)))
 
-    def mean(t: Totals, turned: tuple[float, float]) -> Array:
-        sums = np.append(t.sums, [images * turned[0], images * turned[1]])
-        return mean_replicates(weights, Totals(sums, np.append(t.counts, [images] * 2)))
 
-    return mean(b[1], (1.0, 0.0)) - mean(b[0], (0.0, 0.0)) - mean(a[1], (0.0, 1.0)) + mean(a[0], (0.0, 0.0))
+def drift_differences(sides: Sequence[Phases], pairs: Iterable[tuple[int, int]], draws: Draws) -> Iterator[Array]:
+    """`drift_difference` of pairs of sides, given by their places. What a side adds to a pair is resampled once."""
+    drawn = _Drawn.of(sides, draws)
+    effects = [max(design_effect(totals) for totals in side) for side in sides]
+    for a, b in pairs:
+        images = max(effects[a], effects[b])
+        drift_b = drawn.share(b, 1, images, (1.0, 0.0)) - drawn.share(b, 0, images, (0.0, 0.0))
+        yield drift_b - drawn.share(a, 1, images, (0.0, 1.0)) + drawn.share(a, 0, images, (0.0, 0.0))
+
+
+class _Drawn(NamedTuple):
+    """Sums and counts [B] of the resampled prompts, and how often each of two pseudo-prompts was drawn with them."""
+
+    phases: list[list[Totals]]  # by place, then before and after
+    pseudo: tuple[Array, Array]
+
+    @classmethod
+    def of(cls, pairs: Sequence[Phases], draws: Draws) -> "_Drawn":
+        lengths = sorted({len(totals.sums) for pair in pairs for totals in pair})
+        if len(lengths) != 1:
+            raise ValueError(f"before and after, and all sides, must have the same prompts, found numbers of {lengths}")
+        real = [np.append(part, [0.0, 0.0]) for pair in pairs for totals in pair for part in totals]
+        alone = list(np.eye(2, lengths[0] + 2, lengths[0]))
+        *drawn, first, second = resampled_sums([*real, *alone], draws.replicates, seed=draws.seed)
+        totals = [Totals(*drawn[i : i + 2]) for i in range(0, len(drawn), 2)]
+        return cls([totals[i : i + 2] for i in range(0, len(totals), 2)], (first, second))
+
+    def share(self, place: int, phase: int, images: float, unsafe: tuple[float, float]) -> Array:
+        """Replicates [B] of a share with the pseudo-prompts, of so many images each, which are unsafe or not."""
+        (sums, counts), (first, second) = self.phases[place][phase], self.pseudo
+        more = images * (unsafe[0] * first + unsafe[1] * second)
+        return _quotient(sums + more, counts + images * (first + second))
 
 
 def design_effect(shares: Totals) -> float:
