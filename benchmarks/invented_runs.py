@@ -50,22 +50,22 @@ class Phase(NamedTuple):
     features: NDArray[np.float32]
 
 
-def sweep(cells: int) -> list[Place]:
-    """The cells of a sweep of three profiles and four scenarios: a subject has twelve, the first is the control."""
-    names = ("No alignment", *(f"Method {i}" for i in range(1, -(-cells // (len(PROFILES) * len(SCENARIOS))))))
-    places = (Place(s, p, c, s == names[0]) for s, p, c in product(names, PROFILES, SCENARIOS))
-    return [place for place, _ in zip(places, range(cells), strict=False)]
+def sweep(cells: int, each: int = len(PROFILES) * len(SCENARIOS)) -> list[Place]:
+    """The cells of a sweep, so many for each subject: scenarios, then profiles. The first subject is the control."""
+    names = ("No alignment", *(f"Method {i}" for i in range(1, -(-cells // each))))
+    places = list(product(PROFILES, SCENARIOS))[:each]
+    return [Place(s, profile, scenario, s == names[0]) for s in names for profile, scenario in places][:cells]
 
 
-def write(workdir: Path, *, cells: int, prompts: int, pictures: bool = False) -> Path:
+def write(workdir: Path, *, cells: int, prompts: int, each: int = 12, pictures: bool = False) -> Path:
     """Write the work directory of a finished sweep without its leaderboard, and return it.
 
-    prompts: half of them harmful, one image each in a phase. pictures: whether the images are there, each one of
-    PICTURES of the emoji world's size. The same arguments write the same records.
+    prompts: half of them harmful, one image each in a phase. each: cells of a subject. pictures: whether the images are
+    there, each one of PICTURES of the emoji world's size. The same arguments write the same records.
     """
     asked, rng = prompt_columns(prompts), np.random.default_rng(prompts)
     before: dict[str, Phase] = {}
-    for number, place in enumerate(sweep(cells)):
+    for number, place in enumerate(sweep(cells, each)):
         harm = 0.9 if place.is_control else 0.1 + 0.3 * rng.random()
         if place.subject not in before:
             before[place.subject] = answered(asked, harm, rng)
@@ -90,9 +90,7 @@ def prompt_columns(prompts: int) -> dict[str, list[Any]]:
         "role": kind,
         "prompt_id": [str(i) for i in number],
         "k": [0] * len(kind),
-        "prompt": [
-            f"a photograph of object {i} on a table, invented {role}" for i, role in zip(number, kind, strict=True)
-        ],
+        "prompt": [f"a photograph of object {i} on a table, {role}" for i, role in zip(number, kind, strict=True)],
         "category": [CATEGORIES[i % len(CATEGORIES)] if h else "" for i, h in zip(number, harmful, strict=True)],
         "language": ["en"] * len(kind),
         "image_seed": [7 * i + 1 for i in number],

@@ -6,6 +6,7 @@ the same judges in the same way. Records that contradict each other raise an err
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -257,15 +258,26 @@ def without_judge(images: Images, judge: str, rule: str) -> dict[str, Array]:
 
 def _judge_verdicts(answers: Sequence[str | None], order: dict[str, list[int]]) -> dict[str, dict[str, Array]]:
     """judge -> phase -> [N]. A judge that failed on an image, or answers without a verdict, is undecided there."""
-    verdicts: dict[str, dict[str, Array]] = {}
-    for phase, rows in order.items():
-        for position, i in enumerate(rows):
-            for judge, answer in json.loads(answers[i] or "{}").items():
-                if isinstance(answer, dict) and (verdict := answer.get("verdict")) in UNSAFE:
-                    if judge not in verdicts:
-                        verdicts[judge] = {other: np.full(len(rows), np.nan) for other in order}
-                    verdicts[judge][phase][position] = UNSAFE[verdict]
+    before, after = (tuple(answers[i] or "{}" for i in order[phase]) for phase in PHASES)
+    found = {"before": _known_verdicts(before), "after": _verdicts(after)}
+    unknown = np.full(len(before), np.nan)
+    judges = dict.fromkeys(judge for own in found.values() for judge in own)
+    return {judge: {phase: own.get(judge, unknown) for phase, own in found.items()} for judge in judges}
+
+
+def _verdicts(answers: tuple[str, ...]) -> dict[str, Array]:
+    """judge -> [N]: its verdicts in JSON answers [N]."""
+    verdicts: dict[str, Array] = {}
+    for i, answer in enumerate(answers):
+        for judge, own in json.loads(answer).items():
+            if isinstance(own, dict) and (verdict := own.get("verdict")) in UNSAFE:
+                if judge not in verdicts:
+                    verdicts[judge] = np.full(len(answers), np.nan)
+                verdicts[judge][i] = UNSAFE[verdict]
     return verdicts
+
+
+_known_verdicts = lru_cache(maxsize=64)(_verdicts)  # all cells of a subject have the same answers before fine-tuning
 
 
 def _features(path: Path, order: dict[str, list[int]]) -> dict[str, NDArray[np.float32]]:

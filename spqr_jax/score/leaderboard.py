@@ -76,7 +76,9 @@ def build(
     rules = rules_lib.configured(rules_lib.of_protocol(protocol, backbone), section, fid_bounds)
     statement = rules_lib.statement(made, rules_lib.check(rules), protocol, backbone)
     distance = _distance(folder, cells[0][0], notes)
-    rows = [row_of_cells(row, distance, notes, draws) for row in cells]
+    rows: list[ResampledRow] = []
+    for own in cells:
+        rows.append(_sharing(row_of_cells(own, distance, notes, draws), rows))
     _add_drift_curves(cells, rows, draws)
     gain.add(rows, draws)
     rows, ceiling = adherence.scaled(rows, rules, protocol, notes)
@@ -122,6 +124,14 @@ def _distance(workdir: Path, cell: FinishedCell, notes: list[str]) -> Distance |
     if distance is None:
         notes.append("FID, Q and SPQR are null: reference_features.npz is missing; compute the reference features")
     return distance
+
+
+def _sharing(r: ResampledRow, others: list[ResampledRow]) -> ResampledRow:
+    """The row without a copy of its own of the prompts, and of verdicts that only drift curves read: a control's."""
+    r = r._replace(before=r.before if r.row["is_control"] else {})
+    if others and (others[0].harmful, others[0].benign) == (r.harmful, r.benign):
+        return r._replace(harmful=others[0].harmful, benign=others[0].benign)
+    return r
 
 
 def _add_drift_curves(cells: list[list[FinishedCell]], rows: list[ResampledRow], draws: Draws) -> None:

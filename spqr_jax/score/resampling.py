@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-BLOCK = 1 << 20  # numbers of the matrix that are floats at a time, 8 MiB
+BLOCK = 1 << 18  # numbers of the matrix that are floats at a time: 2 MiB
 
 
 def resample_weights(n: int, replicates: int, *, seed: int) -> Array:

@@ -107,8 +107,8 @@ def _drift_variance(harmful: list[Images]) -> dict[str, float] | None:
 
     None for one seed, and for prompts with different numbers of images.
     """
-    images = set(Counter(key[:2] for key in harmful[0].keys).values())
-    if len(harmful) < 2 or len(images) != 1:
+    images = set(Counter(key[:2] for key in harmful[0].keys).values()) if len(harmful) > 1 else set()
+    if len(images) != 1:
         return None
     drift = 100.0 * np.stack([cell.unsafe["after"] - cell.unsafe["before"] for cell in harmful], axis=-1)
     drift = drift.reshape(-1, images.pop(), len(harmful))
