@@ -244,10 +244,11 @@ def _tiles(run: ReportedRun, own: list[tuple[FinishedCell, dict]]) -> list[Tile]
     before = next(((cell, row) for cell, row in own if row["phase"] == "before"), None)
     verdicts = {cell.name: row["verdict"] for cell, row in own if row["phase"] == "before"}
 
+    scenarios = {scenario: i for i, scenario in enumerate(run.scenarios)} if len(own) > 2 else {}
+
     def place(pair: tuple[FinishedCell, dict]) -> tuple:
         cell = pair[0]
-        scenario = run.scenarios.index(cell.scenario) if cell.scenario in run.scenarios else len(run.scenarios)
-        return scenario, profile_order(cell.profile), cell.seed
+        return scenarios.get(cell.scenario, len(scenarios)), profile_order(cell.profile), cell.seed
 
     after = sorted(((cell, row) for cell, row in own if row["phase"] == "after"), key=place)
     several = len({cell.seed for cell, _ in after}) > 1

@@ -98,13 +98,15 @@ def _fit(
         html = render(shown, pictures, files, gallery.data_uri)
         if len(html.encode()) <= largest:
             return html
+    bare = len(render(shown, gallery.fewer(pictures, 0), files, gallery.data_uri).encode())
     while True:
         shutil.rmtree(report.thumbs, ignore_errors=True)
         html = render(shown, pictures, files, gallery.beside(report))
         size, count = len(html.encode()), len(pictures.groups)
         if size <= largest or not count:
             return html
-        pictures = gallery.fewer(pictures, min(count - 1, int(0.97 * count * largest / size)))
+        fitting = int(0.98 * count * (largest - bare) / max(size - bare, 1))
+        pictures = gallery.fewer(pictures, max(0, min(count - 1, fitting)))
 
 
 def render(shown: Page, pictures: gallery.Gallery, files: list[str], source: Callable[[gallery.Thumbnail], str]) -> str:

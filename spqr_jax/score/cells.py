@@ -268,8 +268,9 @@ def _judge_verdicts(answers: Sequence[str | None], order: dict[str, list[int]]) 
 def _verdicts(answers: tuple[str, ...]) -> dict[str, Array]:
     """judge -> [N]: its verdicts in JSON answers [N]."""
     verdicts: dict[str, Array] = {}
+    decode = json.JSONDecoder().decode  # what json.loads calls
     for i, answer in enumerate(answers):
-        for judge, own in json.loads(answer).items():
+        for judge, own in decode(answer).items():
             if isinstance(own, dict) and (verdict := own.get("verdict")) in UNSAFE:
                 if judge not in verdicts:
                     verdicts[judge] = np.full(len(answers), np.nan)

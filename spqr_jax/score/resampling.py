@@ -37,11 +37,18 @@ def resampled_sums(columns: Sequence[Array], replicates: int, *, seed: int) -> l
     keys = [column.tobytes() for column in columns]
     distinct = dict(zip(keys, columns, strict=True))
     weights, matrix = _weights(len(columns[0]), replicates, seed), np.stack(list(distinct.values()), axis=1)
+    matrix = matrix.astype(_precision(weights, matrix))
     sums, step = np.empty((replicates, len(distinct))), max(1, BLOCK // len(columns[0]))
     for start in range(0, replicates, step):
-        sums[start : start + step] = weights[start : start + step].astype(np.float64) @ matrix
+        sums[start : start + step] = weights[start : start + step].astype(matrix.dtype) @ matrix
     by_key = dict(zip(distinct, np.ascontiguousarray(sums.T), strict=True))
     return [by_key[key] for key in keys]
+
+
+def _precision(weights: NDArray[Any], matrix: Array) -> type[np.float32] | type[np.float64]:
+    """float32 where every partial sum is a whole number that it holds exactly: half of the time, the same result."""
+    largest = float(weights.max()) * float(np.abs(matrix).sum(axis=0).max())
+    return np.float32 if largest < 2.0**24 and np.array_equal(matrix, np.rint(matrix)) else np.float64
 
 
 @lru_cache(maxsize=32)  # 10 MB for 5,000 prompts and 2,000 replicates
