@@ -254,17 +254,20 @@ def exponents(points: dict[int, Point]) -> tuple[float | None, float | None]:
 
 
 def table(points: Points) -> list[dict[str, Any]]:
-    """A row for each point; the last of a curve has the exponents."""
+    """A row for each curve: its points in the order of their sizes, and the exponents."""
     rows = []
     for curve in (curve for curve in CURVES if curve.name in points):
         own = dict(sorted(points[curve.name].items()))
-        for size, point in own.items():
-            row: dict[str, Any] = {"": curve.name, "size": size, "processor, s": point.seconds, "clock, s": point.clock}
-            row["peak GiB"] = point.memory
-            ends = exponents(own) if size == max(own) else (None, None)
-            shown = ["" if value is None else f"{value:.2f}" for value in ends]
-            rows.append(row | {"exponent, s": shown[0], "exponent, GiB": shown[1]})
+        row: dict[str, Any] = {"": curve.name, "sizes": ", ".join(map(str, own))}
+        names = zip(("processor seconds", "clock", "peak GiB"), Point._fields, strict=True)
+        row |= {shown: ", ".join(_short(getattr(point, name)) for point in own.values()) for shown, name in names}
+        slopes = ("" if slope is None else f"{slope:.2f}" for slope in exponents(own))
+        rows.append(row | dict(zip(("exponent of seconds", "of GiB"), slopes, strict=True)))
     return rows
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def figure(points: Points) -> Figure:

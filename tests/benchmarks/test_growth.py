@@ -24,8 +24,9 @@ def test_an_exponent_is_the_slope_of_the_last_decade():
     assert growth.exponent({1: 50.0, 10: 1.0, 30: 3.0, 100: 10.0}) == pytest.approx(1.0)
     assert growth.exponent({size: size**2.0 for size in (200, 1000, 10_000)}) == pytest.approx(2.0)
     assert growth.exponent({1: 1.0}) is None
-    last = growth.table({"cells scored": {1: Point(1.0, 2.0, 1.0), 10: Point(10.0, 9.0, 1.0)}})[-1]
-    assert (last["size"], last["exponent, s"], last["exponent, GiB"]) == (10, "1.00", "0.00")
+    [row] = growth.table({"cells scored": {10: Point(123.4, 9.0, 0.123), 1: Point(12.34, 2.0, 0.123)}})
+    assert (row["sizes"], row["processor seconds"], row["peak GiB"]) == ("1, 10", "12, 123", "0.12, 0.12")
+    assert (row["exponent of seconds"], row["of GiB"]) == ("1.00", "0.00")
 
 
 @pytest.mark.parametrize(
