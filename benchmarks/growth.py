@@ -286,12 +286,13 @@ def figure(points: Points) -> Figure:
                 slope, values = exponents(known)[row], [point[(0, 2)[row]] for point in known.values()]
                 label = curve.done + ("" if slope is None else f": {slope:.2f}")
                 axes.loglog(list(known), values, color=colour, marker="o", markersize=4, label=label)
-                last = [size for size in known if size * DECADE >= max(known)]
-                line = [values[-1] * size / max(known) for size in last]
-                axes.loglog(last, line, color=colour, linestyle="--", linewidth=0.8)
+                if row == 0:  # memory begins with what the process imports
+                    last = [size for size in known if size * DECADE >= max(known)]
+                    line = [values[-1] * size / max(known) for size in last]
+                    axes.loglog(last, line, color=colour, linestyle="--", linewidth=0.8)
             axes.legend(fontsize=8)
             axes.set_ylabel(unit if column == 0 else "")
-        panels[1][column].set_xlabel(grows)
+        panels[1][column].set(xlabel=grows, ylim=(0.1, None))
     result.tight_layout()
     return result
 
