@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Prepared, Side, Timed, Worker
@@ -276,7 +277,7 @@ def figure(points: Points) -> Figure:
 
     columns = list(dict.fromkeys(curve.grows for curve in CURVES if curve.name in points))
     result = Figure(figsize=(3.4 * len(columns), 6.2))
-    panels = result.subplots(2, len(columns), squeeze=False, sharex="col")
+    panels = result.subplots(2, len(columns), squeeze=False, sharex="col", sharey="row")
     for column, grows in enumerate(columns):
         own = [curve for curve in CURVES if curve.grows == grows and curve.name in points]
         for row, unit in enumerate(("processor seconds", "peak memory, GiB")):
@@ -293,6 +294,9 @@ def figure(points: Points) -> Figure:
             axes.legend(fontsize=8)
             axes.set_ylabel(unit if column == 0 else "")
         panels[1][column].set(xlabel=grows, ylim=(0.1, None))
+        for axis in (panels[0][column].yaxis, panels[1][column].yaxis, panels[1][column].xaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
     result.tight_layout()
     return result
 
