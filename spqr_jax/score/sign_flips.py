@@ -5,9 +5,9 @@ Under the null hypothesis the two sides are exchangeable on each prompt, so the 
 number of random flips cannot give less than one over that number: 9,999 of them leave nothing of 910 tests after Holm.
 So the share is computed:
 
-- differences on a grid (shares of few images are multiples of one number): the distribution of the sum, one prompt
-  after the other, in O(prompts x grid points). Every step adds positive numbers, so that small p are as precise as
-  large ones;
+- differences on a grid (shares of few images are multiples of one number): the distribution of the sum, one size of
+  difference after the other, in O(prompts x grid points). Every step adds positive numbers, so that small p are as
+  precise as large ones;
 - few differences without a grid: all flips, each half of the prompts by itself;
 - many differences without a grid of bearable size: the saddle-point tail of Lugannani and Rice (1980) in
   Barndorff-Nielsen's form, with Daniels' (1987) continuity correction where there is a grid after all. Against the
@@ -84,13 +84,29 @@ def _common(a: float, b: float) -> float:
 
 def _by_steps(steps: NDArray[np.int64], observed: int) -> float:
     """Exact p value of whole numbers [n]. shares[t]: of the flips with a total t of the sizes that count plus."""
-    shares = np.ones(1)
-    for step, number in zip(*np.unique(steps, return_counts=True), strict=True):
-        spaced = np.zeros(step * number + 1)
-        spaced[::step] = _heads(int(number))
-        shares = np.convolve(shares, spaced)
-    first = (len(shares) - 1 + observed + 1) // 2  # sum = 2 t - total
+    shares, reached = np.zeros(int(steps.sum()) + 1), 0
+    shares[0] = 1.0
+    for step, number in zip(*(part.tolist() for part in np.unique(steps, return_counts=True)), strict=True):
+        (_one_by_one if number < step else _together)(shares, reached, step, number)
+        reached += step * number
+    first = (reached + observed + 1) // 2  # sum = 2 t - total
     return 2.0 * float(shares[first:].sum()) if observed else 1.0
+
+
+def _one_by_one(shares: Array, reached: int, step: int, number: int) -> None:
+    """Add prompts of one size to shares, which end at the total `reached`."""
+    for _ in range(number):
+        plus = 0.5 * shares[: reached + 1]
+        shares[: reached + 1] *= 0.5
+        shares[step : step + reached + 1] += plus
+        reached += step
+
+
+def _together(shares: Array, reached: int, step: int, number: int) -> None:
+    """The same for many prompts of a small size: totals with another remainder do not mix."""
+    for rest in range(min(step, reached + 1)):
+        joined = np.convolve(shares[rest : reached + 1 : step], _heads(number))
+        shares[rest : rest + step * len(joined) : step] = joined
 
 
 @lru_cache(maxsize=64)
