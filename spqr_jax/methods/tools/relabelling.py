@@ -145,6 +145,8 @@ def gradient(static: Static, params: Params, rest: Params, schedule, forget, ret
         return denoising_loss(denoiser, predict, retain["condition"], drawn, schedule)
 
     forgotten, forget_grads = jax.value_and_grad(forgetting)(params)
+    # One after the other, or the compiler keeps the activations of both at once.
+    params, forget_grads = jax.lax.optimization_barrier((params, forget_grads))
     retained, retain_grads = jax.value_and_grad(retaining)(params)
     return forgotten + retained, static.combine(forget_grads, retain_grads)
 
