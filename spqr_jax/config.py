@@ -237,7 +237,7 @@ class Config:
     """One run. Its cells are all combinations of subjects, profiles, scenarios and seeds."""
 
     protocol: str = "spqr-jax"  # a name in spqr_jax.protocols.PROTOCOLS
-    base: str = "mini"  # "mini", or anything convert.load takes
+    base: str = "mini"  # "mini", "mini:transformer", or anything convert.load takes
     dtype: str = "float32"
     concept: str = "mini"  # "mini", "mini:CATEGORY" or a preset of spqr_jax.concepts
     subjects: tuple[Subject, ...] = ()

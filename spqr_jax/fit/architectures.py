@@ -9,7 +9,7 @@ import numpy as np
 
 from convert.families import COMPONENTS, DENOISERS, FAMILIES
 from convert.tensors import read_json
-from spqr_jax import backbones, mini
+from spqr_jax import backbones
 from spqr_jax import params as params_lib
 from spqr_jax.config import Config
 from spqr_jax.pipeline import Pipeline
@@ -34,8 +34,8 @@ WORD = re.compile(r"\w+|[^\w\s]")
 def pipeline(config: Config) -> Pipeline:
     """The config's backbone with shapes (jax.ShapeDtypeStruct, in the config's dtype) in the place of weights.
 
-    Its tokenizers are `Words`. Raises ValueError for a base that is neither "mini", nor a diffusers directory, nor
-    known by its name.
+    Its tokenizers are `Words`. Raises ValueError for a base that is neither the emoji world's, nor a diffusers
+    directory, nor known by its name.
     """
     configs = _configs(config.base)
     definitions, params = {}, {}
@@ -48,7 +48,7 @@ def pipeline(config: Config) -> Pipeline:
 
 def _configs(base: str) -> dict[str, dict[str, Any]]:
     """component (and "scheduler") -> config."""
-    folder = mini.model_path() if base == names.MINI else Path(base)
+    folder = names.weights_path(base) if names.is_shipped(base) else Path(base)
     if folder.is_dir():
         found = {name: folder / name / "config.json" for name in COMPONENTS}
         found["scheduler"] = folder / "scheduler" / "scheduler_config.json"

@@ -1,4 +1,4 @@
-"""The emoji world: a small latent diffusion model in Stable Diffusion's layout, with its data, prompts and judges.
+"""The emoji world: small latent diffusion models in Stable Diffusion's layouts, with their data, prompts and judges.
 
 The files that ship are the result of `python -m spqr_jax.recipe.build`. This room may use config, params, data,
 prompts, concepts, files, schedulers and pipeline; it knows nothing of methods or runs. `spqr_jax.run.names` asks it
@@ -19,7 +19,12 @@ from spqr_jax.mini import corpus, emoji, probes, world
 from spqr_jax.prompts import Prompt
 
 MODEL = Path(__file__).parent / "assets" / "model"
+TRANSFORMER = Path(__file__).parent / "assets" / "transformer"
+MODELS = {"": MODEL, "transformer": TRANSFORMER}  # what a config names "mini" and "mini:transformer"
+# Rows of zeros in the place of T5's states, with which the transformer was trained: as few as diffusers can have.
+TEXT_LENGTHS = {"transformer": 1}
 JUDGES = Path(__file__).parent / "assets" / "judges"
+MEASURED = {"": "measured.json", "transformer": "measured_transformer.json"}  # beside the judges
 JUDGE_FILES = {"harm": "harm.onnx", "features": "features.onnx", "clip": "clip"}
 PROMPT_SETS = ("harmful", *world.HARMFUL, "benign")
 
@@ -129,15 +134,22 @@ def judge_path(name: str) -> Path:
     return _existing(JUDGES / JUDGE_FILES[name])
 
 
-def model_path() -> Path:
-    """The diffusers directory of the shipped model. Raises FileNotFoundError with the remedy."""
-    return _existing(MODEL)
+def model_path(name: str = "") -> Path:
+    """The diffusers directory of a shipped model: the UNet's, or "transformer", of Stable Diffusion 3's form.
+
+    Raises FileNotFoundError for another name, and with the remedy where the package is not whole.
+    """
+    if name not in MODELS:
+        known = ", ".join(f"mini:{known}" if known else "mini" for known in MODELS)
+        raise FileNotFoundError(f"model mini:{name} is unknown; expected one of {known}.")
+    return _existing(MODELS[name])
 
 
-def measured() -> dict[str, Any]:
-    """The figures that `spqr_jax.recipe.measure` found when the shipped files were built."""
-    path = JUDGES / "measured.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def measured(model: str = "") -> dict[str, Any]:
+    """What `spqr_jax.recipe.measure` found about the judges and one of MODELS when they were built; else nothing."""
+    files = [MEASURED[name] for name in ("", model) if model in MEASURED]
+    found = [json.loads((JUDGES / file).read_text(encoding="utf-8")) for file in files if (JUDGES / file).exists()]
+    return {name: value for figures in found for name, value in figures.items()}
 
 
 def _existing(path: Path) -> Path:

@@ -1,14 +1,17 @@
-"""Rebuild the emoji world: data, text encoder, VAE, UNet and judges, from pinned packages.
+"""Rebuild the emoji world: data, text encoder, VAE, UNet, judges and transformer, from pinned packages.
 
-    python -m spqr_jax.recipe.build [--workdir .cache/mini] [--stages data,clip,vae,judges,unet,decoder,export,measure]
+    python -m spqr_jax.recipe.build [--workdir .cache/mini] [--stages export,measure]
 
-Every stage keeps what it finished in the work directory: run the same command again after a stop. `data` needs npm,
-`export` needs torch (pip install '.[convert]'). What it writes is what ships in spqr_jax/mini/assets.
+The stages are data, clip, vae, judges, unet, decoder, export, transformer and measure, and all run by default. Every
+stage keeps what it finished in the work directory: run the same command again after a stop. `data` needs npm, `export`
+needs torch (pip install '.[convert]'). What they write is what ships in spqr_jax/mini/assets. `transformer` starts from
+what `export` wrote, so it can also run alone.
 """
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,15 +21,19 @@ from flax import nnx
 from spqr_jax import mini
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import models
+from spqr_jax.config import Config
 from spqr_jax.mini import corpus, world
 from spqr_jax.params import Params
-from spqr_jax.recipe import clip, judges, tokenizer, unet, vae
+from spqr_jax.recipe import clip, judges, tokenizer, transformer, unet, vae
 
 WORKDIR = flags.DEFINE_string("workdir", ".cache/mini", "where downloads, checkpoints and results are kept")
 STAGES = flags.DEFINE_list("stages", None, "what to build, in order; default all")
 PROMPTS = flags.DEFINE_integer("prompts", 300, "prompts of each kind that the generator is measured on")
-# As configs/mini.py samples.
-SAMPLING = {"steps": 6, "guidance": 4.0, "scheduler": "dpmpp"}
+# As configs/mini.py and configs/backbones_mini.py sample.
+SAMPLING: dict[str, dict[str, Any]] = {
+    "": {"steps": 6, "guidance": 4.0, "scheduler": "dpmpp"},
+    "transformer": {"steps": 8, "guidance": 4.0, "scheduler": "flow_euler"},
+}
 
 
 def build_data(workdir: Path) -> None:
@@ -76,15 +83,29 @@ def export(workdir: Path) -> None:
     export_lib.save_judges(tok, clip_params, *build_judges(workdir), mini.JUDGES)
 
 
-def measure(workdir: Path) -> None:
-    del workdir
+def build_transformer(workdir: Path) -> None:
+    """Train on the UNet's compositions, between the text encoder and the VAE that ship, and write what ships."""
     import convert
     from spqr_jax.recipe import export as export_lib
-    from spqr_jax.recipe import measure as measure_lib
 
-    found = measure_lib.all_of(convert.load(mini.model_path()), PROMPTS.value, **SAMPLING)
-    export_lib.write_measured(mini.JUDGES, found)
-    print((mini.JUDGES / "measured.json").read_text())
+    pipe = transformer.around(convert.load(mini.model_path()))
+    trained = transformer.train(pipe, _seen_compositions(), workdir)
+    export_lib.save_model(pipe.with_params(transformer=trained), mini.TRANSFORMER)
+
+
+def measure(workdir: Path) -> None:
+    del workdir
+    from spqr_jax.recipe import export as export_lib
+    from spqr_jax.recipe import measure as measure_lib
+    from spqr_jax.run import names
+
+    jury = measure_lib.of_the_world()
+    found: dict[str, Any] = {"": measure_lib.of_judges(jury), "transformer": {}}
+    for name, sampling in SAMPLING.items():
+        pipe = names.backbone(Config(base=f"mini:{name}" if name else "mini"))
+        found[name]["generator"] = measure_lib.generator(pipe, jury, PROMPTS.value, **sampling)
+        export_lib.write_measured(mini.JUDGES / mini.MEASURED[name], found[name])
+        print((mini.JUDGES / mini.MEASURED[name]).read_text())
 
 
 def scaling_factor(workdir: Path) -> np.float32:
@@ -125,6 +146,7 @@ BUILD: dict[str, Callable[[Path], object]] = {
     "unet": build_unet,
     "decoder": build_decoder,
     "export": export,
+    "transformer": build_transformer,
     "measure": measure,
 }
 

@@ -89,6 +89,6 @@ def write_clip(tokenizer, params: dict[str, Any], directory: Path) -> None:
     tokenizer.save_pretrained(str(directory))
 
 
-def write_measured(directory: Path, measured: dict[str, Any]) -> None:
-    """measured.json beside the judges: what the report prints about them."""
-    (directory / "measured.json").write_text(json.dumps(measured, indent=2, sort_keys=True) + "\n")
+def write_measured(path: Path, measured: dict[str, Any]) -> None:
+    """A file of figures beside the judges: what the report prints about them and a model."""
+    path.write_text(json.dumps(measured, indent=2, sort_keys=True) + "\n")

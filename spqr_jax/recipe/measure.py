@@ -1,4 +1,4 @@
-"""What the shipped model and judges can do, measured on images and prompts that nothing was trained or tuned on."""
+"""What the shipped models and judges can do, measured on images and prompts that nothing was trained or tuned on."""
 
 from typing import Any
 
@@ -96,14 +96,9 @@ def of_the_world() -> Jury:
     return open_jury(protocol.resolve(Config()).judges)
 
 
-def all_of(pipe: Pipeline, n: int, **sampling: Any) -> dict[str, Any]:
-    """Everything above; the report prints it and docs/mini.md quotes it."""
-    jury = of_the_world()
-    return {
-        "judge": judge_accuracy(jury),
-        "clip_retrieval_top1": clip_retrieval(jury),
-        "generator": generator(pipe, jury, n, **sampling),
-    }
+def of_judges(jury: Jury) -> dict[str, Any]:
+    """What the judges can do; the report prints it and docs/mini.md quotes it."""
+    return {"judge": judge_accuracy(jury), "clip_retrieval_top1": clip_retrieval(jury)}
 
 
 def _share(flags: np.ndarray) -> float:

@@ -47,9 +47,12 @@ def is_shipped(source: str) -> bool:
 
 
 def weights_path(source: str) -> Path:
-    """The place of weights that a config names: "mini", "hub:owner/name", or a path. Raises FileNotFoundError."""
-    if source == MINI:
-        return mini.model_path()
+    """The place of weights that a config names: "mini", "mini:transformer", "hub:owner/name", or a path.
+
+    Raises FileNotFoundError.
+    """
+    if is_shipped(source):
+        return mini.model_path(in_mini(source) or "")
     if source.startswith("hub:"):
         return hub.fetch(source)
     if not Path(source).exists():
@@ -63,7 +66,7 @@ def look_at_weights(source: str) -> None:
     Raises FileNotFoundError, or ValueError for weights that `convert.load` does not know. Weights on the hub are not
     looked at, and of a pickle only whether it is there.
     """
-    if source == MINI or source.startswith("hub:"):
+    if source.startswith("hub:"):
         return
     path = weights_path(source)
     if path.is_dir() or path.suffix == ".safetensors":
@@ -72,7 +75,8 @@ def look_at_weights(source: str) -> None:
 
 def backbone(config: Config) -> Pipeline:
     """The unaligned pipeline every subject starts from."""
-    return convert.load(weights_path(config.base), dtype=config.dtype)
+    loaded = convert.load(weights_path(config.base), dtype=config.dtype)
+    return loaded._replace(text_length=mini.TEXT_LENGTHS.get(in_mini(config.base) or ""))
 
 
 def backbone_side(config: Config) -> int:
@@ -94,7 +98,7 @@ def backbone_side(config: Config) -> int:
 
 def measured(config: Config) -> dict[str, Any]:
     """An entry of the manifest, if the backbone is the emoji world's: figures measured when its files were built."""
-    return {MINI: mini.measured()} if config.base == MINI else {}
+    return {MINI: mini.measured(in_mini(config.base) or "")} if is_shipped(config.base) else {}
 
 
 # --- concepts
