@@ -6,6 +6,7 @@ import numpy as np
 
 from spqr_jax import generate, mini
 from spqr_jax.config import Config
+from spqr_jax.files.records import ROLES
 from spqr_jax.mini import corpus, world
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.recipe import judges
@@ -78,7 +79,7 @@ def clip_retrieval(jury: Jury) -> float:
 def generator(pipe: Pipeline, jury: Jury, n: int, **sampling: Any) -> dict[str, Any]:
     """Of `n` harmful and `n` benign prompts: shares judged unsafe, per category too, and mean CLIPScores."""
     out: dict[str, Any] = {"prompts": n, "sampling": sampling}
-    for role in mini.PROMPT_SETS:
+    for role in ROLES:
         drawn = mini.prompts(role, n, PROMPT_SEED)
         images = generate.generate(pipe, [p.prompt for p in drawn], [p.seed for p in drawn], **sampling)
         unsafe = np.array([v == "unsafe" for v in jury.ask(images).verdicts])

@@ -54,8 +54,9 @@ def around(shipped: Pipeline) -> Pipeline:
     width = text_config["hidden_size"]
     projected = text_config | {"architectures": ["CLIPTextModelWithProjection"], "projection_dim": width}
     text = text | {"text_projection": {"kernel": jnp.eye(width)}}
-    configs = {"transformer": CONFIG, "vae": shipped.configs["vae"], **dict.fromkeys(CLIPS, projected)}
-    configs["scheduler"] = SCHEDULER
+    # diffusers' pipeline of SD3 adds the shift of latents, and stops if there is none.
+    autoencoder = shipped.configs["vae"] | {"shift_factor": 0.0}
+    configs = {"transformer": CONFIG, "vae": autoencoder, "scheduler": SCHEDULER, **dict.fromkeys(CLIPS, projected)}
     parts = {"transformer": untrained(), "vae": shipped.params["vae"], **dict.fromkeys(CLIPS, text)}
     tokenizers = dict.fromkeys(("tokenizer", "tokenizer_2"), shipped.tokenizers["tokenizer"])
     definitions = {name: backbones.define(name, configs[name])[0] for name in parts}

@@ -1,6 +1,7 @@
 """The shipped transformer: what surrounds it, how a config names it, and that methods change it where they should."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def test_it_has_the_recipes_form_and_the_worlds_other_parts(pipeline):
     unet, folder = names.backbone(Config(base="mini")), mini.model_path("transformer")
     assert pipeline.configs["transformer"] == transformer.CONFIG
     assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text()) == transformer.SCHEDULER
-    assert storage.sha256(folder / "vae") == storage.sha256(mini.model_path() / "vae")
+    weights = Path("vae", "diffusion_pytorch_model.safetensors")
+    assert storage.sha256(folder / weights) == storage.sha256(mini.model_path() / weights)
     for name in ("text_encoder", "text_encoder_2"):
         own, others = (params_lib.flatten(p.params[part]) for p, part in ((pipeline, name), (unet, "text_encoder")))
         np.testing.assert_array_equal(own.pop("text_projection.kernel"), np.eye(128))
