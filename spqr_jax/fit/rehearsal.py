@@ -102,7 +102,7 @@ def _rehearse(plan: Plan, subject: Subject) -> list[Note]:
     return rehearse(pipeline, method, names.concept(plan.config), **options)
 
 
-def rehearse(pipeline: Pipeline, method: Method, concept: Concept, **options: Any) -> list[Note]:
+def rehearse(pipeline: Pipeline, method: Method, concept: Concept, /, **options: Any) -> list[Note]:
     """The programs of a method's trainings, each once, for a pipeline of arrays or shapes; in float32, as in a run.
 
     Raises what the method raises, for a backbone that it is not defined for and for a method that asks for more than

@@ -53,6 +53,15 @@ def test_the_programs_are_those_that_the_method_compiles(name, monkeypatch):
     assert all(program in noted for program in compiled)
 
 
+def test_an_option_may_be_named_method():
+    """That of ESD is; its cross-attention is less than the rest."""
+    cross = {"steps": 1, "method": "esd-x"}
+    (few,), (many,) = (
+        rehearsal.rehearse(tiny.pipeline("sd"), METHODS["esd"], CONCEPT, **options) for options in (cross, {"steps": 1})
+    )
+    assert few.held.fixed_bytes(None) < many.held.fixed_bytes(None)
+
+
 def question(*subjects, **asked):
     config = dataclasses.replace(fitting.protocol.resolve(mini_config.get_config()), subjects=subjects)
     return fitting.Question.of(config, targets.find("cpu"), Asked(**asked))
