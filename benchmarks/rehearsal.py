@@ -185,12 +185,12 @@ def _masks(tally: Tally):
 
 
 def _fit(tally: Tally):
-    def count(name, gradient, static, adam, params, inputs, steps: int, *, mask=None, progress=False):
+    def count(name, gradient, static, adam, params, inputs, steps: int, *, frozen=(), mask=None, progress=False):
         chosen = np.unique(np.linspace(0, steps - 1, min(steps, DRAWN)).round().astype(int)) if steps else []
         before = tally.weight
         tally.weight *= steps / max(len(chosen), 1)  # the inputs of a step may train too: an attack in every step
         for i in chosen:
-            tally.step(gradient, static, params, *inputs(int(i), params), static=1)
+            tally.step(gradient, static, params, *frozen, *inputs(int(i), params, *frozen), static=1)
         tally.weight = before
         return params
 

@@ -181,10 +181,10 @@ def test_spm_trains_at_the_authors_timestep(pipeline, monkeypatch):
     def partial_sample(denoiser, unet, tables, noise, given, done, guided):
         drawn.append((unet, noise.shape, done))
 
-    def fit(name, gradient, static, adam, params, inputs, steps, **_):
+    def fit(name, gradient, static, adam, params, inputs, steps, frozen=(), **_):
         student = {path: LowRank(a.down, a.up + 1) for path, a in params.items()}
         for i in range(steps):
-            _, _, t, *_ = inputs(i, student)
+            _, t, *_ = inputs(i, student, *frozen)
             unet, shape, done = drawn[-1]
             assert t.tolist() == [999 - done * 1000 // 30] and 1 <= done <= 29
             assert shape[0] == 1 and {int(side) for side in shape[1:3]} <= {128, 160, 192, 224}

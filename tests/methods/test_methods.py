@@ -140,10 +140,10 @@ def test_esd_trains_at_the_timestep_that_its_latents_stand_at(pipeline, monkeypa
     drawn = []
     monkeypatch.setattr(partial, "partial_sample", lambda _, unet, *rest: drawn.append((unet, rest[3])))
 
-    def fit(name, gradient, static, adam, params, inputs, steps, **_):
+    def fit(name, gradient, static, adam, params, inputs, steps, frozen=(), **_):
         student = jax.tree.map(lambda leaf: leaf + 1, params)
         for i in range(steps):
-            _, _, t, *_ = inputs(i, student)
+            _, t, *_ = inputs(i, student, *frozen)
             unet, done = drawn[-1]
             assert (t // 100 == 9 - done).all() and t.shape == (3,)
             path = "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_k.kernel"

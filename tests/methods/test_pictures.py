@@ -129,8 +129,8 @@ def fed(monkeypatch):
         arrays.extend(leaf.mean for leaf in leaves if isinstance(leaf, Pictures))
         arrays.extend(np.asarray(leaf) for leaf in leaves if getattr(leaf, "ndim", 0) == 4)
 
-    def fit(name, gradient, static, adam, params, inputs, steps, **_):
-        keep(inputs(0, params))
+    def fit(name, gradient, static, adam, params, inputs, steps, frozen=(), **_):
+        keep(inputs(0, params, *frozen))
         return params
 
     def outer_gradient(static, params, rest, tuning, draw, *_):
