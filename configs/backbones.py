@@ -50,9 +50,9 @@ def get_config(which: str = "") -> Config:
     methods = FLOW_METHODS if backbone in FLOW else METHODS
     subjects = paper.subjects(chosen, methods)
     if backbone in FLOW:
-        subjects = tuple(_with(subject, "uce", UCE_OPTIONS) for subject in subjects)
+        subjects = tuple(with_options(subject, "uce", UCE_OPTIONS) for subject in subjects)
     if backbone == "sdxl":
-        subjects = tuple(_with(subject, "esd", ESD_XL_OPTIONS) for subject in subjects)
+        subjects = tuple(with_options(subject, "esd", ESD_XL_OPTIONS) for subject in subjects)
     config = paper.experiment(subjects, backbone=backbone, scenarios=tuple(paper.DATA))
     if backbone == "flux":
         return dataclasses.replace(
@@ -61,6 +61,6 @@ def get_config(which: str = "") -> Config:
     return config
 
 
-def _with(subject: Subject, method: str, options: dict[str, Any]) -> Subject:
+def with_options(subject: Subject, method: str, options: dict[str, Any]) -> Subject:
     """The subject, with these options if its method is the one named."""
     return dataclasses.replace(subject, options=options) if subject.method == method else subject

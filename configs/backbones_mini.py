@@ -15,8 +15,8 @@ sampled with flow_euler, and UCE is its variant "v2", the one that its authors h
 """
 
 from configs import mini, paper
-from configs.backbones import UCE_OPTIONS
-from spqr_jax.config import Config, Generation, Subject
+from configs.backbones import UCE_OPTIONS, with_options
+from spqr_jax.config import Config, Generation
 
 BACKBONES = ("unet", "transformer")
 SUBJECTS = ("No alignment", "UCE", "ESD")
@@ -29,7 +29,5 @@ def get_config(which: str = "") -> Config:
     if backbone == "transformer":
         config.base = "mini:transformer"
         config.generation = Generation(steps=8, guidance=4.0, scheduler="flow_euler")
-        config.subjects = tuple(
-            Subject("UCE", "uce", UCE_OPTIONS) if subject.method == "uce" else subject for subject in config.subjects
-        )
+        config.subjects = tuple(with_options(subject, "uce", UCE_OPTIONS) for subject in config.subjects)
     return config

@@ -198,7 +198,7 @@ def _noted(
         training = loop.Training(gradient, static, adam, project, len(frozen), mesh)
         return training.update(way, target_lib.of(mesh).platform).trace(*shapes)
 
-    notes.append(Note(name, key, Held(*held.shapes(tuple(kept))), max(seen, key=_elements), trace))
+    notes.append(Note(name, key, held.shapes(kept), max(seen, key=_elements), trace))
     return params
 
 

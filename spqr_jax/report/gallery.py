@@ -244,7 +244,7 @@ def _tiles(run: ReportedRun, own: list[tuple[FinishedCell, dict]]) -> list[Tile]
     before = next(((cell, row) for cell, row in own if row["phase"] == "before"), None)
     verdicts = {cell.name: row["verdict"] for cell, row in own if row["phase"] == "before"}
 
-    scenarios = {scenario: i for i, scenario in enumerate(run.scenarios)} if len(own) > 2 else {}
+    scenarios = {scenario: i for i, scenario in enumerate(run.scenarios)}
 
     def place(pair: tuple[FinishedCell, dict]) -> tuple:
         cell = pair[0]

@@ -34,10 +34,9 @@ class Held(NamedTuple):
 
     def arguments(self, given: tuple[Any, ...], split: Mesh | None) -> tuple[Any, ...]:
         """What a step is compiled from, with `given`, its own inputs. If it is to be split: shapes and their places."""
-        if split is None:
-            return self.params, self.state, self.mask, *self.frozen, *given
-        params, state, mask, frozen = _places(shapes(tuple(self)), split)
-        return params, state, mask, *frozen, *mesh_lib.row_shapes(shapes(given), split)
+        held = self if split is None else _places(shapes(self), split)
+        given = given if split is None else mesh_lib.row_shapes(shapes(given), split)
+        return held.params, held.state, held.mask, *held.frozen, *given
 
 
 def hold(

@@ -203,9 +203,11 @@ def fit(
 
 def _split_at_once(mesh: Mesh, params: Params, start: Any, mask: Params | None, frozen: Any) -> Mesh | None:
     """The mesh if weights come split, or are more than one device could hold while the first inputs are made."""
+    if mesh.size == 1:  # nothing to find out, in trainings that some methods begin a thousand times
+        return None
     limit = limit_here(jax.local_devices())
     whole = Held(params, jax.eval_shape(start, params), mask, frozen)
-    too_big = mesh.size > 1 and limit is not None and whole.fixed_bytes(None) > limit
+    too_big = limit is not None and whole.fixed_bytes(None) > limit
     return mesh if processes.agreed(np.array(too_big)) else mesh_lib.split_over((params, frozen))
 
 
