@@ -17,7 +17,11 @@ CHECKPOINT_EVERY = 500
 
 
 class Recipe(NamedTuple):
-    """How long and how fast one model is trained; cosine decay to zero after a linear warm-up."""
+    """How long and how fast one model is trained.
+
+    The learning rate warms up linearly and decays to zero along a cosine, `cycles` times over. A cycle more trains on
+    from a model that is finished (warm restarts, arXiv 1608.03983), and `steps` of all cycles are equal.
+    """
 
     steps: int
     batch: int
@@ -25,6 +29,7 @@ class Recipe(NamedTuple):
     warmup: int = 100
     weight_decay: float = 1e-3
     ema: float = 0.0
+    cycles: int = 1
 
 
 def train(
@@ -45,7 +50,9 @@ def train(
     final = workdir / name / "final"
     if final.is_dir():
         return checkpoint.load(final)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.lr, recipe.warmup, recipe.steps)
+    cycle = {"init_value": 0.0, "peak_value": recipe.lr, "warmup_steps": recipe.warmup, "decay_steps": recipe.steps}
+    schedule = optax.sgdr_schedule([cycle] * recipe.cycles)
+    steps = recipe.steps * recipe.cycles
     optimiser = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=recipe.weight_decay)
     )
@@ -62,11 +69,11 @@ def train(
     state = {"params": params, "opt": optimiser.init(params), "ema": params, "step": jnp.int32(0)}
     state = _restore(workdir / name / "last", state)
     base = jax.random.key(seed)
-    with tqdm(total=recipe.steps, initial=int(state["step"]), desc=name, unit="step", mininterval=5) as bar:
-        for i in range(int(state["step"]), recipe.steps):
+    with tqdm(total=steps, initial=int(state["step"]), desc=name, unit="step", mininterval=5) as bar:
+        for i in range(int(state["step"]), steps):
             state, value = step(state, batch(np.random.default_rng((seed, i))), jax.random.fold_in(base, i))
             bar.update()
-            if i % 50 == 0 or i + 1 == recipe.steps:
+            if i % 50 == 0 or i + 1 == steps:
                 if not np.isfinite(value):
                     raise FloatingPointError(f"{name}: the loss is {value} at step {i}; the last checkpoint is kept.")
                 bar.set_postfix(loss=f"{float(value):.4f}")

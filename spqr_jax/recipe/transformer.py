@@ -21,7 +21,7 @@ from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.recipe import training, unet, vae
 
-RECIPE = training.Recipe(steps=3800, batch=48, lr=1.5e-3, warmup=200, ema=0.998)
+RECIPE = training.Recipe(steps=3800, batch=48, lr=1.5e-3, warmup=200, ema=0.998, cycles=2)
 CONFIG: dict[str, Any] = {
     "_class_name": "SD3Transformer2DModel",
     "sample_size": world.IMAGE // 4,
