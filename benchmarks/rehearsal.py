@@ -28,7 +28,7 @@ from spqr_jax import backbones, generate, mini
 from spqr_jax.backbones import Condition
 from spqr_jax.concepts import NUDITY
 from spqr_jax.methods import METHODS, Concept, defaults, mace, resalign
-from spqr_jax.methods.tools import element_mask, loop
+from spqr_jax.methods.tools import loop
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.sampling import partial
 from spqr_jax.training import latents
@@ -126,7 +126,6 @@ def replaced(tally: Tally) -> Iterator[None]:
         put(generate, "generate", _generate(tally))
         put(latents, "encode", _encode(tally))
         put(loop, "fit", _fit(tally))
-        put(element_mask, "accumulated", _accumulated(tally))
         put(partial, "walk", _walk(tally))
         put(mace, "masks_from_attention", _masks(tally))
         put(partial, "partial_sample", _partial_sample(tally))
@@ -193,16 +192,6 @@ def _fit(tally: Tally):
             tally.step(gradient, static, params, *frozen, *inputs(int(i), params, *frozen), static=1)
         tally.weight = before
         return params
-
-    return count
-
-
-def _accumulated(tally: Tally):
-    def count(loss: Callable[..., Any], static: Any, params: Any, batches: Any, *, absolute: bool) -> Any:
-        gradient = loop.descent(loss)
-        for batch in batches:
-            tally.step(gradient, static, params, *batch, static=1)
-        return jax.tree.map(np.zeros_like, params)
 
     return count
 

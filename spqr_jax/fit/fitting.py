@@ -194,7 +194,7 @@ def _aligning(question: Question, rehearsals: list[Rehearsal]) -> Iterator[dict[
                 question,
                 Open(
                     note.name,
-                    note.ways(question.plan.mesh),
+                    loop.ways(question.plan.mesh.size),
                     functools.partial(_noted, question, each.subject, number, note.name),
                     functools.partial(_held_bytes, question, note),
                     loop.REMEDY,

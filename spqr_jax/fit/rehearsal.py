@@ -1,8 +1,8 @@
 """What a method trains with, found by a rehearsal: the method runs on shapes, and nothing is computed.
 
 The weights are traced, so that whatever JAX would compute has a shape and no value. Meanwhile `_stage` replaces what
-needs values. A training takes no step but notes the program of its steps; a sum of gradients notes its program
-likewise. Images, their latents and samples are blank. A value that a method asks for is one.
+needs values. A training takes no step but notes the program of its steps. Images, their latents and samples are blank.
+A value that a method asks for is one.
 """
 
 import contextlib
@@ -46,7 +46,6 @@ class Note(NamedTuple):
         held: shapes of what a training keeps on the devices.
         given: those of a step's own inputs.
         trace: (arguments as shapes, way, mesh) -> jax.stages.Traced.
-        open: whether a run computes it in one of several ways. If not, it does so on one device.
     """
 
     name: str
@@ -54,11 +53,6 @@ class Note(NamedTuple):
     held: Held
     given: tuple[Any, ...]
     trace: Callable[[tuple[Any, ...], Way, Mesh], jax.stages.Traced]
-    open: bool = True
-
-    def ways(self, mesh: Mesh) -> tuple[Way, ...]:
-        """The ways to compute it on these devices, in the order in which a run tries them."""
-        return loop.ways(mesh.size) if self.open else (Way(),)
 
 
 class Rehearsal(NamedTuple):
@@ -151,7 +145,6 @@ def _stage(notes: list[Note]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, stand_in in (
             (loop, "fit", functools.partial(_noted, notes)),
-            (element_mask, "accumulated", functools.partial(_summed, notes)),
             (element_mask, "top", _everywhere),
             (generate, "generate", _blank_images),
             (latents, "encode", _blank_latents),
@@ -170,7 +163,7 @@ def _noted(
     name: str,
     gradient: loop.Gradient,
     static: Any,
-    adam: loop.Adam,
+    adam: loop.Adam | loop.Sum,
     params: Any,
     inputs: Callable[[int, Any], tuple[Any, ...]],
     steps: int,
@@ -199,19 +192,6 @@ def _noted(
         return training.update(way, target_lib.of(mesh).platform).trace(*shapes)
 
     notes.append(Note(name, key, held.shapes(kept), max(seen, key=_elements), trace))
-    return params
-
-
-def _summed(notes: list[Note], loss: Any, static: Any, params: Any, batches: Any, *, absolute: bool) -> Any:
-    """In the place of `element_mask.accumulated`: a tree like the params."""
-    kept, given = held.shapes((params, next(iter(batches))))
-
-    def trace(shapes: tuple[Any, ...], way: Way, mesh: Mesh) -> jax.stages.Traced:
-        del way, mesh
-        total, _, _, *rest = shapes  # neither state nor mask
-        return element_mask.add_gradient.trace(loss, static, absolute, total, *rest)
-
-    notes.append(Note("sum of gradients", (loss, static, absolute), Held(kept, (), None, (kept,)), given, trace, False))
     return params
 
 

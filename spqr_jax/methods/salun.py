@@ -7,7 +7,7 @@ from spqr_jax import backbones
 from spqr_jax.backbones import Condition, Denoiser
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.base import Method
-from spqr_jax.methods.tools import element_mask, loop, parts, relabelling
+from spqr_jax.methods.tools import element_mask, gradients, loop, parts, relabelling
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.relabelling import Task, Weighted
 from spqr_jax.params import Params
@@ -67,7 +67,7 @@ def align(
     )
     backbone = backbones.of(pipeline)
     weights = backbone.weights(pipeline)
-    mask = saliency(pipeline, data, mask_guidance, mask_steps, batch_size, seed, share)
+    mask = saliency(pipeline, data, mask_guidance, mask_steps, batch_size, seed, share, progress)
     return relabelling.fit(
         "SalUn",
         pipeline,
@@ -85,19 +85,34 @@ def align(
 
 
 def saliency(
-    pipeline: Pipeline, data: Task, guidance: float, steps: int, batch_size: int, seed: int, share: float
+    pipeline: Pipeline,
+    data: Task,
+    guidance: float,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    share: float,
+    progress: bool = False,
 ) -> Params:
     """The element mask over the UNet: the `share` of weights with the largest absolute summed gradient."""
     empty = backbones.condition(pipeline, [""])
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed + 1)
-    order = pictures_lib.rows(data.forget, batch_size, steps, seed + 1)
-    batches = (
-        (schedule, data.forget.batch(rows), empty, jnp.float32(guidance), jax.random.fold_in(base, i))
-        for i, rows in enumerate(order)
+    order = list(pictures_lib.rows(data.forget, batch_size, steps, seed + 1))
+    weights, denoiser = backbones.of(pipeline).weights(pipeline), backbones.denoiser(pipeline)
+
+    def inputs(i: int):
+        return schedule, data.forget.batch(order[i]), empty, jnp.float32(guidance), jax.random.fold_in(base, i)
+
+    total = gradients.summed(
+        "SalUn sum of gradients",
+        forgetting_objective,
+        denoiser,
+        weights,
+        inputs,
+        steps,
+        absolute=False,
+        progress=progress,
     )
-    weights = loop.on_device(backbones.of(pipeline).weights(pipeline))
-    denoiser = backbones.denoiser(pipeline)
-    total = element_mask.accumulated(forgetting_objective, denoiser, weights, batches, absolute=False)
     return element_mask.top(jax.tree.map(jnp.abs, total), share)
 
 

@@ -14,7 +14,7 @@ from spqr_jax import params as params_lib
 from spqr_jax.backbones import Denoiser
 from spqr_jax.concepts import Concept
 from spqr_jax.methods.base import Method
-from spqr_jax.methods.tools import element_mask, loop, parts, relabelling
+from spqr_jax.methods.tools import element_mask, gradients, loop, parts, relabelling
 from spqr_jax.methods.tools import pictures as pictures_lib
 from spqr_jax.methods.tools.relabelling import Task, Weighted, inner
 from spqr_jax.params import Params
@@ -89,7 +89,8 @@ def align(
         sampling_steps=sampling_steps,
         sampling_guidance=sampling_guidance,
     )
-    chosen = element_mask.top(sensitivity(pipeline, data, prune_batches, batch_size, seed), 1 - sparsity)
+    scores = sensitivity(pipeline, data, prune_batches, batch_size, seed, progress)
+    chosen = element_mask.top(scores, 1 - sparsity)
     return relabelling.fit(
         "Scissorhands",
         pipeline,
@@ -105,13 +106,19 @@ def align(
     )
 
 
-def sensitivity(pipeline: Pipeline, data: Task, batches: int, batch_size: int, seed: int) -> Params:
+def sensitivity(
+    pipeline: Pipeline, data: Task, batches: int, batch_size: int, seed: int, progress: bool = False
+) -> Params:
     """|w| * sum over batches of |gradient of the denoising loss on the images to forget|, like the UNet."""
     schedule, base = backbones.schedule(pipeline), jax.random.key(seed + 1)
-    order = pictures_lib.rows(data.forget, batch_size, batches, seed + 1)
-    inputs = ((schedule, data.forget.batch(rows), jax.random.fold_in(base, i)) for i, rows in enumerate(order))
-    weights = loop.on_device(backbones.of(pipeline).weights(pipeline))
-    total = element_mask.accumulated(denoising, backbones.denoiser(pipeline), weights, inputs, absolute=True)
+    order = list(pictures_lib.rows(data.forget, batch_size, batches, seed + 1))
+    weights, denoiser = backbones.of(pipeline).weights(pipeline), backbones.denoiser(pipeline)
+
+    def inputs(i: int):
+        return schedule, data.forget.batch(order[i]), jax.random.fold_in(base, i)
+
+    name = "Scissorhands sum of gradients"
+    total = gradients.summed(name, denoising, denoiser, weights, inputs, batches, absolute=True, progress=progress)
     return jax.tree.map(lambda w, g: jnp.abs(w) * g, weights, total)
 
 

@@ -15,7 +15,7 @@ from spqr_jax import backbones
 from spqr_jax import generate as generate_lib
 from spqr_jax.config import Config, Subject
 from spqr_jax.methods import METHODS, Concept, resalign
-from spqr_jax.methods.tools import element_mask, loop, pictures
+from spqr_jax.methods.tools import loop, pictures
 from spqr_jax.methods.tools.pictures import Pictures
 from spqr_jax.run import cells
 from spqr_jax.run.identity import Inputs, data_sources
@@ -143,7 +143,6 @@ def fed(monkeypatch):
     monkeypatch.setattr(loop, "fit", fit)
     monkeypatch.setattr(resalign, "outer_gradient", outer_gradient)
     monkeypatch.setattr(generate_lib, "generate", generate)
-    monkeypatch.setattr(element_mask, "accumulated", lambda loss, static, params, *_, **__: params)
     monkeypatch.setattr(partial, "walk", lambda sampler, *_: np.zeros((1, *sampler.shape), np.float32))
     return arrays
 

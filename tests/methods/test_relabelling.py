@@ -17,6 +17,7 @@ from spqr_jax.config import Config, Subject
 from spqr_jax.methods import Concept, erasediff, esd, salun, scissorhands
 from spqr_jax.methods.tools import element_mask, loop, pictures, relabelling
 from spqr_jax.methods.tools.concepts import completed
+from spqr_jax.methods.tools.gradients import summed
 from spqr_jax.methods.tools.held import Held
 from spqr_jax.mini import world
 from spqr_jax.run import check, names
@@ -106,8 +107,8 @@ def test_saliency_equals_pytorch(pipeline, task):
     """SalUn's mask: signed batch gradients of the guided prediction's loss, summed, ranked over the whole UNet."""
     alphas, empty = backbones.schedule(pipeline), jax.tree.map(np.asarray, backbones.condition(pipeline, [""]))
     batches = [(alphas, task.forget.batch(np.array([i, i + 1])), empty, 7.5, jax.random.key(i)) for i in (0, 2)]
-    denoiser, unet = backbones.denoiser(pipeline), loop.on_device(pipeline.params["unet"])
-    total = element_mask.accumulated(salun.forgetting_objective, denoiser, unet, batches, absolute=False)
+    denoiser, unet = backbones.denoiser(pipeline), pipeline.params["unet"]
+    total = summed("m", salun.forgetting_objective, denoiser, unet, lambda i: batches[i], 2, absolute=False)
     leaves = stand_in.tensors(pipeline.params["unet"])
     model, loss = stand_in.torch_unet(leaves), 0
     for _, batch, _, w, key in batches:

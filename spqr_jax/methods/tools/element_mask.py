@@ -1,9 +1,5 @@
 """Masks over single weights: found from saliency, applied to gradients and updates."""
 
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,20 +44,3 @@ def top(scores: Params, fraction: float) -> Params:
         at_threshold -= int(tied.sum())
         mask[path] = (leaf > threshold) | tied.reshape(leaf.shape)
     return params_lib.unflatten(mask)
-
-
-def accumulated(
-    loss: Callable[..., jax.Array], static: Any, params: Params, batches: Iterable[tuple[Any, ...]], *, absolute: bool
-) -> Params:
-    """The sum over batches of the gradient of loss(static, params, *batch), or of its absolute value."""
-    total = jax.tree.map(jnp.zeros_like, params)
-    for batch in batches:
-        total = add_gradient(loss, static, absolute, total, params, *batch)
-    return total
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def add_gradient(loss, static, absolute: bool, total: Params, params: Params, *batch) -> Params:
-    """`total` with the gradient of loss(static, params, *batch), or its absolute value, added."""
-    grads = jax.grad(lambda trained: loss(static, trained, *batch))(params)
-    return jax.tree.map(lambda a, g: a + (jnp.abs(g) if absolute else g), total, grads)

@@ -1,4 +1,4 @@
-"""The loop of the methods that learn: one compiled Adam step, over the trained leaves only."""
+"""The loop of the methods that learn: one compiled step, over the trained leaves only."""
 
 import contextlib
 import functools
@@ -44,7 +44,15 @@ class Adam(NamedTuple):
     second_lr: float = 0.0
 
 
-def transform(adam: Adam) -> optax.GradientTransformation:
+class Sum(NamedTuple):
+    """In the place of Adam: what is trained is the sum of all gradients (`gradients.summed`). Nothing has a rate."""
+
+    lr: float = 0.0
+
+
+def transform(adam: Adam | Sum) -> optax.GradientTransformation:
+    if isinstance(adam, Sum):
+        return optax.identity()
     rate: Any = optax.linear_schedule(0.0, adam.lr, adam.warmup) if adam.warmup else adam.lr
     if adam.second_lr:
         rate = lambda count: jnp.where(count % 2, adam.second_lr, adam.lr)  # noqa: E731
@@ -65,7 +73,7 @@ def descent(loss: Callable[..., jax.Array]) -> Gradient:
 def compiled(
     gradient: Gradient,
     static: Any,
-    adam: Adam,
+    adam: Adam | Sum,
     remat: bool = False,
     project: Project | None = None,
     platform: str = "",
@@ -117,7 +125,7 @@ class Training(NamedTuple):
 
     gradient: Gradient
     static: Any
-    adam: Adam
+    adam: Adam | Sum
     project: Project | None
     frozen: int
     mesh: Mesh
@@ -159,7 +167,7 @@ def fit(
     name: str,
     gradient: Gradient,
     static: Any,
-    adam: Adam,
+    adam: Adam | Sum,
     params: Params,
     inputs: Callable[..., tuple[Any, ...]],
     steps: int,
@@ -215,8 +223,8 @@ def check_finite(name: str, step: int, loss: Any, norm: Any, lr: float) -> None:
     """Raise FloatingPointError unless the loss and the gradient norm of step number `step` (from 1) are finite."""
     if not np.isfinite([float(loss), float(norm)]).all():
         raise FloatingPointError(
-            f"{name}: loss {float(loss)}, gradient norm {float(norm)} at step {step}; check the weights, or lower the "
-            f"learning rate ({lr})."
+            f"{name}: loss {float(loss)}, gradient norm {float(norm)} at step {step}; check the weights"
+            + (f", or lower the learning rate ({lr})." if lr else ".")
         )
 
 
