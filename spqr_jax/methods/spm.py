@@ -163,7 +163,7 @@ def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = Fals
     sampler = partial.sampler(pipeline, o.sampling_steps, o.sampling_guidance)
     told = backbones.condition(pipeline, [text, o.neutral, ""])
     sides = [sampler.shape[0] * eighth // 8 for eighth in o.eighths] or _sides(pipeline, sampler.shape[0])
-    build, total = low_rank.Added(o.alpha / o.rank), len(backbones.schedule(pipeline))
+    static, total = Static(sampler.denoiser, o.alpha / o.rank), len(backbones.schedule(pipeline))
 
     def inputs(i: int, params: Adapter, weights: Params):
         rng = np.random.default_rng((seed, i))
@@ -174,16 +174,17 @@ def train(pipeline: Pipeline, text: str, *, seed: int = 0, progress: bool = Fals
         texts = backbone.resized(with_anchors(told, rng), (height * factor, width * factor))
         positive, negative = (texts.rows(np.full(o.batch_size, row)) for row in (0, 2))
         given = Guided(positive, negative, np.full(o.batch_size, o.sampling_guidance, np.float32))
-        student, guided = build(weights, params), sampler.guidance > 1
-        latents = partial.partial_sample(sampler.denoiser, student, sampler.tables, noise, given, done, guided)
+        both: Any = (weights, params)
+        guided = sampler.guidance > 1
+        latents = partial.partial_sample(static.student, both, sampler.tables, noise, given, done, guided)
         t = np.full(o.batch_size, total - 1 - done * total // o.sampling_steps, np.int32)
         return latents, t, texts, np.float32(o.eta), np.float32(o.anchoring)
 
     rate = Restarts(o.lr, o.warmup, o.steps, o.cycles)
     adam = Adam(rate, weight_decay=0.01)  # type: ignore[arg-type]  # optax takes a schedule wherever it takes a rate
-    static, frozen = Static(sampler.denoiser, build), (weights,)
+    frozen = (weights,)
     tuned = loop.fit(name, GRADIENT, static, adam, adapter, inputs, o.steps, frozen=frozen, progress=progress)
-    return Membrane(text, loop.on_host(tuned), build.scale)
+    return Membrane(text, loop.on_host(tuned), static.scale)
 
 
 def _sides(pipeline: Pipeline, full: int) -> list[int]:
@@ -215,10 +216,16 @@ def random_anchors(rng: np.random.Generator, target: np.ndarray, count: int) -> 
 
 
 class Static(NamedTuple):
-    """What a step is compiled for: the denoiser, and (weights, adapter) -> weights."""
+    """What a step is compiled for: the frozen denoiser, and the scale (alpha / rank) of the adapter."""
 
     denoiser: Denoiser
-    build: low_rank.Added
+    scale: float
+
+    @property
+    def student(self) -> Denoiser:
+        """The denoiser of the pair (weights, adapter). Merged, SDXL's kernels would be another 8 GB."""
+        beside: Any = low_rank.Beside(self.denoiser.definition, self.scale)
+        return self.denoiser.with_definition(beside)
 
 
 def loss(static: Static, adapter: Adapter, weights: Params, latents, t, texts: Condition, eta, anchoring):
@@ -227,7 +234,7 @@ def loss(static: Static, adapter: Adapter, weights: Params, latents, t, texts: C
     latents [B, h, w, C], t [B]; texts: 2 + A rows, the target, the neutral one, and anchors weighted by ANCHOR_WEIGHTS.
     """
     others = texts.rows(np.delete(np.arange(len(texts.context)), 1))
-    on = _predict(static.denoiser, static.build(weights, adapter), latents, t, others)
+    on = _predict(static.student, (weights, adapter), latents, t, others)
     off = _predict(static.denoiser, weights, latents, t, texts)
     off = jax.lax.stop_gradient(off)
     wanted = off[1] - eta * (off[0] - off[1])
@@ -239,7 +246,7 @@ def loss(static: Static, adapter: Adapter, weights: Params, latents, t, texts: C
 GRADIENT = loop.descent(loss)
 
 
-def _predict(denoiser: Denoiser, weights: Params, latents, t, texts: Condition) -> jax.Array:
+def _predict(denoiser: Denoiser, weights: Any, latents, t, texts: Condition) -> jax.Array:
     """Predictions [K, B, h, w, C] under K texts."""
     count, batch = len(texts.context), len(latents)
     told = texts.rows(np.repeat(np.arange(count), batch))

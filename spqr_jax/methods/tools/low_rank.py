@@ -1,14 +1,16 @@
 """Low-rank changes of UNet kernels, kept apart from the weights that they change."""
 
+import functools
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from spqr_jax import params as params_lib
-from spqr_jax.params import Params
+from spqr_jax.params import Definition, Params
+from spqr_jax.sampling.attached import membranes
 from spqr_jax.sampling.attached.delta import add
 
 
@@ -30,6 +32,31 @@ class Added:
 
     def __call__(self, unet: Params, adapter: Adapter) -> Params:
         return add(unet, delta(adapter, self.scale))
+
+
+class Beside(NamedTuple):
+    """A model's definition, with an adapter whose products are added to the outputs of layers.
+
+    Its weights are the pair (the model's, adapter). It computes what `Added` would, and makes no copy of a kernel. That
+    saves memory where many layers change.
+    """
+
+    definition: Definition
+    scale: float
+
+    def bind(self, weights: tuple[Params, Adapter]) -> Any:
+        """The NNX module with these weights, as `Definition.bind`."""
+        params, adapter = weights
+        model = self.definition.bind(params)
+        for path, factors in adapter.items():
+            membranes.add_to_layer(model, path, functools.partial(_product, factors, self.scale))
+        return model
+
+
+def _product(factors: LowRank, scale: float, x: jax.Array) -> jax.Array:
+    """scale * x @ down @ up, in the dtype of x [..., in]."""
+    down, up = (factor.reshape(factor.shape[-2:]).astype(x.dtype) for factor in factors)
+    return scale * ((x @ down) @ up)
 
 
 def create(

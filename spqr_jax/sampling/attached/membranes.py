@@ -4,7 +4,7 @@ This is the facilitated transport of SPM (Lyu et al., CVPR 2024, section 3.3), f
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -121,13 +121,17 @@ def insert(unet: Any, factors: Factors, gammas: jax.Array, scaling: str) -> None
     A batch of the denoiser may hold each of the B images several times in a row, under other texts.
     """
     for path, pair in factors.items():
-        outer, _, name = path.removesuffix(".kernel").rpartition(".")
-        parent = lora.module_at(unet, outer)
-        change = functools.partial(_change, pair["down"], pair["up"], gammas, scaling)
-        if name.isdigit():
-            parent[int(name)] = Permeable(parent[int(name)], change)
-        else:
-            setattr(parent, name, Permeable(getattr(parent, name), change))
+        add_to_layer(unet, path, functools.partial(_change, pair["down"], pair["up"], gammas, scaling))
+
+
+def add_to_layer(model: Any, path: str, change: Callable[[jax.Array], jax.Array]) -> None:
+    """Add change(x) to the output for x of the layer of a bound model that has the kernel `path`."""
+    outer, _, name = path.removesuffix(".kernel").rpartition(".")
+    parent = lora.module_at(model, outer)
+    if name.isdigit():
+        parent[int(name)] = Permeable(parent[int(name)], change)
+    else:
+        setattr(parent, name, Permeable(getattr(parent, name), change))
 
 
 def _change(down: jax.Array, up: jax.Array, gammas: jax.Array, scaling: str, x: jax.Array) -> jax.Array:
