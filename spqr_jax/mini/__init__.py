@@ -16,6 +16,7 @@ from spqr_jax import data
 from spqr_jax.concepts import Concept
 from spqr_jax.data import Dataset
 from spqr_jax.mini import corpus, emoji, probes, world
+from spqr_jax.mini.catalogue import check
 from spqr_jax.prompts import Prompt
 
 MODEL = Path(__file__).parent / "assets" / "model"
@@ -137,12 +138,15 @@ def judge_path(name: str) -> Path:
 def model_path(name: str = "") -> Path:
     """The diffusers directory of a shipped model: the UNet's, or "transformer", of Stable Diffusion 3's form.
 
-    Raises FileNotFoundError for another name, and with the remedy where the package is not whole.
+    Raises FileNotFoundError for another name, and with the remedy where the package is not whole; AssetError naming a
+    file that is not as the recipe wrote it.
     """
     if name not in MODELS:
         known = ", ".join(f"mini:{known}" if known else "mini" for known in MODELS)
         raise FileNotFoundError(f"model mini:{name} is unknown; expected one of {known}.")
-    return _existing(MODELS[name])
+    path = _existing(MODELS[name])
+    check(path)
+    return path
 
 
 def measured(model: str = "") -> dict[str, Any]:

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from spqr_jax.files import storage
+
 ASSETS = Path(__file__).parent / "assets"
 CATALOGUE = "emoji.json"
 CHECKSUMS = "SHA256SUMS"
@@ -29,9 +31,9 @@ class AssetError(RuntimeError):
     """A shipped asset is missing, truncated or altered."""
 
 
-def read_asset(name: str, folder: Path = ASSETS) -> bytes:
-    """Bytes of one asset, checked against SHA256SUMS. Raises AssetError naming the file and the remedy."""
-    expected = _checksums(folder).get(name)
+def read_asset(name: str, folder: Path = ASSETS, sums: str = CHECKSUMS) -> bytes:
+    """Bytes of one asset, checked against the file of checksums. Raises AssetError naming the file and the remedy."""
+    expected = _checksums(folder / sums).get(name)
     path = folder / name
     if not path.is_file():
         raise AssetError(f"{path} is missing; {REMEDY}")
@@ -40,6 +42,25 @@ def read_asset(name: str, folder: Path = ASSETS) -> bytes:
     if found != expected:
         raise AssetError(f"{path} ({len(content)} bytes) has sha256 {found}, expected {expected}; {REMEDY}")
     return content
+
+
+def seal(directory: Path) -> None:
+    """Write the checksums of all files of a directory beside it, as `sha256sum --check` reads them."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    lines = [f"{storage.sha256(path)}  {path.relative_to(directory.parent).as_posix()}\n" for path in files]
+    _sums(directory).write_text("".join(lines), encoding="utf-8")
+
+
+def check(directory: Path) -> None:
+    """Raise AssetError that names a file of a sealed directory if it is missing or altered."""
+    sums = _sums(directory)
+    for name in _checksums(sums):
+        read_asset(name, directory.parent, sums.name)
+
+
+def _sums(directory: Path) -> Path:
+    # Not within it: its own hash names the weights in manifests.
+    return directory.parent / f"{directory.name}.{CHECKSUMS}"
 
 
 @functools.cache
@@ -54,8 +75,7 @@ def name(code: str, language: str = "en") -> str:
     return catalogue()[code].names[language]
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    path = folder / CHECKSUMS
+def _checksums(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise AssetError(f"{path} is missing; {REMEDY}")
     fields = [line.split() for line in path.read_text().splitlines()]

@@ -14,6 +14,7 @@ from convert import diffusers_dir, rename
 from spqr_jax import backbones, mini
 from spqr_jax import params as params_lib
 from spqr_jax.mini import corpus, world
+from spqr_jax.mini.catalogue import seal
 from spqr_jax.params import Params
 from spqr_jax.pipeline import Pipeline
 from spqr_jax.recipe import clip, judges, unet, vae
@@ -36,10 +37,11 @@ def assemble(tokenizer, text: Params, vae_params: Params, unet_params: Params, s
 
 
 def save_model(pipe: Pipeline, directory: Path) -> None:
-    """Write the pipeline with float16 weights: half the size, read back as float32."""
+    """Write the pipeline with float16 weights: half the size, read back as float32. And the files' checksums."""
     shutil.rmtree(directory, ignore_errors=True)
     half = {name: params_lib.cast(params, np.float16) for name, params in pipe.params.items()}
     convert.save_diffusers(pipe._replace(params=half), directory)
+    seal(directory)
 
 
 def save_judges(tokenizer, clip_params: dict[str, Any], harm: Params, features: Params, directory: Path) -> None:

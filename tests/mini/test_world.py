@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import tarfile
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spqr_jax import mini
 from spqr_jax.mini import catalogue as catalogue_module
 from spqr_jax.mini import emoji, world
 from spqr_jax.mini.catalogue import ASSETS, LANGUAGES, AssetError, catalogue, name
@@ -310,6 +312,23 @@ def test_damaged_asset_is_one_clear_error(tmp_path, damaged, fault):
         emoji.load(tmp_path)
     assert damaged in str(caught.value) and "python -m spqr_jax.recipe.build" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["altered", "missing"])
+@pytest.mark.parametrize("which", mini.MODELS)
+def test_a_damaged_model_is_one_clear_error(tmp_path, monkeypatch, which, fault):
+    shipped = mini.MODELS[which]
+    folder = shutil.copytree(shipped, tmp_path / shipped.name)
+    shutil.copy(shipped.parent / f"{shipped.name}.SHA256SUMS", tmp_path)
+    monkeypatch.setitem(mini.MODELS, which, folder)
+    assert mini.model_path(which) == folder
+    weights = folder / ("transformer" if which else "unet") / "diffusion_pytorch_model.safetensors"
+    if fault == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(AssetError, match=f"{re.escape(str(weights))}.*python -m spqr_jax.recipe.build"):
+        mini.model_path(which)
 
 
 def test_the_shipped_scheduler_is_the_recipes_and_clips_nothing():
