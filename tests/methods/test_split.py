@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+import pytest
 
 from spqr_jax.devices import mesh as mesh_lib
 from spqr_jax.methods import METHODS
@@ -18,11 +19,12 @@ from spqr_jax.methods.tools import loop
 from tests import stand_in
 from tests.compilations import compilations
 
-# All weights trained, with samples of the student; a sum of gradients, then a mask, and a batch to share; an adapter
+# All weights trained, with samples of the student; a sum of gradients, then a mask, and a batch to share; adapters
 # beside frozen weights. SPM's loss on anchors is 1000 times a difference that is all rounding at first.
 TRAINED = {
     "esd": {"steps": 3},
     "salun": {"steps": 2, "mask_steps": 1, "images": 4, "batch_size": 4},
+    "modular_lora": {"steps": 2},
     "spm": {"steps": 2, "anchoring": 0.0},
 }
 RATE = 10.0
@@ -39,7 +41,8 @@ def results(name):
     """What a method changed: the weights, or what it attached."""
     options = smallest.options(METHODS[name], TRAINED[name])
     aligned = METHODS[name].align(pipeline(name), CONCEPT, seed=0, **options)
-    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves((aligned.params["unet"], aligned.attached))]
+    kernels = [delta.kernels for delta in aligned.attached]
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves((aligned.params["unet"], kernels))]
 
 
 def norm(leaves):
@@ -58,7 +61,7 @@ def bytes_on_one(make):
     return 10**12 if len(jax.tree.leaves(make().input_shardings)[0].device_set) == 1 else 1
 
 
-def on_four():
+def on_four(*names):
     """case -> what was found; for a process with four devices."""
     mesh_lib.SMALL = 16  # so that leaves of this size are split
     found, fitting, plenty, needed = {}, loop.fitting, loop.limit_here, loop.needed_bytes
@@ -70,7 +73,7 @@ def on_four():
 
     loop.fitting = watched
     adam = loop.transform
-    for name in TRAINED:
+    for name in names:
         # Adam takes full steps where a gradient is hardly more than rounding, as that of the real UNet's queries is.
         loop.transform = (lambda _: optax.sgd(RATE, momentum=0.9)) if name == "spm" else adam
         seen = []
@@ -94,15 +97,16 @@ def on_four():
     return {"devices": jax.device_count(), "found": found}
 
 
-def test_what_fits_no_device_is_split_over_several():
+@pytest.mark.parametrize("names", [["esd", "salun", "modular_lora"], pytest.param(["spm"], marks=pytest.mark.slow)])
+def test_what_fits_no_device_is_split_over_several(names):
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    code = "import json; from tests.methods.test_split import on_four; print(json.dumps(on_four()))"
+    code = f"import json; from tests.methods.test_split import on_four; print(json.dumps(on_four(*{names})))"
     folder = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     said = json.loads(run.stdout.splitlines()[-1])
-    assert said["devices"] == 4 and list(said["found"]) == [f"{name} {when}" for name in TRAINED for when in TIMES]
+    assert said["devices"] == 4 and list(said["found"]) == [f"{name} {when}" for name in names for when in TIMES]
     for key, found in said["found"].items():
         assert len(found["fsdp"]) == (2 if "salun" in key else 1) and all(found["fsdp"]), (key, found)
         assert set(found["at once"]) == {key.endswith("at once")}, (key, found)
