@@ -31,10 +31,12 @@ class AssetError(RuntimeError):
     """A shipped asset is missing, truncated or altered."""
 
 
-def read_asset(name: str, folder: Path = ASSETS, sums: str = CHECKSUMS) -> bytes:
-    """Bytes of one asset, checked against the file of checksums. Raises AssetError naming the file and the remedy."""
-    expected = _checksums(folder / sums).get(name)
-    path = folder / name
+def read_asset(name: str, folder: Path = ASSETS) -> bytes:
+    """Bytes of one asset, checked against SHA256SUMS. Raises AssetError naming the file and the remedy."""
+    return _read(folder / name, _checksums(folder / CHECKSUMS).get(name))
+
+
+def _read(path: Path, expected: str | None) -> bytes:
     if not path.is_file():
         raise AssetError(f"{path} is missing; {REMEDY}")
     content = path.read_bytes()
@@ -53,9 +55,8 @@ def seal(directory: Path) -> None:
 
 def check(directory: Path) -> None:
     """Raise AssetError that names a file of a sealed directory if it is missing or altered."""
-    sums = _sums(directory)
-    for name in _checksums(sums):
-        read_asset(name, directory.parent, sums.name)
+    for name, expected in _checksums(_sums(directory)).items():
+        _read(directory.parent / name, expected)
 
 
 def _sums(directory: Path) -> Path:

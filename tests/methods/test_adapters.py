@@ -117,6 +117,17 @@ def test_spm_adapts_every_layer_of_the_transformers(reference, family):
         assert np.abs(factors.down).max() <= FLAT(pipeline.params["unet"])[path].shape[-2] ** -0.5
 
 
+def test_an_adapter_beside_the_weights_computes_what_merged_kernels_do(pipeline, unet):
+    adapter = filled(low_rank.create(pipeline.params["unet"], TRANSFORMER, rank=2, seed=1))
+    denoiser, (latents, t, texts) = backbones.denoiser(pipeline), random_inputs(2, 1)
+    student = spm.Static(denoiser, 0.5).student
+    beside = student.bind((unet, adapter))(latents, t, Condition(texts))
+    merged = denoiser.bind(Added(0.5)(unet, adapter))(latents, t, Condition(texts))
+    unchanged = denoiser.bind(unet)(latents, t, Condition(texts))
+    assert np.abs(merged - unchanged).max() > 1e-2 * np.abs(merged).max()
+    assert np.abs(beside - merged).max() <= 1e-5 * np.abs(merged).max()
+
+
 def test_spm_loss_and_gradient_equal_pytorch(pipeline, unet, reference):
     """The anchoring term over the authors' batch as it is: "", a, "", a'."""
     adapter = filled(low_rank.create(pipeline.params["unet"], TRANSFORMER, rank=1, seed=1))

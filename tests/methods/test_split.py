@@ -83,14 +83,14 @@ def on_four(*names):
         for when, share in TIMES.items():
             limit, seen = int(share * least), []
             loop.limit_here, loop.needed_bytes = lambda _, limit=limit: limit, bytes_on_one
-            with compilations() as names:
+            with compilations() as programs:
                 split = results(name)
             held = [kept for _, kept in seen]
             found[f"{name} {when}"] = {
                 "fsdp": [way.fsdp for way, _ in seen],
                 "at once": [mesh_lib.split_over(kept) is not None for kept in held],
                 "apart": apart(name, split, alone),
-                "steps": sum("update" in each for each in names) / len(seen),
+                "steps": sum("update" in each for each in programs) / len(seen),
                 "share": max(kept.fixed_bytes(mesh_lib.make()) / kept.fixed_bytes(None) for kept in held),
             }
         loop.limit_here, loop.needed_bytes = plenty, needed

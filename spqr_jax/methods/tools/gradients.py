@@ -47,9 +47,11 @@ def summed(
 def _summand(loss: Callable[..., jax.Array], absolute: bool) -> loop.Gradient:
     """(static, the sum so far, params, *inputs) -> (loss, what to add)."""
 
+    at_params = loop.descent(loss)
+
     def gradient(static: Any, total: Params, params: Params, *inputs: Any):
         del total
-        value, grads = jax.value_and_grad(lambda trained: loss(static, trained, *inputs))(params)
+        value, grads = at_params(static, params, *inputs)
         return value, jax.tree.map(jnp.abs, grads) if absolute else grads
 
     return gradient
