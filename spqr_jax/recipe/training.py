@@ -1,4 +1,4 @@
-"""One training loop for all models of the emoji world: batches by step, checkpoints, resume, moving average."""
+"""One training loop for all models of the emoji world: batches by step, checkpoints, resume, moving average, losses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,8 @@ from spqr_jax.files import checkpoint
 from spqr_jax.params import Params
 
 CHECKPOINT_EVERY = 500
+LOG_EVERY = 50
+LOG = "loss.csv"  # step and loss, in the folder of a model
 
 
 class Recipe(NamedTuple):
@@ -45,7 +47,8 @@ def train(
     """Minimise `loss(params, batch, key)`; returns the weights (their moving average if recipe.ema).
 
     Step i draws its batch from `default_rng((seed, i))`, so a run that was stopped continues from its last checkpoint
-    in `workdir` with the same batches. A non-finite loss raises FloatingPointError naming the step.
+    in `workdir` with the same batches. Every LOG_EVERY steps the loss is written to `workdir`/name/LOG. A non-finite
+    loss raises FloatingPointError naming the step.
     """
     final = workdir / name / "final"
     if final.is_dir():
@@ -68,20 +71,32 @@ def train(
 
     state = {"params": params, "opt": optimiser.init(params), "ema": params, "step": jnp.int32(0)}
     state = _restore(workdir / name / "last", state)
-    base = jax.random.key(seed)
-    with tqdm(total=steps, initial=int(state["step"]), desc=name, unit="step", mininterval=5) as bar:
-        for i in range(int(state["step"]), steps):
+    start, base = int(state["step"]), jax.random.key(seed)
+    log = workdir / name / LOG
+    _open_log(log, start)
+    with tqdm(total=steps, initial=start, desc=name, unit="step", mininterval=5) as bar:
+        for i in range(start, steps):
             state, value = step(state, batch(np.random.default_rng((seed, i))), jax.random.fold_in(base, i))
             bar.update()
-            if i % 50 == 0 or i + 1 == steps:
+            if i % LOG_EVERY == 0 or i + 1 == steps:
                 if not np.isfinite(value):
                     raise FloatingPointError(f"{name}: the loss is {value} at step {i}; the last checkpoint is kept.")
                 bar.set_postfix(loss=f"{float(value):.4f}")
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(f"{i},{float(value):.6g}\n")
             if (i + 1) % CHECKPOINT_EVERY == 0:
                 checkpoint.save(workdir / name / "last", _as_dict(state))
     result = state["ema"] if recipe.ema else state["params"]
     checkpoint.save(final, result)
     return result
+
+
+def _open_log(path: Path, start: int) -> None:
+    """A log whose rows end before step `start`: what follows the checkpoint is computed again."""
+    header, *rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else ["step,loss"]
+    kept = [row for row in rows if int(row.split(",")[0]) < start]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *kept, ""]), encoding="utf-8")
 
 
 def _as_dict(state: Any) -> dict[str, Any]:
