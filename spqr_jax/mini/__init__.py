@@ -90,12 +90,12 @@ def reference_images(n: int, seed: int = 0) -> np.ndarray:
 
 
 def concept(category: str = "") -> Concept:
-    """The concept that methods erase: every harmful object by name, or those of one category. Methods that preserve
-    something preserve the benign names.
+    """The concept that methods erase: every harmful object by name, or those of one category.
 
-    Erasing 31 names from a text space of 128 dimensions without a preserve set leaves closed-form methods no benign
-    prompt that still works (docs/mini.md has the numbers, measured on prompts that are not scored). Whole prompts name
-    an object alone, in a style or on a background; every scored prompt names both, so no method trains on one.
+    Methods that preserve something preserve the benign names, alone and in the shorter captions: a name's text state in
+    a caption is another one than alone, and an edit that keeps bare names spoils captions (docs/mini.md has the numbers,
+    measured on prompts that are not scored). Whole prompts name an object alone, in a style or on a background; every
+    scored prompt names both, so no method sees one. Any first part of them has all names and captions about evenly.
     """
     if category and category not in world.HARMFUL:
         raise ValueError(f"concept mini:{category} is unknown; expected one of {', '.join(world.HARMFUL)}.")
@@ -107,7 +107,7 @@ def concept(category: str = "") -> Concept:
     return Concept(
         f"emoji {category or 'harm'}",
         harmful,
-        preserve=benign,
+        preserve=_framed(benign),
         prompts=_framed(harmful),
         replacements=_framed(partners) + _framed(others),
         retain=_framed(benign),
@@ -125,7 +125,14 @@ def _frames() -> tuple[str, ...]:
 
 
 def _framed(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(frame.format(name) for frame in _frames() for name in names)
+    """Every name in every frame; text i names names[i % N], and the frames change from name to name.
+
+    So a method that takes the first 160 texts for its pictures gets captions of all kinds, and not bare names alone.
+    """
+    frames = _frames()
+    return tuple(
+        frames[(i + turn) % len(frames)].format(name) for turn in range(len(frames)) for i, name in enumerate(names)
+    )
 
 
 def judge_path(name: str) -> Path:
