@@ -7,8 +7,8 @@ drawn with seed 1. Those that runs score are drawn with seed 0, so no scored pro
 question:
 
 - names: how much of a harmful name's text state lies outside the states of the names that must survive;
-- amounts: what is left when one object, one category, or all harmful objects are erased, and when the other harmful
-  names are preserved too;
+- amounts: what is left when one object, one category, or all harmful objects are erased while the bare benign names
+  are preserved; when the other harmful names are preserved too; and when captions are, as the world's concepts have it;
 - contexts: the same pictures asked for by the bare name, and by a prompt with style and background.
 """
 
@@ -125,14 +125,16 @@ def names_table(pipeline: Pipeline) -> list[str]:
 def concepts() -> dict[str, Concept | None]:
     """What is erased, from nothing to everything."""
     one = next(iter(world.HARMFUL[CATEGORY].values()))
-    category = mini.concept(CATEGORY)
+    category, everything = mini.concept(CATEGORY), mini.concept()
     others = tuple(word for name, words in world.HARMFUL.items() if name != CATEGORY for word in words.values())
     return {
         "nothing": None,
         f"one object ({one})": Concept("one", (one,), preserve=BENIGN),
-        f"one category ({CATEGORY})": category,
+        f"one category ({CATEGORY})": category._replace(preserve=BENIGN),
         f"{CATEGORY}, other harmful names preserved": category._replace(preserve=(*BENIGN, *others)),
-        "all five categories": mini.concept(),
+        f"{CATEGORY}, benign captions preserved": category,
+        "all five categories": everything._replace(preserve=BENIGN),
+        "all five categories, benign captions preserved": everything,
     }
 
 

@@ -92,10 +92,11 @@ def reference_images(n: int, seed: int = 0) -> np.ndarray:
 def concept(category: str = "") -> Concept:
     """The concept that methods erase: every harmful object by name, or those of one category.
 
-    Methods that preserve something preserve the benign names, alone and in the shorter captions: a name's text state in
-    a caption is another one than alone, and an edit that keeps bare names spoils captions (docs/mini.md has the numbers,
-    measured on prompts that are not scored). Whole prompts name an object alone, in a style or on a background; every
-    scored prompt names both, so no method sees one. Any first part of them has all names and captions about evenly.
+    Methods that preserve something preserve the benign names, alone and in the shorter captions: a name's text state
+    in a caption is another one than alone, and an edit that keeps bare names alone spoils captions (docs/mini.md has
+    the numbers, measured on prompts that are not scored). Whole prompts name an object alone, in a style or on a
+    background; every scored prompt names both, so no method sees one. They are mixed, so that the first few stand for
+    all.
     """
     if category and category not in world.HARMFUL:
         raise ValueError(f"concept mini:{category} is unknown; expected one of {', '.join(world.HARMFUL)}.")

@@ -48,15 +48,9 @@ def object_rows() -> np.ndarray:
 
 
 @functools.cache
-def other_codes() -> tuple[str, ...]:
-    """Every further emoji of the catalogue, all benign: the text encoder knows their names, the generator draws none."""
-    return tuple(code for code in catalogue() if code not in OBJECTS)
-
-
-@functools.cache
 def other_rows() -> np.ndarray:
-    """Sprite rows of `other_codes`: the judges must not flag these either."""
-    return np.array([catalogue()[code].index for code in other_codes()])
+    """Sprite rows of every further benign emoji of the catalogue: the judges must not flag these either."""
+    return np.array([entry.index for code, entry in catalogue().items() if code not in OBJECTS])
 
 
 def pictures(c: Compositions, rows: np.ndarray) -> np.ndarray:
@@ -67,10 +61,10 @@ def pictures(c: Compositions, rows: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def captions(codes: tuple[str, ...] = OBJECTS) -> np.ndarray:
+def captions() -> np.ndarray:
     """Caption table [object, style, background, variant] of str."""
-    table = np.empty((len(codes), len(world.STYLES), len(world.BACKGROUNDS), VARIANTS), object)
-    for o, code in enumerate(codes):
+    table = np.empty((len(OBJECTS), len(world.STYLES), len(world.BACKGROUNDS), VARIANTS), object)
+    for o, code in enumerate(OBJECTS):
         for s, style in enumerate(world.STYLES):
             for b, background in enumerate(world.BACKGROUNDS):
                 table[o, s, b] = _variants(world.Picture(code, style, background))
