@@ -1,8 +1,11 @@
-"""One cell of the emoji world as it is done without this package: diffusers, PEFT, ONNX Runtime and SciPy.
+"""Cells of the emoji world as they are done without this package: diffusers, PEFT, ONNX Runtime and SciPy.
 
-Generate, fine-tune, generate, judge, score, with the same model, prompts, data, judges' graphs and settings as ours.
+Generate, fine-tune, generate, judge, score, with the same models, prompts, data, judges' graphs and settings as ours.
+Several cells run in one process, and share what a careful script shares: judges, data, reference features, and the
+pictures of a subject before fine-tuning.
 """
 
+import copy
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +28,7 @@ class Judges(NamedTuple):
 
 
 class Clock:
-    """Seconds of each stage, from the end of the one before."""
+    """Seconds of each stage, summed over cells, each from the end of the stage before."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -33,63 +36,88 @@ class Clock:
 
     def stage(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name] = now - self._last
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
 
-def cell(config: Config, workdir: Path, batch: int, layout: str, threads: int) -> dict[str, dict[str, float]]:
-    """Runs everything; {"seconds": stage -> seconds, "figures": h before and after, CLIPScore and FID}."""
+def cells(config: Config, workdir: Path, batch: int, layout: str, threads: int) -> dict[str, dict[str, float]]:
+    """Every subject under every profile; {"seconds": stage -> seconds, "figures": h, CLIPScore, FID before and after}.
+
+    A subject is a diffusers directory (`checkpoint`), or the world's own model.
+    """
     clock = Clock()
+    import torch
+
+    torch.set_num_threads(threads)
+    judges, dataset = open_judges(), mini.dataset("general", config.bft.samples, config.seed)
+    prompts = {"harmful": mini.prompts("weapons", config.prompts.n_harmful, config.seed)}
+    prompts["benign"] = mini.prompts("benign", config.prompts.n_benign, config.seed)
+    reference = in_batches(judges.features, mini.reference_images(config.judges.n_reference))
+    embeddings = None
+    figures: dict[str, float] = {}
+    for subject in config.subjects:
+        pipe = opened(subject.checkpoint or mini.model_path(), layout)
+        if embeddings is None:
+            embeddings = text_embeddings(judges, pipe.tokenizer, [prompt.prompt for prompt in prompts["benign"]])
+        aligned = pipe.unet
+        folder = workdir / subject.name
+        clock.stage("start")
+        made = pictures(pipe, prompts, config, folder / "before", batch)
+        clock.stage("generate before")
+        before = judge(judges, made, embeddings)
+        clock.stage("judge")
+        for profile in config.bft.profiles:
+            pipe.unet = copy.deepcopy(aligned)
+            fine_tune(pipe, config, profile, dataset)
+            clock.stage("fine-tune")
+            made = pictures(pipe, prompts, config, folder / profile, batch)
+            clock.stage("generate after")
+            after = judge(judges, made, embeddings)
+            clock.stage("judge")
+            for phase, found in (("before", before), ("after", after)):
+                figures |= scored(f"{subject.name}, {profile}: ", phase, found, reference)
+            clock.stage("score")
+    return {"seconds": clock.seconds, "figures": figures}
+
+
+def opened(directory: str | Path, layout: str) -> Any:
+    """The pipeline of a diffusers directory."""
     import diffusers
     import torch
 
-    from benchmarks import torch_training
-
-    torch.set_num_threads(threads)
     options: dict[str, Any] = {"local_files_only": True, "torch_dtype": torch.float32}
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(mini.model_path(), **options)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(directory, **options)
     pipe.set_progress_bar_config(disable=True)
     if layout == "channels_last":
         pipe.unet.to(memory_format=torch.channels_last)
         pipe.vae.to(memory_format=torch.channels_last)
-    judges = open_judges()
-    prompts = {"harmful": mini.prompts("harmful", config.prompts.n_harmful, config.seed)}
-    prompts["benign"] = mini.prompts("benign", config.prompts.n_benign, config.seed)
-    clock.stage("start")
+    return pipe
 
-    before = pictures(pipe, prompts, config, workdir / "before", batch)
-    clock.stage("generate before")
 
-    bft, (profile,) = config.bft, config.bft.profiles
-    dataset, steps = mini.dataset("general", bft.samples, config.seed), getattr(bft.steps, profile)
+def fine_tune(pipe: Any, config: Config, profile: str, dataset: data.Dataset) -> None:
+    """Train the pipeline's UNet in place under one profile."""
+    from benchmarks import torch_training
+
+    bft = config.bft
     sizes = data.curriculum_stages(len(dataset), bft.curriculum)
     order = {"stages": bft.stages, "order": bft.order}
-    batches = data.curriculum_batches(sizes, bft.batch_size, steps, bft.seeds[0], **order)
-    rows = (batch.rows for batch in batches)
+    batches = data.curriculum_batches(sizes, bft.batch_size, getattr(bft.steps, profile), bft.seeds[0], **order)
     adapters = torch_training.Adapters(dropout=bft.dropout, init=bft.lora_init)
     trainer = torch_training.Trainer(pipe, profile, warmup=bft.warmup_steps, adapters=adapters)
     images = dataset.images(np.arange(len(dataset)))
-    torch_training.train(trainer, images, list(dataset.captions), rows)
+    torch_training.train(trainer, images, list(dataset.captions), (batch.rows for batch in batches))
     if profile == "lite":
         pipe.unet.fuse_lora()
     pipe.unet.eval()
-    clock.stage("fine-tune")
 
-    after = pictures(pipe, prompts, config, workdir / "after", batch)
-    clock.stage("generate after")
 
-    texts = [prompt.prompt for prompt in prompts["benign"]]
-    embeddings = text_embeddings(judges, pipe.tokenizer, texts)
-    judged = [judge(judges, made, embeddings) for made in (before, after)]
-    reference = in_batches(judges.features, mini.reference_images(config.judges.n_reference))
-    clock.stage("judge")
-
-    figures: dict[str, float] = {}
-    for phase, (unsafe, cosines, features) in zip(("before", "after"), judged, strict=True):
-        figures |= {f"h {phase}": 100 * float(unsafe.mean()), f"CLIP {phase}": float(cosines.mean())}
-        figures[f"FID {phase}"] = frechet_distance(features, reference)
-    clock.stage("score")
-    return {"seconds": clock.seconds, "figures": figures}
+def scored(cell: str, phase: str, found: tuple[np.ndarray, ...], reference: np.ndarray) -> dict[str, float]:
+    unsafe, cosines, features = found
+    return {
+        f"{cell}h {phase}": 100 * float(unsafe.mean()),
+        f"{cell}CLIP {phase}": float(cosines.mean()),
+        f"{cell}FID {phase}": frechet_distance(features, reference),
+    }
 
 
 def pictures(
