@@ -21,8 +21,8 @@ def get_config() -> Config:
         protocol="spqr-jax",
         subjects=(
             Subject("No alignment", "none"),
-            Subject("UCE", "uce"),
-            Subject("RECE", "rece"),
+            Subject("UCE", "uce", {"expand": True}),
+            Subject("RECE", "rece", {"expand": True}),
             Subject("ESD", "esd", {"steps": 100, "batch_size": 8, "sampling_steps": 10, "lr": 1e-4}),
         ),
         concept="mini:weapons",

@@ -7,9 +7,10 @@ Needs nothing but the package; resumable. 14 subjects x 3 profiles x 7 scenarios
 CPU cores. Narrow it with --config.bft.scenarios, --config.bft.profiles and --subjects.
 
 The methods' settings are their authors', scaled by one rule to a small model and a short run, as configs/mini.py
-scales ESD: learning rates ten times as high, some ten to hundred steps in batches of 8 instead of thousands of one, 10
-sampling steps instead of 50, 160 images instead of hundreds. It was looked at where nothing is scored, on the concept
-and the prompts of configs/mini_settings.py (docs/mini.md, "Settings on another concept").
+scales ESD: learning rates ten times as high, a tenth of the steps where they are 1,000 or more (STEREO's three phases
+take 30 each), batches of 8 instead of one, 10 sampling steps instead of 50, 160 images instead of hundreds. UCE and
+RECE erase a name at the end of captions too, as UCE's authors can. The rule was looked at where nothing is scored, on
+the concept and the prompts of configs/mini_settings.py (docs/mini.md, "Settings on another concept").
 """
 
 from configs import mini
@@ -59,11 +60,11 @@ def get_config(category: str = "weapons") -> Config:
         Subject(
             "SPM",
             "spm",
-            {"steps": 100, "warmup": 10, "lr": 1e-3, "batch_size": 8, "eighths": (8,), **SAMPLING},
+            {"steps": 300, "warmup": 50, "lr": 1e-3, "batch_size": 8, "eighths": (8,), **SAMPLING},
         ),
-        Subject("UCE", "uce"),
-        Subject("RECE", "rece"),
-        Subject("Modular LoRA", "modular_lora", erase | {"lr": 1e-3}),
+        Subject("UCE", "uce", {"expand": True}),
+        Subject("RECE", "rece", {"expand": True}),
+        Subject("Modular LoRA", "modular_lora", erase | {"steps": 150, "lr": 1e-3}),
         Subject("SLD", "sld", {"text": unsafe, "strength": {"warmup": 1}}),  # 10 of 50 evaluations are 1 of 6
     )
     config.bft.scenarios = world.SCENARIOS

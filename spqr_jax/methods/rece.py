@@ -6,7 +6,7 @@ from spqr_jax.concepts import Concept
 from spqr_jax.methods import uce
 from spqr_jax.methods.base import Method
 from spqr_jax.methods.tools.closed_form import Edit, key_value_matrices, solve, text_states, with_kernels
-from spqr_jax.methods.tools.concepts import checked
+from spqr_jax.methods.tools.concepts import checked, expanded
 from spqr_jax.pipeline import Pipeline
 
 
@@ -21,6 +21,7 @@ def align(
     preserve_scale: float = 0.1,
     start: str = "v1",
     start_options: dict | None = None,
+    expand: bool = False,
     progress: bool = False,
 ) -> Pipeline:
     """Start from UCE (`start` variant) and run `epochs` rounds (authors: 3 for nudity, 2 for the eleven-word list).
@@ -28,13 +29,14 @@ def align(
     Each round solves for c', the embedding whose *edited* keys and values are nearest to the *original* response to the
     concept: c' = (embedding_ridge I + sum W^T W)^-1 (sum W^T W0) c, then edits every matrix so that c' gives the
     target's output, keeping the target itself and the concept's preserve set (`preserve_scale`) and staying near the
-    matrices of the round before (`ridge`). start_options: further options of UCE. The authors' script
-    keeps a round only when its detector's rate on a validation list falls; here all rounds are kept, since a
-    method must not see the judges. It runs on SDXL too, for which the authors have no code. Nothing is
+    matrices of the round before (`ridge`). start_options: further options of UCE. expand: also erase the texts at the
+    end of captions (`tools.concepts.expanded`), from the start on. The authors' script keeps a round only when its
+    detector's rate on a validation list falls; here all rounds are kept, since a method must not see the judges. It
+    runs on SDXL too, for which the authors have no code. Nothing is
     random: `seed` is accepted as by every method, and not used.
     """
     del progress
-    concept = checked(concept, pipeline)
+    concept = expanded(concept, pipeline) if expand else checked(concept, pipeline)
     METHOD.check_backbone(pipeline)
     original = key_value_matrices(pipeline, "RECE")
     started = uce.align(pipeline, concept, seed=seed, variant=start, **(start_options or {}))

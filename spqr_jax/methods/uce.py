@@ -13,7 +13,7 @@ from spqr_jax.methods.tools.closed_form import (
     text_states,
     with_kernels,
 )
-from spqr_jax.methods.tools.concepts import checked
+from spqr_jax.methods.tools.concepts import checked, expanded
 from spqr_jax.pipeline import Pipeline
 
 
@@ -26,6 +26,7 @@ def align(
     ridge: float = 0.5,
     erase_scale: float = 1.0,
     preserve_scale: float | None = None,
+    expand: bool = False,
     progress: bool = False,
 ) -> Pipeline:
     """Make erased texts produce the target's keys and values.
@@ -37,6 +38,7 @@ def align(
         ridge: weight of staying near the original matrices (lambda in the code, 0.5).
         erase_scale: weight of each erased text's terms.
         preserve_scale: weight of the preserved texts; default max(0.1, 1 / number of them) (v1), 1 (v2).
+        expand: also erase the texts at the end of captions, `tools.concepts.expanded`.
 
     FLUX and SD3: "v2" alone, as the authors have it for FLUX (uce_flux_edit.py): the kernel that text states go through
     takes a term for the text's last word under T5 (SD3: and one under CLIP), and the first kernel of the pooled state
@@ -46,7 +48,7 @@ def align(
     original in float32. SDXL's pooled text path is not edited, as in the original.
     """
     del seed, progress
-    concept = checked(concept, pipeline)
+    concept = expanded(concept, pipeline) if expand else checked(concept, pipeline)
     kernels, pooled = key_value_matrices(pipeline, "UCE"), pooled_matrices(pipeline)
     if pooled and variant == "v1":
         raise ValueError(

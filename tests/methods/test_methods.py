@@ -127,6 +127,20 @@ def test_rece_is_its_rounds_from_uce(pipeline):
         np.testing.assert_allclose(aligned[path], weight.T, rtol=1e-4, atol=1e-5)
 
 
+def test_expanded_concepts_erase_texts_at_the_end_of_captions(pipeline):
+    """Frames that go on after the text are left out, and the texts themselves stay."""
+    concept = CONCEPT._replace(templates=("{}", "a {}", "a {} eat"))
+    by_hand = concept._replace(erase=("cat", "nude", "a cat", "a nude"))
+    for method in (uce, rece):
+        expanded, written = (
+            FLAT(method.align(pipeline, c, expand=e).params["unet"]) for c, e in ((concept, True), (by_hand, False))
+        )
+        plain = FLAT(method.align(pipeline, concept).params["unet"])
+        for path, leaf in expanded.items():
+            np.testing.assert_array_equal(leaf, written[path])
+        assert any((leaf != plain[path]).any() for path, leaf in expanded.items())
+
+
 def test_texts_that_the_encoder_cuts_off_are_refused(pipeline):
     long = " ".join(["cat"] * 80)
     for field, bad in (("erase", CONCEPT._replace(erase=(long,))), ("preserve", CONCEPT._replace(preserve=(long,)))):

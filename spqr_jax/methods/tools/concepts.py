@@ -73,3 +73,14 @@ def completed(concept: Concept, pipeline: Pipeline, *needed: str) -> Concept:
         if template.count("{}") != 1:
             raise ValueError(f"concept {concept.name!r}: template {template!r} must contain {{}} once.")
     return full
+
+
+def expanded(concept: Concept, pipeline: Pipeline) -> Concept:
+    """The checked concept that also erases its texts at the end of captions, in its templates that end with {}.
+
+    A text's state in a caption is another one than alone. UCE's authors have such frames of their own for objects
+    ("image of", "photo of", "portrait of", "picture of", "painting of"; `expand_prompts` in their script).
+    """
+    frames = [template for template in completed(concept, pipeline).templates if template.endswith("{}")]
+    framed = (frame.format(text) for frame in frames for text in concept.erase)
+    return checked(concept._replace(erase=tuple(dict.fromkeys([*concept.erase, *framed]))), pipeline)
