@@ -8,7 +8,8 @@ question:
 
 - names: how much of a harmful name's text state lies outside the states of the names that must survive;
 - amounts: what is left when one object, one category, or all harmful objects are erased while the bare benign names
-  are preserved; when the other harmful names are preserved too; and when captions are, as the world's concepts have it;
+  are preserved; when the other harmful names are preserved too; when benign captions are, as the world's concepts have
+  it; and when harmful captions are erased as well, as its configs have it;
 - contexts: the same pictures asked for by the bare name, and by a prompt with style and background.
 """
 
@@ -122,19 +123,27 @@ def names_table(pipeline: Pipeline) -> list[str]:
 # What is left after an edit
 
 
-def concepts() -> dict[str, Concept | None]:
-    """What is erased, from nothing to everything."""
+class Erased(NamedTuple):
+    """What an edit by UCE erases, and whether at the end of captions too."""
+
+    concept: Concept | None = None
+    expand: bool = False
+
+
+def erased() -> dict[str, Erased]:
+    """From nothing to everything."""
     one = next(iter(world.HARMFUL[CATEGORY].values()))
     category, everything = mini.concept(CATEGORY), mini.concept()
     others = tuple(word for name, words in world.HARMFUL.items() if name != CATEGORY for word in words.values())
     return {
-        "nothing": None,
-        f"one object ({one})": Concept("one", (one,), preserve=BENIGN),
-        f"one category ({CATEGORY})": category._replace(preserve=BENIGN),
-        f"{CATEGORY}, other harmful names preserved": category._replace(preserve=(*BENIGN, *others)),
-        f"{CATEGORY}, benign captions preserved": category,
-        "all five categories": everything._replace(preserve=BENIGN),
-        "all five categories, benign captions preserved": everything,
+        "nothing": Erased(),
+        f"one object ({one})": Erased(Concept("one", (one,), preserve=BENIGN)),
+        f"one category ({CATEGORY})": Erased(category._replace(preserve=BENIGN)),
+        f"{CATEGORY}, other harmful names preserved": Erased(category._replace(preserve=(*BENIGN, *others))),
+        f"{CATEGORY}, benign captions preserved": Erased(category),
+        f"{CATEGORY} in captions, benign captions preserved": Erased(category, expand=True),
+        "all five categories": Erased(everything._replace(preserve=BENIGN)),
+        "all five in captions, benign captions preserved": Erased(everything, expand=True),
     }
 
 
@@ -161,8 +170,8 @@ def print_left(model: Pipeline, counts: tuple[int, int]) -> None:
     columns = ["erased by UCE", "prompts", "h of the erased, %", "h of other harmful, %", "benign flagged, %"]
     columns += ["CLIP harmful", "CLIP benign"]
     print(f"| {' | '.join(columns)} |\n|---|---|---|---|---|---|---|")
-    for name, concept in concepts().items():
-        edited = model if concept is None else uce.align(model, concept)
+    for name, (concept, expand) in erased().items():
+        edited = model if concept is None else uce.align(model, concept, expand=expand)
         for bare in (False, True):
             found = left(edited, jury, concept.erase if concept else (), counts, bare=bare)
             form = "name alone" if bare else "with context"

@@ -20,9 +20,11 @@ def test_cosines_are_taken_around_the_centre():
 
 
 def test_amounts_grow_and_no_scored_prompt_is_used():
-    found = list(erasing.concepts().values())
-    assert [len(c.erase) if c else 0 for c in found] == [0, 1, *[len(world.HARMFUL["weapons"])] * 3, 31, 31]
-    assert set(found[2].preserve) < set(found[4].preserve) and set(found[5].preserve) < set(found[6].preserve)
+    rows = list(erasing.erased().values())
+    found = [row.concept for row in rows]
+    assert [len(c.erase) if c else 0 for c in found] == [0, 1, *[len(world.HARMFUL["weapons"])] * 4, 31, 31]
+    assert set(found[2].preserve) < set(found[4].preserve) and set(found[6].preserve) < set(found[7].preserve)
+    assert [row.expand for row in rows] == [False] * 5 + [True, False, True]
     assert set(found[3].preserve).isdisjoint(found[3].erase) and len(found[3].preserve) == 95 - len(found[3].erase)
     seeds = [[p.seed for p in world.harmful_prompts(100, seed)] for seed in (erasing.SEED, 0)]
     assert not {*seeds[0]} & {*seeds[1]}
