@@ -9,7 +9,7 @@ CPU cores. Narrow it with --config.bft.scenarios, --config.bft.profiles and --su
 The methods' settings are their authors', scaled by one rule to a small model and a short run, as configs/mini.py
 scales ESD: learning rates ten times as high, a tenth of the steps where they are 1,000 or more (STEREO's three phases
 take 30 each), batches of 8 instead of one, 10 sampling steps instead of 50, 160 images instead of hundreds. UCE and
-RECE erase a name at the end of captions too, as UCE's authors can. The rule was looked at where nothing is scored, on
+RECE erase a name in short captions too, as UCE's authors can. The rule was looked at where nothing is scored, on
 the concept and the prompts of configs/mini_settings.py (docs/mini.md, "Settings on another concept").
 """
 

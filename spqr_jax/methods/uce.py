@@ -38,7 +38,7 @@ def align(
         ridge: weight of staying near the original matrices (lambda in the code, 0.5).
         erase_scale: weight of each erased text's terms.
         preserve_scale: weight of the preserved texts; default max(0.1, 1 / number of them) (v1), 1 (v2).
-        expand: also erase the texts at the end of captions, `tools.concepts.expanded`.
+        expand: also erase the texts within the concept's templates, `tools.concepts.expanded`.
 
     FLUX and SD3: "v2" alone, as the authors have it for FLUX (uce_flux_edit.py): the kernel that text states go through
     takes a term for the text's last word under T5 (SD3: and one under CLIP), and the first kernel of the pooled state

@@ -76,11 +76,11 @@ def completed(concept: Concept, pipeline: Pipeline, *needed: str) -> Concept:
 
 
 def expanded(concept: Concept, pipeline: Pipeline) -> Concept:
-    """The checked concept that also erases its texts at the end of captions, in its templates that end with {}.
+    """The checked concept that also erases its texts within each of its templates.
 
-    A text's state in a caption is another one than alone. UCE's authors have such frames of their own for objects
+    A text's state in a caption is another one than alone. UCE's authors have five frames of their own for objects
     ("image of", "photo of", "portrait of", "picture of", "painting of"; `expand_prompts` in their script).
     """
-    frames = [template for template in completed(concept, pipeline).templates if template.endswith("{}")]
-    framed = (frame.format(text) for frame in frames for text in concept.erase)
+    templates = completed(concept, pipeline).templates
+    framed = (template.format(text) for template in templates for text in concept.erase)
     return checked(concept._replace(erase=tuple(dict.fromkeys([*concept.erase, *framed]))), pipeline)
