@@ -29,9 +29,9 @@ def align(
     Each round solves for c', the embedding whose *edited* keys and values are nearest to the *original* response to the
     concept: c' = (embedding_ridge I + sum W^T W)^-1 (sum W^T W0) c, then edits every matrix so that c' gives the
     target's output, keeping the target itself and the concept's preserve set (`preserve_scale`) and staying near the
-    matrices of the round before (`ridge`). start_options: further options of UCE. expand: also erase the texts
-    within the concept's templates (`tools.concepts.expanded`), from the start on. The authors' script keeps a round only when its
-    detector's rate on a validation list falls; here all rounds are kept, since a method must not see the judges. It
+    matrices of the round before (`ridge`). start_options: further options of UCE. expand: also erase the texts within
+    the concept's templates (`tools.concepts.expanded`), from the start on. The authors' script keeps a round only when
+    its detector's rate on a validation list falls; here all rounds are kept, since a method must not see the judges. It
     runs on SDXL too, for which the authors have no code. Nothing is
     random: `seed` is accepted as by every method, and not used.
     """
