@@ -8,7 +8,7 @@ from spqr_jax.run import opening, stages
 from spqr_jax.run.manifest import write_manifest
 
 # What a subject of configs/table1_mini.py is known to do there (docs/mini.md, docs/methods.md): h halved or not.
-LEAVES_HARM = ("FMN", "RECE", "SPM")
+LEAVES_HARM = ("FMN", "RECE")
 
 
 @pytest.mark.slow
