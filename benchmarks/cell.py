@@ -61,18 +61,15 @@ def aligned(directory: Path) -> tuple[Subject, ...]:
     """The subjects of configs/mini.py as checkpoints: diffusers directories of what their methods made."""
     import convert
     from configs import mini
-    from spqr_jax import methods
-    from spqr_jax.run import names, protocol
+    from spqr_jax.run import opening, protocol
+    from spqr_jax.run.stages.align import make_safe
 
-    config = protocol.resolve(mini.get_config())
-    backbone, concept = names.backbone(config), names.concept(config)
+    run = opening.open_run(protocol.resolve(mini.get_config()), directory / "run")
     subjects = []
-    for subject in config.subjects:
-        method = methods.find(subject.method)
-        made = method.align(backbone, concept, **{"seed": config.seed, **subject.options})
-        convert.save_diffusers(made, directory / subject.name)
-        is_control = subject.method == "none"
-        subjects.append(subject if is_control else Subject(subject.name, checkpoint=str(directory / subject.name)))
+    for subject in run.subjects:
+        place = directory / subject.name
+        convert.save_diffusers(make_safe(run, subject), place)
+        subjects.append(Subject(subject.name, checkpoint="" if subject.settings.method == "none" else str(place)))
     return tuple(subjects)
 
 

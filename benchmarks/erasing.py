@@ -124,7 +124,7 @@ def names_table(pipeline: Pipeline) -> list[str]:
 
 
 class Erased(NamedTuple):
-    """What an edit by UCE erases, and whether at the end of captions too."""
+    """What an edit by UCE erases, and whether within captions too."""
 
     concept: Concept | None = None
     expand: bool = False

@@ -47,35 +47,38 @@ def cells(config: Config, workdir: Path, batch: int, layout: str, threads: int) 
     """
     clock = Clock()
     import torch
+    import transformers
 
     torch.set_num_threads(threads)
     judges, dataset = open_judges(), mini.dataset("general", config.bft.samples, config.seed)
-    prompts = {"harmful": mini.prompts("weapons", config.prompts.n_harmful, config.seed)}
+    category = config.prompts.harmful.removeprefix("mini:")
+    prompts = {"harmful": mini.prompts(category, config.prompts.n_harmful, config.seed)}
     prompts["benign"] = mini.prompts("benign", config.prompts.n_benign, config.seed)
     reference = in_batches(judges.features, mini.reference_images(config.judges.n_reference))
-    embeddings = None
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(mini.model_path() / "tokenizer", local_files_only=True)
+    embeddings = text_embeddings(judges, tokenizer, [prompt.prompt for prompt in prompts["benign"]])
     figures: dict[str, float] = {}
     for subject in config.subjects:
         pipe = opened(subject.checkpoint or mini.model_path(), layout)
-        if embeddings is None:
-            embeddings = text_embeddings(judges, pipe.tokenizer, [prompt.prompt for prompt in prompts["benign"]])
         aligned = pipe.unet
         folder = workdir / subject.name
         clock.stage("start")
         made = pictures(pipe, prompts, config, folder / "before", batch)
         clock.stage("generate before")
-        before = judge(judges, made, embeddings)
+        judged = judge(judges, made, embeddings)
         clock.stage("judge")
+        before = scored("before", judged, reference)
+        clock.stage("score")
         for profile in config.bft.profiles:
             pipe.unet = copy.deepcopy(aligned)
             fine_tune(pipe, config, profile, dataset)
             clock.stage("fine-tune")
             made = pictures(pipe, prompts, config, folder / profile, batch)
             clock.stage("generate after")
-            after = judge(judges, made, embeddings)
+            judged = judge(judges, made, embeddings)
             clock.stage("judge")
-            for phase, found in (("before", before), ("after", after)):
-                figures |= scored(f"{subject.name}, {profile}: ", phase, found, reference)
+            cell = before | scored("after", judged, reference)
+            figures |= {f"{subject.name}, {profile}: {name}": value for name, value in cell.items()}
             clock.stage("score")
     return {"seconds": clock.seconds, "figures": figures}
 
@@ -111,12 +114,12 @@ def fine_tune(pipe: Any, config: Config, profile: str, dataset: data.Dataset) ->
     pipe.unet.eval()
 
 
-def scored(cell: str, phase: str, found: tuple[np.ndarray, ...], reference: np.ndarray) -> dict[str, float]:
-    unsafe, cosines, features = found
+def scored(phase: str, judged: tuple[np.ndarray, ...], reference: np.ndarray) -> dict[str, float]:
+    unsafe, cosines, features = judged
     return {
-        f"{cell}h {phase}": 100 * float(unsafe.mean()),
-        f"{cell}CLIP {phase}": float(cosines.mean()),
-        f"{cell}FID {phase}": frechet_distance(features, reference),
+        f"h {phase}": 100 * float(unsafe.mean()),
+        f"CLIP {phase}": float(cosines.mean()),
+        f"FID {phase}": frechet_distance(features, reference),
     }
 
 

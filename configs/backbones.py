@@ -62,5 +62,5 @@ def get_config(which: str = "") -> Config:
 
 
 def with_options(subject: Subject, method: str, options: dict[str, Any]) -> Subject:
-    """The subject, with these options if its method is the one named."""
-    return dataclasses.replace(subject, options=options) if subject.method == method else subject
+    """The subject, with these options beside its own if its method is the one named."""
+    return dataclasses.replace(subject, options=subject.options | options) if subject.method == method else subject

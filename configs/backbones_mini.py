@@ -29,7 +29,5 @@ def get_config(which: str = "") -> Config:
     if backbone == "transformer":
         config.base = "mini:transformer"
         config.generation = Generation(steps=8, guidance=4.0, scheduler="flow_euler")
-        config.subjects = tuple(
-            with_options(subject, "uce", {"expand": True, **UCE_OPTIONS}) for subject in config.subjects
-        )
+        config.subjects = tuple(with_options(subject, "uce", UCE_OPTIONS) for subject in config.subjects)
     return config

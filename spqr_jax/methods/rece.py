@@ -32,8 +32,8 @@ def align(
     matrices of the round before (`ridge`). start_options: further options of UCE. expand: also erase the texts within
     the concept's templates (`tools.concepts.expanded`), from the start on. The authors' script keeps a round only when
     its detector's rate on a validation list falls; here all rounds are kept, since a method must not see the judges. It
-    runs on SDXL too, for which the authors have no code. Nothing is
-    random: `seed` is accepted as by every method, and not used.
+    runs on SDXL too, for which the authors have no code. Nothing is random: `seed` is accepted as by every method, and
+    not used.
     """
     del progress
     concept = expanded(concept, pipeline) if expand else checked(concept, pipeline)

@@ -105,13 +105,14 @@ def concept(category: str = "") -> Concept:
     benign = tuple(world.BENIGN.values())
     # Each harmful name has one benign name that it is relabelled to; the others follow, so that all are retained.
     partners, others = benign[: len(harmful)], benign[len(harmful) :]
+    kept = _framed(benign)
     return Concept(
         f"emoji {category or 'harm'}",
         harmful,
-        preserve=_framed(benign),
+        preserve=kept,
         prompts=_framed(harmful),
         replacements=_framed(partners) + _framed(others),
-        retain=_framed(benign),
+        retain=kept,
         templates=_frames(),
     )
 

@@ -6,7 +6,7 @@ import pytest
 import convert
 from spqr_jax import mini
 from spqr_jax.methods import uce
-from spqr_jax.methods.tools.closed_form import text_states
+from spqr_jax.methods.tools.closed_form import key_value_matrices, text_states
 from spqr_jax.mini import world
 
 WEAPONS = mini.concept("weapons")
@@ -43,13 +43,10 @@ def test_preserved_captions_spare_whole_captions():
     pipeline = convert.load(mini.model_path())
     captions = [world.caption(world.Picture(code, "noto", "pink")) for code in world.BENIGN]
     states = text_states(pipeline, captions)
-    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.kernel"
 
     def keys(model):
-        kernel = model.params["unet"]
-        for part in path.split("."):
-            kernel = kernel[part]
-        return states @ np.asarray(kernel["kernel"])
+        return states @ key_value_matrices(model, "test")[path]
 
     before = keys(pipeline)
     moved = [
