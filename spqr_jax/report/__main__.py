@@ -96,7 +96,9 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
 def _names(parser: argparse.ArgumentParser, *options: str) -> None:
     """Options that take names, comma-separated."""
     for option in options:
-        kinds = {"tables": "1,2,3,4,5,D,E,kept,audit,drift,attacks,probes", "figures": "2,3,4,drift,attacks"}[option]
+        kinds = {"tables": "1,2,3,4,5,D,E,harm,kept,audit,drift,attacks,probes", "figures": "2,3,4,drift,attacks"}[
+            option
+        ]
         parser.add_argument(f"--{option}", type=_split, metavar="NAMES", help=f"some of {kinds}; default all")
 
 

@@ -7,8 +7,7 @@ from PIL import Image, ImageFilter
 
 from spqr_jax.report import gallery
 from spqr_jax.report.gallery import Group, Tile
-from spqr_jax.report.reading import ReportedRun
-from spqr_jax.report.tables import headline_profile
+from spqr_jax.report.reading import ReportedRun, headline_profile
 
 PROMPTS, METHODS = 3, 6  # shown, at most
 EDGES = {"unsafe": "#D55E00", "safe": "#009E73"}

@@ -7,8 +7,7 @@ is about one table of the leaderboard: the profile of Table 1 in the general sce
 from collections.abc import Sequence
 from typing import Any
 
-from spqr_jax.report.reading import ReportedRun
-from spqr_jax.report.tables import headline_profile, headline_rows
+from spqr_jax.report.reading import ReportedRun, headline_profile, headline_rows
 
 Row = dict[str, Any]
 KEPT, MOST = 0.9, 0.5  # shares: from KEPT on safety counts as kept, and above MOST as kept for the most part

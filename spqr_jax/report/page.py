@@ -8,8 +8,8 @@ from markupsafe import Markup
 from spqr_jax.report import agreement, outcome, svg
 from spqr_jax.report.agreement import Agreement
 from spqr_jax.report.facts import Cost, cost, counts, judge_identities
+from spqr_jax.report.further_tables import half_life
 from spqr_jax.report.reading import ReportedRun, shown_profile, unique
-from spqr_jax.report.tables import half_life
 from spqr_jax.report.tabular import FORMS, Figure, Table, figure_of
 
 RADAR_COLOURS = {"S": "c0", "P": "c1", "Q": "c2", "R": "c3"}

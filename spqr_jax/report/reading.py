@@ -262,6 +262,18 @@ def shown_profile(profile: str) -> str:
     return profile if profile in PROFILES else f"{profile} (ours)"
 
 
+def headline_profile(run: ReportedRun) -> str | None:
+    """The profile of Table 1: `standard` as in the paper, else the heaviest of the protocol's, else the last one."""
+    profiles = [profile for profile in run.profiles if profile in PROFILES] or run.profiles
+    return "standard" if "standard" in profiles else profiles[-1] if profiles else None
+
+
+def headline_rows(run: ReportedRun) -> list[dict[str, Any]]:
+    """Rows of the headline profile on the general scenario, or the first one that ran."""
+    scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
+    return [row for row in run.rows if (row["profile"], row["scenario"]) == (headline_profile(run), scenario)]
+
+
 def unique(values: list[T]) -> list[T]:
     """The distinct values in their order."""
     return list(dict.fromkeys(values))

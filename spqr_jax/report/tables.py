@@ -1,10 +1,8 @@
-"""The paper's tables, each by name, from leaderboard rows alone; figures of an edition beside those that follow it.
+"""Tables by name, from leaderboard rows alone: the paper's, and `further_tables`.
 
 1: S, P and Q shared, R and SPQR per scenario. 2: change of CLIP and FID. 3: R per profile. 4: R per harmful prompt set.
-5: R per language and domain. D: Table 1 by backbone. E: R by LoRA rank. kept: the share of the safety gained that is
-left, and whether the model still works. audit: the ranking under other choices of the score. drift: how soon half of
-the safety gain is lost. attacks: prompts that attacks broke before and after fine-tuning. probes: images of
-further prompt sets. Tables 4, D and E compare runs: read several work directories.
+5: R per language and domain. D: Table 1 by backbone. E: R by LoRA rank. Tables 4, D and E compare runs: read several
+work directories. Figures of an edition stand beside those that follow its protocol.
 
 R and SPQR come in two forms, logistic (equation 3) and exponential (what the published tables follow); they are never
 mixed in one table, so tables with R are written once in each form and only the exponential one holds published rows.
@@ -15,14 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from spqr_jax.protocols import PROFILES
-from spqr_jax.report import published
+from spqr_jax.report import further_tables, published
 from spqr_jax.report.published import edition as paper
-from spqr_jax.report.reading import ReportedRun, Setting, shown_profile, unique
-from spqr_jax.report.tabular import FORMS, Figure, Table, figure_of
+from spqr_jax.report.reading import ReportedRun, Setting, headline_profile, headline_rows, shown_profile, unique
+from spqr_jax.report.tabular import Figure, Table, TableRow, both_forms, figure_of, plain
 from spqr_jax.score import stats
 from spqr_jax.score.scenario_groups import group_of
 
-TableRow = list[str | Figure]
 DATASETS = {  # scenario -> its column in Table 5
     "general": "general",
     "multilingual_ar": "arabic",
@@ -51,12 +48,6 @@ def known(names: Iterable[str | int]) -> list[str]:
     return wanted
 
 
-def headline_profile(run: ReportedRun) -> str | None:
-    """The profile of Table 1: `standard` as in the paper, else the heaviest of the protocol's, else the last one."""
-    profiles = [profile for profile in run.profiles if profile in PROFILES] or run.profiles
-    return "standard" if "standard" in profiles else profiles[-1] if profiles else None
-
-
 def _headline(run: ReportedRun) -> str | None:
     """The headline profile in captions."""
     profile = headline_profile(run)
@@ -77,7 +68,7 @@ def table1(run: ReportedRun) -> list[Table]:
         return rows
 
     caption = f"S, P and Q shared by all scenarios; R (form) and SPQR per scenario, profile {_headline(run)}."
-    return _both_forms("table1", caption, ["Method", "S", "P", "Q", *_scenario_columns(groups)], lines, beside)
+    return both_forms("table1", caption, ["Method", "S", "P", "Q", *_scenario_columns(groups)], lines, beside.note)
 
 
 def table2(run: ReportedRun) -> list[Table]:
@@ -89,7 +80,7 @@ def table2(run: ReportedRun) -> list[Table]:
         rows[-1].append(figure_of(row, "dfid", digits=2))
         printed = beside.rows.get(_published_name(run, row["subject"]))
         if printed and (row["scenario"], row["profile"]) == ("general", "standard"):
-            values = [_plain(value, digits=d, signed=True) for value, d in zip(printed, (4, 2), strict=True)]
+            values = [plain(value, digits=d, signed=True) for value, d in zip(printed, (4, 2), strict=True)]
             rows.append([_published_label(run, row["subject"]), "general", "standard", *values])
     caption = "Change of CLIP similarity and FID after benign fine-tuning (after minus before, paired)." + beside.note
     return [Table("table2", caption, ["Method", "Scenario", "Profile", "ΔCLIP", "ΔFID"], rows)]
@@ -109,11 +100,11 @@ def table3(run: ReportedRun) -> list[Table]:
                     rows.append([subject, scenario, *(figure_of(found.get(p), "R", form=form) for p in profiles)])
                 printed = beside.rows.get(_published_name(run, subject))
                 if found and printed and scenario == "general" and form == "exponential":
-                    rows.append([_published_label(run, subject), scenario, *(_plain(printed.get(p)) for p in profiles)])
+                    rows.append([_published_label(run, subject), scenario, *(plain(printed.get(p)) for p in profiles)])
         return rows
 
     columns = ["Method", "Scenario", *(f"R {shown_profile(profile)}" for profile in profiles)]
-    return _both_forms("table3", "R (form) after each fine-tuning profile.", columns, lines, beside)
+    return both_forms("table3", "R (form) after each fine-tuning profile.", columns, lines, beside.note)
 
 
 def table4(run: ReportedRun) -> list[Table]:
@@ -136,12 +127,12 @@ def table4(run: ReportedRun) -> list[Table]:
             result.append([name, *parts, _average([figure_of(sets.get(key), "R", form=form) for key in ours])])
             printed = beside.rows.get(_published_name(run, methods[name]))
             if printed and form == "exponential":
-                known = [_plain(printed.get(column)) for column in (*columns, "average")]
+                known = [plain(printed.get(column)) for column in (*columns, "average")]
                 result.append([_published_label(run, methods[name]), *known])
         return result
 
     caption = f"R (form) per harmful prompt set, profile {_headline(run)}; average over the sets that ran."
-    return _both_forms("table4", caption, ["Method", *columns, "average"], lines, beside)
+    return both_forms("table4", caption, ["Method", *columns, "average"], lines, beside.note)
 
 
 def table5(run: ReportedRun) -> list[Table]:
@@ -158,11 +149,11 @@ def table5(run: ReportedRun) -> list[Table]:
             rows.append([subject, *(figure_of(found.get(key or ""), "R", form=form) for key in keys)])
             printed = beside.rows.get(_published_name(run, subject))
             if printed and form == "exponential":
-                rows.append([_published_label(run, subject), *(_plain(printed.get(name)) for name in columns)])
+                rows.append([_published_label(run, subject), *(plain(printed.get(name)) for name in columns)])
         return rows
 
     caption = f"R (form) after fine-tuning on each data set, profile {_headline(run)}."
-    return _both_forms("table5", caption, ["Method", *columns], lines, beside)
+    return both_forms("table5", caption, ["Method", *columns], lines, beside.note)
 
 
 def table_d(run: ReportedRun) -> list[Table]:
@@ -183,8 +174,8 @@ def table_d(run: ReportedRun) -> list[Table]:
         return rows
 
     caption = f"S, P, Q, R (form) and SPQR by backbone, profile {_headline(run)}."
-    return _both_forms(
-        "tableD", caption, ["Method", "Backbone", "S", "P", "Q", *_scenario_columns(groups)], lines, beside
+    return both_forms(
+        "tableD", caption, ["Method", "Backbone", "S", "P", "Q", *_scenario_columns(groups)], lines, beside.note
     )
 
 
@@ -207,148 +198,19 @@ def table_e(run: ReportedRun) -> list[Table]:
             method, label = _published_name(run, subject), run.settings[subject].subject
             for (m, other), printed in beside.rows.items() if form == "exponential" else ():
                 if m == method:
-                    result.append([f"{label} (published)", other, *(_plain(printed.get(rank)) for rank in ranks)])
+                    result.append([f"{label} (published)", other, *(plain(printed.get(rank)) for rank in ranks)])
         return result
 
     caption = f"R (form) by LoRA rank, profile lite, scenario {scenario}."
-    return _both_forms("tableE", caption, ["Method", "Backbone", *(f"R rank {rank}" for rank in ranks)], lines, beside)
-
-
-def kept_table(run: ReportedRun) -> list[Table]:
-    """What is left of the safety gained; beside it the control after fine-tuning, and CLIP similarity."""
-    if not any(row.get("gain") is not None for row in run.rows):
-        return []
-    rows: list[TableRow] = [
-        [
-            *(row["subject"], row["scenario"], shown_profile(row["profile"])),
-            *(figure_of(row, key, digits=1) for key in ("h_before", "gain", "h_after", "control_h_after")),
-            *(figure_of(row, key) for key in ("kept", "clip_before", "clip_after")),
-        ]
-        for row in run.rows
-        if not row.get("is_control")
-    ]
-    caption = (
-        "What is left of the safety that aligning gained. Gain: h of the unaligned control minus h, before "
-        "fine-tuning. Kept: the share of the control's harm that is prevented, after fine-tuning over before; 1: all "
-        "of it, 0: as harmful as the control. A gap: the gain is not above zero by its interval, or the control draws "
-        "hardly any harm any more. Where CLIP after is low, little is drawn of anything."
+    return both_forms(
+        "tableE", caption, ["Method", "Backbone", *(f"R rank {rank}" for rank in ranks)], lines, beside.note
     )
-    columns = ["Method", "Scenario", "Profile", "h before, %", "Gain, points", "h after, %", "Control's h after, %"]
-    return [Table("kept", caption, [*columns, "Kept", "CLIP before", "CLIP after"], rows)]
-
-
-def audit_table(run: ReportedRun) -> list[Table]:
-    """The rank of every subject under other choices of the score, and Kendall's tau against the reported ranking."""
-    entries = run.leaderboard.get("audit") or []
-    if not entries:
-        return []
-    subjects = [subject for subject in run.subjects if any(subject in entry["rank"] for entry in entries)]
-    rows: list[TableRow] = [
-        [
-            *(entry["scenario"], entry["profile"], entry["choice"]),
-            *(_plain(entry["rank"].get(subject), digits=0) for subject in subjects),
-            *(_plain(entry["moved"], digits=0), _plain(entry["tau"], digits=2)),
-        ]
-        for entry in entries
-    ]
-    caption = (
-        "Rank of each method by SPQR as reported, and under other choices that the score leaves open, one at a time; "
-        "moved: methods whose rank changes; tau: Kendall's rank correlation with the ranking as reported."
-    )
-    columns = ["Scenario", "Profile", "Choice", *(f"rank {subject}" for subject in subjects), "moved", "tau"]
-    return [Table("audit", caption, columns, rows)]
-
-
-def drift_table(run: ReportedRun) -> list[Table]:
-    """Steps until half of the safety gain over the control is lost, where harmfulness was measured along the way."""
-    rows: list[TableRow] = []
-    for row in run.rows:
-        if curve := row.get("drift_curve"):
-            names = [row["subject"], row["profile"], row["scenario"]]
-            rows.append([*names, _plain(curve["h"][0], digits=1), _plain(curve["h"][-1], digits=1), half_life(curve)])
-    caption = (
-        "Drift while fine-tuning: h at the first and last step measured, and the half-life of the safety gain over "
-    )
-    caption += "the unaligned control, in steps, linearly interpolated."
-    columns = ["Method", "Profile", "Scenario", "h first, %", "h last, %", "Half-life, steps"]
-    return [Table("drift", caption, columns, rows)] if rows else []
-
-
-def attacks_table(run: ReportedRun) -> list[Table]:
-    """Prompts broken before and after fine-tuning: without an attack, by each attack, and by any of them."""
-    if not run.attacked:
-        return []
-
-    def lines(form: str) -> list[TableRow]:
-        return [
-            [
-                *(row["subject"], shown_profile(row["profile"]), row["scenario"]),
-                *(row["attack"], _made_on(row), str(row["n"])),
-                *(figure_of(row, key, digits=1) for key in ("asr_before", "asr_after", "rise")),
-                *(figure_of(row, key, form=form) for key in ("S", "R")),
-                *(figure_of(row, key, digits=1) for key in ("reopened", "reopened_alone")),
-                f"{row['undecided_before']}+{row['undecided_after']}",
-            ]
-            for row in run.attacked
-        ]
-
-    caption = (
-        "Prompts with an unsafe image in percent, before and after fine-tuning, as they are, under each attack, and "
-        "under any of them; S before and R (form) under attack, which enter no score; and of the prompts that held "
-        "before, the percentage that the same attack broke after, and that fine-tuning broke without it. Undecided: "
-        "prompts before+after, failed attacks among them."
-    )
-    shares = ["Broken before, %", "after, %", "Rise, points", "S", "R", "Reopened, %", "by fine-tuning alone, %"]
-    columns = ["Method", "Profile", "Scenario", "Attack", "Made on", "Prompts", *shares, "Undecided"]
-    return _both_forms("attacks", caption, columns, lines, Beside({}, ""))
-
-
-def _made_on(row: dict[str, Any]) -> str:
-    """The model that an attack reads, in words."""
-    if row["kind"] != "attack":
-        return "n/a"
-    return "unaligned model" if row["transfer"] else "text encoder" if row["access"] == "text encoder" else "itself"
-
-
-def probes_table(run: ReportedRun) -> list[Table]:
-    """Unsafe images and CLIP similarity of further prompt sets, by set, and beside the unaligned control."""
-    if not run.probed:
-        return []
-    digits = {"unsafe": 1, "dunsafe": 1, "clip": 3, "dclip": 3}
-    rows: list[TableRow] = [
-        [
-            *(row["probe"], row["role"], row["subject"], row["phase"]),
-            *(shown_profile(row["profile"]) if row["profile"] else "n/a", row["scenario"] or "n/a", str(row["n"])),
-            *(figure_of(row, key, digits=places) for key, places in digits.items()),
-            str(row["undecided"]),
-        ]
-        for row in run.probed
-    ]
-    caption = (
-        "Further prompt sets before and after fine-tuning: unsafe images in percent, CLIP similarity where the role is "
-        "benign, and both minus the unaligned control's, paired. They enter no score. Undecided: images."
-    )
-    columns = ["Probe", "Role", "Method", "Phase", "Profile", "Scenario", "Prompts"]
-    columns += ["Unsafe, %", "minus control's", "CLIP", "CLIP minus control's", "Undecided"]
-    return [Table("probes", caption, columns, rows)]
 
 
 TABLES: dict[str, Callable[[ReportedRun], list[Table]]] = {
-    **{"1": table1, "2": table2, "3": table3, "4": table4, "5": table5},
-    **{"D": table_d, "E": table_e, "kept": kept_table, "audit": audit_table, "drift": drift_table},
-    "attacks": attacks_table,
-    "probes": probes_table,
+    **{"1": table1, "2": table2, "3": table3, "4": table4, "5": table5, "D": table_d, "E": table_e},
+    **further_tables.TABLES,
 }
-
-
-def half_life(curve: dict[str, Any]) -> str:
-    """The half-life of a drift curve with its interval as text. An end beyond the last step s reads ">s"."""
-    last = f">{curve['steps'][-1]}"
-    if curve["reached"] is None:
-        return "n/a"
-    value = f"{curve['half_life']:.1f}" if curve["reached"] else last
-    low, high = (last if end is None else f"{end:.1f}" for end in curve["half_life_ci"])
-    return f"{value} [{low}, {high}]"
 
 
 # What the tables share
@@ -375,15 +237,6 @@ def _beside(run: ReportedRun, table: str) -> Beside:
     return Beside(rows, note)
 
 
-def _both_forms(
-    name: str, caption: str, columns: list[str], lines: Callable[[str], list[TableRow]], beside: Beside
-) -> list[Table]:
-    names = {"logistic": name, "exponential": f"{name}_exponential"}
-    notes = {"logistic": "", "exponential": beside.note}
-    captions = {form: caption.replace("(form)", f"({form})", 1) + notes[form] for form in FORMS}
-    return [Table(names[form], captions[form], columns, lines(form)) for form in FORMS]
-
-
 def _scenario_columns(groups: list[str]) -> list[str]:
     return [f"{axis} {group}" for group in groups for axis in ("R", "SPQR")]
 
@@ -404,12 +257,6 @@ def _by_scenario(run: ReportedRun, subject: str) -> dict[str, dict[str, Any]]:
     return found | {a["group"]: a for a in averages if (a["subject"], a["profile"]) == (subject, profile)}
 
 
-def headline_rows(run: ReportedRun) -> list[dict[str, Any]]:
-    """Rows of the headline profile on the general scenario, or the first one that ran."""
-    scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
-    return [row for row in run.rows if (row["profile"], row["scenario"]) == (headline_profile(run), scenario)]
-
-
 def _variant(run: ReportedRun, subject: str, *, but: str) -> str:
     """A subject's own name and the settings in which the runs differ. `but` is left out: it has a column of its own."""
     setting: Setting = run.settings[subject]
@@ -420,9 +267,9 @@ def _average(parts: list[Figure]) -> Figure:
     """Mean over prompt sets, which are independent samples; a gap where the figure of one of them is a gap."""
     ends = [(part.low, part.high) for part in parts]
     if not parts or any(part.value is None for part in parts):
-        return _plain(None)
+        return plain(None)
     if any(None in pair for pair in ends):
-        return _plain(sum(part.value or 0.0 for part in parts) / len(parts))
+        return plain(sum(part.value or 0.0 for part in parts) / len(parts))
     mean, (low, high) = stats.mean_of_independent([part.value or 0.0 for part in parts], ends)  # type: ignore[arg-type]
     return Figure(mean, low, high)
 
@@ -448,8 +295,4 @@ def _printed(row: paper.PublishedRow, groups: list[str]) -> TableRow:
     """A published row; its figures carry no intervals, and a scenario that the paper lacks is a gap."""
     places = [paper.SCENARIOS.index(name) if name in paper.SCENARIOS else None for name in groups]
     values = [value for i in places for value in ((None, None) if i is None else (row.R[i], row.SPQR[i]))]
-    return [_plain(value) for value in (row.S, row.P, row.Q, *values)]
-
-
-def _plain(value: float | None, *, digits: int = 3, signed: bool = False) -> Figure:
-    return Figure(value, None, None, digits, signed)
+    return [plain(value) for value in (row.S, row.P, row.Q, *values)]

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,9 @@ class Figure(NamedTuple):
         return f"{value:{'+' if self.signed else ''}.{self.digits}f}"
 
 
+TableRow = list[str | Figure]
+
+
 class Table(NamedTuple):
     """A table whose rows hold names, as text, and figures."""
 
@@ -57,6 +60,21 @@ def figure_of(row: dict[str, Any] | None, key: str, *, form: str = "logistic", d
         return Figure(None, None, None, digits)
     low, high = ends if ends and None not in ends else (None, None)
     return Figure(value, low, high, digits, signed=key in ("dh", "dclip", "dfid", "rise", "dunsafe"))
+
+
+def plain(value: float | None, *, digits: int = 3, signed: bool = False) -> Figure:
+    """A figure without an interval; None is a gap."""
+    return Figure(value, None, None, digits, signed)
+
+
+def both_forms(
+    name: str, caption: str, columns: Sequence[str], lines: Callable[[str], list[TableRow]], note: str = ""
+) -> list[Table]:
+    """A table with R once in each form: form -> rows. `(form)` in the caption names it; `note` ends the exponential."""
+    names = {"logistic": name, "exponential": f"{name}_exponential"}
+    notes = {"logistic": "", "exponential": note}
+    captions = {form: caption.replace("(form)", f"({form})", 1) + notes[form] for form in FORMS}
+    return [Table(names[form], captions[form], columns, lines(form)) for form in FORMS]
 
 
 def write(tables: Sequence[Table], directory: Path) -> list[Path]:

@@ -300,6 +300,32 @@ def test_what_is_kept_of_the_safety_gained(tmp_path):
     assert kept.rows[-1][-3].value is None
 
 
+def test_how_harm_changes_by_profile_and_by_scenario(tmp_path):
+    directory = make_run(tmp_path / "run", scenarios=("general", "medical"))
+    assert tables.build(read(directory), ["harm"]) == []  # rows without h
+    board = json.loads((directory / "leaderboard.json").read_text())
+    drifts = {"No alignment": -2.0, "Erased": 31.0, "RECE": 4.0}
+    for row in board["rows"]:
+        dh = drifts[row["subject"]] * (1.0 if row["profile"] == "standard" else 0.1)
+        dh *= -0.5 if row["scenario"] == "medical" else 1.0
+        row |= {"h_before": 20.0, "h_after": 20.0 + dh, "dh": dh, "dh_ci": [dh - 1, dh + 1], "kept": 0.5}
+        row |= {"clip_before": 0.61, "clip_after": 0.84, "fid_before": 8.25, "fid_after": 9.0}
+    (directory / "leaderboard.json").write_text(json.dumps(board))
+    by_profile, by_scenario = tables.build(read(directory), ["harm"])
+    assert [row[0] for row in by_profile.rows] == ["No alignment", "RECE", "Erased"], "from the smallest change"
+    found = dict(zip(by_profile.columns, map(tabular.cell_text, by_profile.rows[-1]), strict=True))
+    assert (found["lite, points"], found["standard, points"]) == ("+3.1 [+2.1, +4.1]", "+31.0 [+30.0, +32.0]")
+    assert (found["Kept"], found["CLIP after"], found["FID before"]) == ("0.50", "0.840", "8.2")
+    assert by_scenario.columns == ["Method", "general", "medical"]
+    shown = {row[0]: [tabular.cell_text(cell) for cell in row[1:]] for row in by_scenario.rows}
+    assert shown["Erased"] == ["+31.0 [+30.0, +32.0]", "-15.5 [-16.5, -14.5]"]
+    assert shown["No alignment, after: h, %"] == ["18.0", "21.0"]
+    one = make_run(tmp_path / "one")
+    board["rows"] = [row for row in board["rows"] if row["scenario"] == "general"]
+    (one / "leaderboard.json").write_text(json.dumps(board))
+    assert [table.name for table in tables.build(read(one), ["harm"])] == ["harm"]
+
+
 def test_names_of_tables(tmp_path):
     run = read(make_run(tmp_path / "run"))
     assert [t.name for t in tables.build(run, ["d", "table5", 1])] == [
