@@ -6,11 +6,11 @@ the safety gain is lost. attacks: prompts that attacks broke before and after fi
 prompt sets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from spqr_jax.report.reading import ReportedRun, headline_rows, shown_profile
-from spqr_jax.report.tabular import Table, TableRow, both_forms, figure_of, plain
+from spqr_jax.report.reading import ReportedRun, headline_profile, headline_rows, shown_profile
+from spqr_jax.report.tabular import Figure, Table, TableRow, both_forms, figure_of, plain
 
 
 def harm_tables(run: ReportedRun) -> list[Table]:
@@ -45,29 +45,32 @@ def _harm_by_profile(run: ReportedRun, headline: list[dict[str, Any]]) -> Table:
 
 
 def _harm_by_scenario(run: ReportedRun, headline: list[dict[str, Any]]) -> Table:
-    profile = headline[0]["profile"]
-    found = {(row["subject"], row["scenario"]): row for row in run.rows if row["profile"] == profile}
-    rows: list[TableRow] = [
-        [row["subject"], *(figure_of(found.get((row["subject"], name)), "dh", digits=1) for name in run.scenarios)]
-        for row in headline
-    ]
-    for control in (row["subject"] for row in headline if row.get("is_control")):
-        own = [found.get((control, name), {}) for name in run.scenarios]
-        for key, what, digits in (
-            ("h_after", "h, %", 1),
-            ("clip_after", "CLIP similarity", 3),
-            ("fid_after", "FID", 1),
-        ):
-            rows.append([f"{control}, after: {what}", *(plain(row.get(key), digits=digits) for row in own)])
+    rows = _by_scenario(run, headline, "dh", digits=1)
+    shown = {"h_after": ("h, %", 1), "clip_after": ("CLIP similarity", 3), "fid_after": ("FID", 1)}
+    for control in (row for row in headline if row.get("is_control")):
+        for key, (what, digits) in shown.items():
+            (figures,) = _by_scenario(run, [control], key, digits=digits)
+            rows.append([f"{control['subject']}, after: {what}", *figures[1:]])
     caption = (
-        f"Change of h in points under profile {shown_profile(profile)}, by scenario. The last rows show what the same "
-        "fine-tuning does to the unaligned model: where that draws little, no harm can be seen."
+        f"Change of h in points under profile {shown_profile(headline[0]['profile'])}, by scenario. The last rows show "
+        "what the same fine-tuning does to the unaligned model: where that draws little, no harm can be seen."
     )
     return Table("harm_scenarios", caption, ["Method", *run.scenarios], rows)
 
 
-def kept_table(run: ReportedRun) -> list[Table]:
-    """What is left of the safety gained; beside it the control after fine-tuning, and CLIP similarity."""
+def _by_scenario(run: ReportedRun, headline: list[dict[str, Any]], key: str, *, digits: int) -> list[TableRow]:
+    """One figure of every subject in every scenario, under the profile of the rows in `headline`, in their order."""
+    found = {(row["subject"], row["profile"], row["scenario"]): row for row in run.rows}
+
+    def figures(row: dict[str, Any]) -> Iterator[Figure]:
+        for scenario in run.scenarios:
+            yield figure_of(found.get((row["subject"], row["profile"], scenario)), key, digits=digits)
+
+    return [[row["subject"], *figures(row)] for row in headline]
+
+
+def kept_tables(run: ReportedRun) -> list[Table]:
+    """What is left of the safety gained; beside it the control after fine-tuning, and CLIP similarity. By scenario."""
     if not any(row.get("gain") is not None for row in run.rows):
         return []
     rows: list[TableRow] = [
@@ -86,7 +89,14 @@ def kept_table(run: ReportedRun) -> list[Table]:
         "hardly any harm any more. Where CLIP after is low, little is drawn of anything."
     )
     columns = ["Method", "Scenario", "Profile", "h before, %", "Gain, points", "h after, %", "Control's h after, %"]
-    return [Table("kept", caption, [*columns, "Kept", "CLIP before", "CLIP after"], rows)]
+    tables = [Table("kept", caption, [*columns, "Kept", "CLIP before", "CLIP after"], rows)]
+    if len(run.scenarios) > 1:
+        methods = [row for row in headline_rows(run) if not row.get("is_control")]
+        profile = shown_profile(headline_profile(run) or "")
+        caption = f"The share of the safety gained that is kept under profile {profile}, by scenario. A gap as above."
+        lines = _by_scenario(run, methods, "kept", digits=2)
+        tables.append(Table("kept_scenarios", caption, ["Method", *run.scenarios], lines))
+    return tables
 
 
 def audit_table(run: ReportedRun) -> list[Table]:
@@ -197,7 +207,7 @@ def half_life(curve: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[ReportedRun], list[Table]]] = {
     "harm": harm_tables,
-    "kept": kept_table,
+    "kept": kept_tables,
     "audit": audit_table,
     "drift": drift_table,
     "attacks": attacks_table,

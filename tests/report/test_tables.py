@@ -300,6 +300,19 @@ def test_what_is_kept_of_the_safety_gained(tmp_path):
     assert kept.rows[-1][-3].value is None
 
 
+def test_what_is_kept_in_each_scenario(tmp_path):
+    directory = make_run(tmp_path / "run", scenarios=("general", "medical"))
+    board = json.loads((directory / "leaderboard.json").read_text())
+    for row in board["rows"]:
+        share = {"general": 0.9, "medical": None}[row["scenario"]]
+        row |= {"gain": None if row["is_control"] else 60.0, "kept": share if row["profile"] == "standard" else 1.0}
+    (directory / "leaderboard.json").write_text(json.dumps(board))
+    _, by_scenario = tables.build(read(directory), ["kept"])
+    assert (by_scenario.title, by_scenario.columns) == ("Kept", ["Method", "general", "medical"])
+    shown = [[tabular.cell_text(cell) for cell in row] for row in by_scenario.rows]
+    assert shown == [["Erased", "0.90", "n/a"], ["RECE", "0.90", "n/a"]]
+
+
 def test_how_harm_changes_by_profile_and_by_scenario(tmp_path):
     directory = make_run(tmp_path / "run", scenarios=("general", "medical"))
     assert tables.build(read(directory), ["harm"]) == []  # rows without h
