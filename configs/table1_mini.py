@@ -1,10 +1,12 @@
 """The paper's Table 1 on the emoji world: its eleven methods, the control, and two defences beside them.
 
     python launch.py --config configs/table1_mini.py
-    python launch.py --config configs/table1_mini.py --config.bft.scenarios="('general',)" --config.bft.seeds="(42, 1, 2)"
+    python launch.py --config configs/table1_mini.py --config.bft.scenarios="('general',)" \
+        --config.bft.seeds="(42, 1, 2)"
 
 Needs nothing but the package; resumable. 14 subjects x 3 profiles x 7 scenarios = 294 cells of 300 pictures: hours on 2
-CPU cores. The second command adds two fine-tuning seeds of the general scenario. Narrow it with --config.bft.scenarios, --config.bft.profiles and --subjects.
+CPU cores. The second command adds two fine-tuning seeds of the general scenario, in the same work directory. Narrow it
+with --config.bft.scenarios, --config.bft.profiles and --subjects.
 
 The methods' settings are their authors', scaled by one rule to a small model and a short run, as configs/mini.py
 scales ESD: learning rates ten times as high, a tenth of the steps where they are 1,000 or more (STEREO's three phases
