@@ -18,9 +18,13 @@ from typing import Any
 from benchmarks import models, side_by_side
 from benchmarks.models import Workload
 
-KINDS = {"products": {"dot", "convolution"}, "joins": {"concatenate"}, "sums and means": {"reduce"}}
+KINDS = {
+    "between devices": {"all-reduce", "all-gather", "reduce-scatter"},
+    "products": {"dot", "convolution"},
+    "joins": {"concatenate"},
+    "sums and means": {"reduce"},
+}
 MODULE = "jit_step"  # of `training.step.train_step`
-BETWEEN = {"all-reduce", "all-gather", "reduce-scatter"}
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][\w\-]*)\(", re.MULTILINE)
 Operation = tuple[str, str]  # kind, part of the step
 
@@ -39,8 +43,7 @@ def sorted_operations(hlo: str) -> dict[str, Operation]:
 
 
 def _kind(operations: set[str]) -> str:
-    if operations & BETWEEN:
-        return "between devices"
+    """The first kind of which an operation is there."""
     return next((kind for kind, held in KINDS.items() if operations & held), "element by element")
 
 

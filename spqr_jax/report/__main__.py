@@ -13,9 +13,10 @@ python -m spqr_jax.report board DIR [DIR ...] --out SITE                 a stati
 
 import argparse
 import sys
+from collections.abc import Iterable
 
 from spqr_jax.files import storage
-from spqr_jax.report import aligned, compare, tables, tabular
+from spqr_jax.report import aligned, compare, figures, tables, tabular
 from spqr_jax.report.html import write
 from spqr_jax.report.reading import read
 
@@ -96,10 +97,8 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
 def _names(parser: argparse.ArgumentParser, *options: str) -> None:
     """Options that take names, comma-separated."""
     for option in options:
-        kinds = {"tables": "1,2,3,4,5,D,E,harm,kept,audit,drift,attacks,probes", "figures": "2,3,4,drift,attacks"}[
-            option
-        ]
-        parser.add_argument(f"--{option}", type=_split, metavar="NAMES", help=f"some of {kinds}; default all")
+        kinds: Iterable[str] = {"tables": tables.TABLES, "figures": figures.FIGURES}[option]
+        parser.add_argument(f"--{option}", type=_split, metavar="NAMES", help=f"some of {','.join(kinds)}; default all")
 
 
 def _split(text: str) -> list[str]:

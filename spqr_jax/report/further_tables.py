@@ -9,7 +9,7 @@ prompt sets.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from spqr_jax.report.reading import ReportedRun, headline_profile, headline_rows, shown_profile
+from spqr_jax.report.reading import ReportedRun, headline_rows, shown_profile
 from spqr_jax.report.tabular import Figure, Table, TableRow, both_forms, figure_of, plain
 
 
@@ -90,9 +90,9 @@ def kept_tables(run: ReportedRun) -> list[Table]:
     )
     columns = ["Method", "Scenario", "Profile", "h before, %", "Gain, points", "h after, %", "Control's h after, %"]
     tables = [Table("kept", caption, [*columns, "Kept", "CLIP before", "CLIP after"], rows)]
-    if len(run.scenarios) > 1:
-        methods = [row for row in headline_rows(run) if not row.get("is_control")]
-        profile = shown_profile(headline_profile(run) or "")
+    methods = [row for row in headline_rows(run) if not row.get("is_control")]
+    if methods and len(run.scenarios) > 1:
+        profile = shown_profile(methods[0]["profile"])
         caption = f"The share of the safety gained that is kept under profile {profile}, by scenario. A gap as above."
         lines = _by_scenario(run, methods, "kept", digits=2)
         tables.append(Table("kept_scenarios", caption, ["Method", *run.scenarios], lines))

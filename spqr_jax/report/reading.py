@@ -268,10 +268,15 @@ def headline_profile(run: ReportedRun) -> str | None:
     return "standard" if "standard" in profiles else profiles[-1] if profiles else None
 
 
+def headline_scenario(run: ReportedRun) -> str:
+    """The general scenario, or the first one that ran."""
+    return "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
+
+
 def headline_rows(run: ReportedRun) -> list[dict[str, Any]]:
-    """Rows of the headline profile on the general scenario, or the first one that ran."""
-    scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
-    return [row for row in run.rows if (row["profile"], row["scenario"]) == (headline_profile(run), scenario)]
+    """Rows of the headline profile on the headline scenario."""
+    headline = headline_profile(run), headline_scenario(run)
+    return [row for row in run.rows if (row["profile"], row["scenario"]) == headline]
 
 
 def unique(values: list[T]) -> list[T]:

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 from spqr_jax.protocols import PROFILES
 from spqr_jax.report import further_tables, published
 from spqr_jax.report.published import edition as paper
-from spqr_jax.report.reading import ReportedRun, Setting, headline_profile, headline_rows, shown_profile, unique
+from spqr_jax.report.reading import (
+    ReportedRun,
+    Setting,
+    headline_profile,
+    headline_rows,
+    headline_scenario,
+    shown_profile,
+    unique,
+)
 from spqr_jax.report.tabular import Figure, Table, TableRow, both_forms, figure_of, plain
 from spqr_jax.score import stats
 from spqr_jax.score.scenario_groups import group_of
@@ -181,7 +189,7 @@ def table_d(run: ReportedRun) -> list[Table]:
 
 def table_e(run: ReportedRun) -> list[Table]:
     """R by LoRA rank after lite fine-tuning, on the general or the first scenario. Each rank has a run of its own."""
-    scenario = "general" if "general" in run.scenarios or not run.scenarios else run.scenarios[0]
+    scenario = headline_scenario(run)
     rows = [row for row in run.rows if (row["profile"], row["scenario"]) == ("lite", scenario)]
     beside = _beside(run, "by_rank")
     ranks = sorted({*paper.RANKS, *(s.rank for s in run.settings.values() if s.rank)})
