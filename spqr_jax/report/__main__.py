@@ -96,9 +96,11 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
 
 def _names(parser: argparse.ArgumentParser, *options: str) -> None:
     """Options that take names, comma-separated."""
+    known: dict[str, Iterable[str]] = {"tables": tables.TABLES, "figures": figures.FIGURES}
     for option in options:
-        kinds: Iterable[str] = {"tables": tables.TABLES, "figures": figures.FIGURES}[option]
-        parser.add_argument(f"--{option}", type=_split, metavar="NAMES", help=f"some of {','.join(kinds)}; default all")
+        parser.add_argument(
+            f"--{option}", type=_split, metavar="NAMES", help=f"some of {','.join(known[option])}; default all"
+        )
 
 
 def _split(text: str) -> list[str]:
