@@ -17,7 +17,7 @@ from spqr_jax.devices.target import CPU, Target
 
 # im2col beats XLA's CPU convolution when there are few pixels per weight (Stable Diffusion's inner blocks at small
 # batches), and loses to it when there are many; measured in docs/performance.md.
-IM2COL_MAX_PIXELS = 1024
+IM2COL_MAX_PIXELS = 512
 
 
 def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> jax.Array:
