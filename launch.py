@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from spqr_jax.devices import huge_pages
 from spqr_jax.run import command_line
 
 # diffusers and transformers are used without PyTorch, deliberately.
@@ -66,6 +67,7 @@ def default_workdir() -> Path:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO; --verbosity=0 shows it
     # Each of Orbax's threads logs the traceback of an error that the main thread raises anyway.
     logging.get_absl_logger().addFilter(

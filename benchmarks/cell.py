@@ -124,7 +124,7 @@ def rounds(config: Config, flags: argparse.Namespace, scratch: Path) -> dict[str
     found: dict[str, list[dict[str, Any]]] = {COLD: [], WARM: [], THEIRS: []}
     for number in range(flags.rounds):
         place = scratch / str(number)
-        environment = {"JAX_COMPILATION_CACHE_DIR": str(place / "cache"), "JAX_PLATFORMS": "cpu"}
+        environment = side_by_side.our_environment(place / "cache")
         sides = {
             COLD: Side(ours, (config, place / "cold"), environment),
             WARM: Side(ours, (config, place / "warm"), environment),

@@ -153,11 +153,7 @@ def compare(flags: argparse.Namespace, profile: str, directory: Path, scratch: P
     amount = Amount(flags.steps or amount.steps, flags.samples or amount.samples, flags.epochs or amount.epochs)
     if amount.samples % workload.training_batch:
         raise ValueError(f"--samples {amount.samples} is not a multiple of the batch, {workload.training_batch}.")
-    environment = {
-        "JAX_COMPILATION_CACHE_DIR": str(scratch / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu" if flags.device == "cpu" else "",
-    }
+    environment = side_by_side.our_environment(scratch / "jax", flags.device)
     common = (directory, workload, amount, profile, flags.dtype)
     contestants = {"ours": Side(ours, common, environment)}
     for side, layout in (("eager", "contiguous"), ("channels_last", "channels_last")):

@@ -133,16 +133,7 @@ def _nhwc(x: Any) -> np.ndarray:
 def sides(flags: argparse.Namespace, directory: Path, workload: Workload, scratch: Path) -> dict[str, Side]:
     common = (directory, workload, flags.dtype)
     found = {
-        # Every program is kept, so that the second start shows what a filled cache saves.
-        "ours": Side(
-            ours,
-            common,
-            {
-                "JAX_COMPILATION_CACHE_DIR": str(scratch / "jax"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "JAX_PLATFORMS": "cpu" if flags.device == "cpu" else "",
-            },
-        ),
+        "ours": Side(ours, common, side_by_side.our_environment(scratch / "jax", flags.device)),
         "eager": Side(theirs, (*common, flags.device, flags.threads, "contiguous", False)),
         "channels_last": Side(theirs, (*common, flags.device, flags.threads, "channels_last", False)),
     }

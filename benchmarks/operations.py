@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import models, side_by_side
 from benchmarks.models import Workload
+from spqr_jax.devices import huge_pages
 
 KINDS = {
     "between devices": {"all-reduce", "all-gather", "reduce-scatter"},
@@ -118,4 +119,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     main()

@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spqr_jax.devices import huge_pages
+
 LOAD = os.getloadavg()[0]
 STARTS = ("; no cache", "; cache filled")
 PACKAGES = ("jax", "torch", "diffusers", "transformers", "peft", "onnxruntime")
@@ -67,6 +69,19 @@ class Measured(NamedTuple):
     values: dict[str, dict[str, Any]]
     starts: dict[str, list[Started]]
     peak: dict[str, float]
+
+
+def our_environment(cache: Path, device: str = "cpu") -> dict[str, str]:
+    """The environment of our side: huge pages, as launch.py asks for them, and every program kept in `cache`.
+
+    So the second start shows what a filled cache saves.
+    """
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu" if device == "cpu" else "",
+        **huge_pages.setting(os.environ),
+    }
 
 
 class Worker:

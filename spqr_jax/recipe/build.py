@@ -22,6 +22,7 @@ from spqr_jax import mini
 from spqr_jax import params as params_lib
 from spqr_jax.backbones import models
 from spqr_jax.config import Config
+from spqr_jax.devices import huge_pages
 from spqr_jax.mini import corpus, world
 from spqr_jax.params import Params
 from spqr_jax.recipe import clip, judges, tokenizer, transformer, unet, vae
@@ -162,4 +163,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    huge_pages.restart()
     app.run(main)
