@@ -1,6 +1,6 @@
 """A whole cell of the benchmark on the emoji world, or a sweep: ours against diffusers, PEFT and ONNX Runtime.
 
-    python -m benchmarks.cell [--pictures 500] [--profile standard] [--rounds 1]
+    python -m benchmarks.cell [--pictures 250] [--profile standard] [--rounds 1]
     python -m benchmarks.cell --sweep --pictures 100
 
 Generate harmful and benign images, fine-tune, generate again, judge, score: from the start of the process to its end,
@@ -178,7 +178,7 @@ def _generation(run: dict[str, Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=500, help="harmful, and as many benign ones, in each phase")
+    parser.add_argument("--pictures", type=int, default=250, help="harmful, and as many benign ones, in each phase")
     parser.add_argument("--profile", choices=PROFILES, default="standard", help="of the one cell")
     parser.add_argument("--sweep", action="store_true", help="twelve cells: four aligned subjects, three profiles")
     parser.add_argument("--rounds", type=int, default=1)

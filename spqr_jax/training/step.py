@@ -87,12 +87,10 @@ def init_state(trainable: Params, optimiser: Optimiser, ema: bool = False) -> di
 
 
 def place_state(trainable: Params, optimiser: Optimiser, ema: bool, mesh: Mesh, fsdp: bool) -> dict[str, Any]:
-    """The first state on the devices. Under fsdp each device makes its own part, since none could hold the whole."""
+    """The first state on the devices, made there by one program. Under fsdp each device makes its own part."""
     start = functools.partial(init_state, optimiser=optimiser, ema=ema)
-    if not fsdp:
-        return mesh_lib.replicate(start(trainable), mesh)
-    params = mesh_lib.place(trainable, mesh, fsdp=True)
-    return jax.jit(start, out_shardings=mesh_lib.layout(jax.eval_shape(start, params), mesh, fsdp=True))(params)
+    params = mesh_lib.place(trainable, mesh, fsdp=fsdp)
+    return jax.jit(start, out_shardings=mesh_lib.layout(jax.eval_shape(start, params), mesh, fsdp=fsdp))(params)
 
 
 class Program(NamedTuple):
