@@ -1,9 +1,9 @@
 """Huge pages for the arrays of a CPU.
 
 On a CPU, XLA takes the memory of a program from the C library at each call, and gives it back at the end. So Linux
-hands out fresh pages of 4 KiB at each call, one at a time, when they are first touched. With pages of 2 MiB, the parts
-of a fine-tuning step that only wait for pages all but vanish (docs/performance.md has the numbers). The C library reads
-its settings when a program starts, so a program that wants them has to start again. They change no result.
+hands out fresh pages of 4 KiB at each call, one at a time, when they are first touched. With pages of 2 MiB, a
+fine-tuning step of a small model waits for a twentieth as many (docs/performance.md). The C library reads its settings
+when a program starts, so a program that wants them has to start again. They change no result.
 """
 
 import os
