@@ -5,15 +5,17 @@ The name of the target leaf decides. A `kernel` is a `weight` transposed (OIHW -
 error lists all keys that are missing, unexpected, set twice or of the wrong shape.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from convert import kinds
+from convert import arrays, kinds
 from convert.families import COMPONENTS
 from spqr_jax import params as params_lib
 from spqr_jax.params import Params
@@ -34,6 +36,10 @@ IGNORED = re.compile(r"(^|\.)position_ids$")
 # The largest weight of a tensor lies between these in every working model. Numbers beyond them are bytes in wrong
 # order.
 PLAUSIBLE = (1e-30, 1e15)
+
+
+# Tensors that are read and transposed at once, each in a thread, since both wait for memory.
+THREADS = min(4, os.cpu_count() or 1)
 
 
 class ConversionError(ValueError):
@@ -60,7 +66,7 @@ def to_ours(path: str, array: np.ndarray, ndim: int | None = None) -> np.ndarray
 
 def to_torch(path: str, array: np.ndarray) -> np.ndarray:
     """The inverse of `to_ours`."""
-    return np.ascontiguousarray(transposed(path, array))
+    return arrays.contiguous(transposed(path, array), array.dtype)
 
 
 def transposed(path: str, array: np.ndarray) -> np.ndarray:
@@ -107,7 +113,7 @@ def _read(
 ) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """(leaf path -> tensor in our layout and `dtype`, problem -> keys at fault). A faulty tensor counts as found."""
     expected = {torch_name(path): path for path in leaves}
-    found: dict[str, np.ndarray] = {}
+    keys: dict[str, str] = {}
     problems: dict[str, list[str]] = {}
     for key in state:
         if IGNORED.search(key):
@@ -115,22 +121,30 @@ def _read(
         path = expected.get(name(key))
         if path is None:
             problems.setdefault("unexpected", []).append(key)
-            continue
-        if path in found:
+        elif path in keys:
             problems.setdefault("set twice", []).append(key)
-            continue
-        shape = tuple(leaves[path].shape)
-        array = found[path] = to_ours(path, np.asarray(state[key]), len(shape))
-        if array.shape != shape:
-            problems.setdefault("wrong shape", []).append(f"{key} (expected {shape}, found {array.shape})")
-        elif not jnp.issubdtype(array.dtype, jnp.floating):
-            problems.setdefault("not floating point", []).append(f"{key} ({array.dtype})")
         else:
-            # Also brings the file's byte order to the machine's.
-            found[path] = np.ascontiguousarray(array, dtype=dtype)
-            if damage := damage_of(found[path]):
-                problems.setdefault(damage, []).append(key)
+            keys[path] = key
+    found: dict[str, np.ndarray] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        read = pool.map(lambda path: _leaf(path, state[keys[path]], tuple(leaves[path].shape), dtype), keys)
+        for (path, key), (array, problem, detail) in zip(keys.items(), read, strict=True):
+            found[path] = array
+            if problem:
+                problems.setdefault(problem, []).append(key + detail)
     return found, problems
+
+
+def _leaf(path: str, tensor: Any, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, str, str]:
+    """(tensor in our layout and `dtype`, its problem or "", what follows its key in the message)."""
+    array = to_ours(path, np.asarray(tensor), len(shape))
+    if array.shape != shape:
+        return array, "wrong shape", f" (expected {shape}, found {array.shape})"
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array, "not floating point", f" ({array.dtype})"
+    with np.errstate(over="ignore"):  # a number too large becomes Inf, which is named
+        array = arrays.contiguous(array, dtype)  # also brings the file's byte order to the machine's
+    return array, damage_of(array), ""
 
 
 def damage_of(array: np.ndarray) -> str:

@@ -1,11 +1,13 @@
 """Weight files as mappings from key to tensor. Each tensor is read when it is needed."""
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -24,46 +26,65 @@ FOLDER_ENDINGS = (
 FOLDER_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
 
 
-# Bytes of a file that are read before it is opened anew. Pages of a mapped file stay resident until it is closed, and
-# those of a whole file would double the memory that loading takes.
+# Bytes of a file that are read before they are given back. Pages of a mapped file stay resident until then, and those
+# of a whole file would double the memory that loading takes.
 MAPPED_BYTES = 1 << 24
+# Types in safetensors headers, as NumPy has them; little-endian.
+TYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+}
 
 
 class TensorFile(Mapping):
     """A .safetensors file as a mapping, memory-mapped, read one tensor at a time. `metadata`: strings of its header.
 
-    Beside the tensor that is read, at most MAPPED_BYTES of it are in memory, and none after `release`.
+    A tensor is a read-only view of the file (of a rare type: a copy), so keep a copy of what is kept. At most
+    MAPPED_BYTES and the tensor that is read are in memory, and nothing after `release`.
     """
 
     def __init__(self, path: Path):
-        self._path, self._read = path, 0
         try:
-            self._file = safe_open(path, framework="numpy")
-            self._keys = dict.fromkeys(self._file.keys())
+            self._file = safe_open(path, framework="numpy")  # checks that header and size fit each other
             self.metadata: dict[str, str] = self._file.metadata() or {}
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (SafetensorError, OSError) as error:
             raise ConversionError(
                 f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch or rebuild it."
             ) from None
+        self._tensors = {key: header[key] for key in list(self._file.keys())}
+        self._start, self._read = 8 + length, 0
 
     def __getitem__(self, key: str) -> np.ndarray:
-        if key not in self._keys:
-            raise KeyError(key)
+        entry = self._tensors[key]
+        first, end = entry["data_offsets"]
         if self._read > MAPPED_BYTES:
             self.release()
-        tensor = self._file.get_tensor(key)
-        self._read += tensor.nbytes
-        return tensor
+        self._read += end - first
+        dtype = TYPES.get(entry["dtype"])
+        if dtype is None:
+            return self._file.get_tensor(key)
+        count = (end - first) // dtype.itemsize
+        return np.frombuffer(self._map, dtype, count, self._start + first).reshape(entry["shape"])
 
     def release(self) -> None:
-        """Gives back what was read of the file."""
-        self._file, self._read = safe_open(self._path, framework="numpy"), 0
+        """Gives back what was read of the file. Views of it stay valid, and are read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+        self._read = 0
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._tensors)
 
 
 class Shards(Mapping):

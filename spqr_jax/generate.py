@@ -118,7 +118,8 @@ def largest_batch(
 ) -> int:
     """The batch size over all devices for `count` images: as many as fit into memory.
 
-    It is at most `count`, and at most the size beyond which a larger batch saves no time (`batch_size.worthwhile`).
+    It is at most `count`, and at most the size beyond which a larger batch saves no time (`batch_size.worthwhile`). Of
+    those it is the smallest that needs no batch more (`batch_size.even`).
     sampling: fields of `Sampling`; its guidance is the largest scale of all images. beside: count only memory that is
     free now, for a model that is in training. The program that fits is compiled here, and `batches` runs it. Raises
     MemoryError if a single image on each device does not fit, and ValueError as `generate`.
@@ -139,7 +140,7 @@ def largest_batch(
 
     return mesh.size * batch_size_lib.largest(
         compiled,
-        min(batch_size_lib.worthwhile(shape[0] * shape[1], mesh), -(-count // mesh.size)),
+        batch_size_lib.even(-(-count // mesh.size), batch_size_lib.worthwhile(shape[0] * shape[1], mesh)),
         weights=mesh_lib.bytes_each(weights),
         limit=memory.memory_limit(mesh, beside=beside),
         what=f"{pipeline.name or 'pipeline'} at {size[0]}x{size[1]}",

@@ -40,6 +40,19 @@ def split(model: nnx.Module) -> tuple[Definition, Params]:
     return Definition(graphdef), _str_keys(nnx.to_pure_dict(state))
 
 
+class OneKey(nnx.Rngs):
+    """Random keys for a model of which only the shapes are wanted: every layer draws with the same one.
+
+    nnx.Rngs counts its calls, and in a traced function each call takes longer than the one before it.
+    """
+
+    def __init__(self) -> None:
+        pass
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
 def skeleton(make: Callable[[], nnx.Module]) -> tuple[Definition, Params]:
     """As `split(make())`, with shapes (jax.ShapeDtypeStruct) in the place of arrays. Nothing is allocated."""
     return split(nnx.eval_shape(make))

@@ -44,8 +44,9 @@ def test_definitions_of_equal_models_are_one_jit_key():
 
 
 def test_skeleton_allocates_nothing():
-    definition, shapes = params_lib.skeleton(lambda: Model(rngs=nnx.Rngs(0)))
+    definition, shapes = params_lib.skeleton(lambda: Model(rngs=params_lib.OneKey()))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+    assert (definition, shapes) == params_lib.skeleton(lambda: Model(rngs=nnx.Rngs(0)))
     real_definition, real = params_lib.split(Model(rngs=nnx.Rngs(0)))
     assert definition == real_definition
     assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, real)

@@ -62,7 +62,7 @@ def define(component: str, config: dict[str, Any]) -> tuple[Definition, Params]:
     target = target_lib.here()
 
     def make() -> nnx.Module:
-        model = MODEL_CLASSES[class_name(component, config)](config, rngs=nnx.Rngs(0))
+        model = MODEL_CLASSES[class_name(component, config)](config, rngs=params_lib.OneKey())
         model.set_attributes(target=target)
         return model
 

@@ -26,6 +26,14 @@ def worthwhile(latent_pixels: int, mesh: Mesh) -> int:
     return -(-max(1, min(MAX_BATCH, LATENTS_PER_BATCH // latent_pixels)) // parts)
 
 
+def even(count: int, most: int) -> int:
+    """The smallest batch size that makes `count` images in as few batches as the size `most`.
+
+    The last batch is padded, so 200 images in batches of 64 would take the time of 256. In batches of 50 they take 200.
+    """
+    return -(-count // -(-count // most))
+
+
 def largest(
     compiled: Callable[[int], Any], most: int, *, weights: int, limit: int | None, what: str = "generation"
 ) -> int:

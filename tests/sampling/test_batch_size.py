@@ -49,6 +49,15 @@ class Programs:
         return batch_size.largest(self, most, weights=self.weights, limit=limit, what="a model at 512x512")
 
 
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 100, 200, 300, 10_000])
+@pytest.mark.parametrize("most", [1, 7, 64])
+def test_even_batches_are_as_many_and_pad_least(count, most):
+    size = batch_size.even(count, most)
+    batches = -(-count // most)
+    assert size <= most and -(-count // size) == batches
+    assert size == 1 or batches * (size - 1) < count  # one image less in a batch would need another batch
+
+
 @pytest.mark.parametrize(
     ("limit", "size", "tried"),
     [
@@ -276,10 +285,10 @@ def test_sizes_are_kept_apart_by_what_takes_memory(run, pipeline, limit):
     assert len(keys) == 4 and all(key.startswith("11 pictures of 16x16, 1 x cpu, ") for key in keys)
 
 
-def test_the_emoji_worlds_batch_is_64_or_all(run, limit):
-    """Pictures of finished runs were made so; a run that is continued makes the same."""
+def test_the_emoji_worlds_batches_are_even(run, limit):
+    """At most 64 images, and no more batches than with 64."""
     backbone = convert.load(mini.model_path())
     limit(None)
-    for count in (5, 64, 100):
+    for count, expected in ((5, 5), (64, 64), (100, 50), (300, 60)):
         run.prompts["harmful"] = [Prompt(str(i), "a cat") for i in range(count)]
-        assert stage.batch_size(run, backbone, stage.phase_jobs(run)) == min(64, count)
+        assert stage.batch_size(run, backbone, stage.phase_jobs(run)) == expected
