@@ -1,7 +1,10 @@
 """The log of a fine-tuning: one JSON line for each step, and TensorBoard's files if tensorboardX is installed."""
 
+import contextlib
 import json
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -59,7 +62,24 @@ class TrainingLog:
 
 def _summary_writer(directory: Path) -> Any:
     try:
-        from tensorboardX import SummaryWriter
+        with _torch_hidden():
+            from tensorboardX import SummaryWriter
     except ModuleNotFoundError:  # the extra [tensorboard] is not installed
         return None
     return SummaryWriter(str(directory), write_to_disk=True)
+
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """An import of PyTorch fails in here, unless it is imported already.
+
+    tensorboardX imports it where it is installed, which takes a second and 200 MB. Numbers need none of it.
+    """
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules["torch"]
