@@ -163,13 +163,14 @@ def compare(flags: argparse.Namespace, profile: str, directory: Path, scratch: P
         contestants, tasks, rounds=flags.rounds, starts=1 if flags.rounds < 2 else 2, apart=flags.apart
     )
     rows = side_by_side.speed_rows(found, "ours", {STEP: amount.steps})
-    firsts = {side: values[STEP] for side, values in found.values.items()}
+    firsts = [
+        {"": f"seconds{label}"} | {side: starts[number].values[STEP] for side, starts in found.starts.items()}
+        for number, label in enumerate(side_by_side.STARTS)
+        if number < min(len(starts) for starts in found.starts.values())
+    ]
     return {
         f"{profile}: median seconds; times ours [lowest, highest turn]": rows,
-        f"{profile}: first step, compilation included, no cache; peak memory": [
-            {"": "seconds"} | firsts,
-            {"": "GiB"} | found.peak,
-        ],
+        f"{profile}: first step, compilation included; peak memory": [*firsts, {"": "GiB"} | found.peak],
     } | ({} if flags.steps_only else {f"{profile}: mean loss": [{side: v[WHOLE] for side, v in found.values.items()}]})
 
 

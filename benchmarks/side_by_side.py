@@ -52,10 +52,11 @@ class Timed(NamedTuple):
 
 
 class Started(NamedTuple):
-    """One start of a side: how long getting ready took, and each task's first call, with compilation."""
+    """One start of a side: seconds of getting ready, and seconds and result of each task's first call."""
 
     prepare: dict[str, float]
     first: dict[str, float]
+    values: dict[str, Any]
 
 
 class Measured(NamedTuple):
@@ -165,10 +166,9 @@ def race(sides: Mapping[str, Side], tasks: list[str], *, rounds: int, starts: in
 
     def begin(name: str) -> None:
         workers[name] = worker = Worker(sides[name])
-        for task in tasks:
-            value = worker.run(task).value
-            found.values[name].setdefault(task, value)
-        found.starts[name].append(Started(worker.prepare, worker.first))
+        values = {task: worker.run(task).value for task in tasks}
+        found.values[name] = found.values[name] or values
+        found.starts[name].append(Started(worker.prepare, worker.first, values))
 
     def end(name: str) -> None:
         found.peak[name] = max(found.peak[name], workers.pop(name).close())
