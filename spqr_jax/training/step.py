@@ -88,9 +88,17 @@ def init_state(trainable: Params, optimiser: Optimiser, ema: bool = False) -> di
 
 def place_state(trainable: Params, optimiser: Optimiser, ema: bool, mesh: Mesh, fsdp: bool) -> dict[str, Any]:
     """The first state on the devices, made there by one program. Under fsdp each device makes its own part."""
-    start = functools.partial(init_state, optimiser=optimiser, ema=ema)
     params = mesh_lib.place(trainable, mesh, fsdp=fsdp)
-    return jax.jit(start, out_shardings=mesh_lib.layout(jax.eval_shape(start, params), mesh, fsdp=fsdp))(params)
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda: params))
+    return _first_state(structure, tuple(leaves), optimiser, ema, mesh, fsdp)(params)
+
+
+@functools.lru_cache(maxsize=16)
+def _first_state(structure: Any, leaves: tuple[Any, ...], optimiser: Optimiser, ema: bool, mesh: Mesh, fsdp: bool):
+    """The program of `place_state` for weights of these shapes, which fine-tunings of one kind share."""
+    start = functools.partial(init_state, optimiser=optimiser, ema=ema)
+    state = jax.eval_shape(start, jax.tree.unflatten(structure, leaves))
+    return jax.jit(start, out_shardings=mesh_lib.layout(state, mesh, fsdp=fsdp))
 
 
 class Program(NamedTuple):
