@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -345,6 +347,23 @@ def test_the_log_has_a_line_a_step(pipeline, dataset, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(list(line.values())).all() and line["samples_per_s"] > 0 for line in lines)
     np.testing.assert_allclose([line["lr"] for line in lines], [0, 5e-4, 1e-3, 1e-3, 1e-3, 1e-3], rtol=1e-6)
+
+
+def test_tensorboards_files_need_no_torch(tmp_path):
+    """PyTorch is installed here. It is not imported for the log, and can be imported after it."""
+    pytest.importorskip("tensorboardX")
+    code = """
+import sys
+from pathlib import Path
+from spqr_jax.training.log import Progress, TrainingLog
+
+with TrainingLog(Path(sys.argv[1]), batch_size=4) as log:
+    log(Progress(1, 0.5, 1.0, 1e-4))
+assert "torch" not in sys.modules
+import torch
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
 def test_latents_are_encoded_once(pipeline, dataset, tmp_path, monkeypatch):
