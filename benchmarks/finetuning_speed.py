@@ -165,8 +165,7 @@ def compare(flags: argparse.Namespace, profile: str, directory: Path, scratch: P
     rows = side_by_side.speed_rows(found, "ours", {STEP: amount.steps})
     firsts = [
         {"": f"seconds{label}"} | {side: starts[number].values[STEP] for side, starts in found.starts.items()}
-        for number, label in enumerate(side_by_side.STARTS)
-        if number < min(len(starts) for starts in found.starts.values())
+        for number, label in enumerate(side_by_side.STARTS[: len(found.starts["ours"])])
     ]
     return {
         f"{profile}: median seconds; times ours [lowest, highest turn]": rows,

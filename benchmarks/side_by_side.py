@@ -62,14 +62,18 @@ class Started(NamedTuple):
 class Measured(NamedTuple):
     """What a race found. Keys: side, then task.
 
-    seconds: one a turn, without first calls. values: what the first calls returned. starts: the first with empty
-    caches, the second with what the first has left. peak: GiB of resident memory, at most.
+    seconds: one a turn, without first calls. starts: the first with empty caches, the second with what the first has
+    left. peak: GiB of resident memory, at most.
     """
 
     seconds: dict[str, dict[str, list[float]]]
-    values: dict[str, dict[str, Any]]
     starts: dict[str, list[Started]]
     peak: dict[str, float]
+
+    @property
+    def values(self) -> dict[str, dict[str, Any]]:
+        """What the first calls returned."""
+        return {name: starts[0].values for name, starts in self.starts.items()}
 
 
 def our_environment(cache: Path, device: str = "cpu") -> dict[str, str]:
@@ -158,7 +162,6 @@ def race(sides: Mapping[str, Side], tasks: list[str], *, rounds: int, starts: in
     """
     found = Measured(
         {name: {task: [] for task in tasks} for name in sides},
-        {name: {} for name in sides},
         {name: [] for name in sides},
         dict.fromkeys(sides, 0.0),
     )
@@ -167,7 +170,6 @@ def race(sides: Mapping[str, Side], tasks: list[str], *, rounds: int, starts: in
     def begin(name: str) -> None:
         workers[name] = worker = Worker(sides[name])
         values = {task: worker.run(task).value for task in tasks}
-        found.values[name] = found.values[name] or values
         found.starts[name].append(Started(worker.prepare, worker.first, values))
 
     def end(name: str) -> None:

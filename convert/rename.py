@@ -36,8 +36,6 @@ IGNORED = re.compile(r"(^|\.)position_ids$")
 # The largest weight of a tensor lies between these in every working model. Numbers beyond them are bytes in wrong
 # order.
 PLAUSIBLE = (1e-30, 1e15)
-
-
 # Tensors that are read and transposed at once, each in a thread, since both wait for memory.
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -66,7 +64,8 @@ def to_ours(path: str, array: np.ndarray, ndim: int | None = None) -> np.ndarray
 
 def to_torch(path: str, array: np.ndarray) -> np.ndarray:
     """The inverse of `to_ours`."""
-    return arrays.contiguous(transposed(path, array), array.dtype)
+    view = transposed(path, array)
+    return view if view.flags.c_contiguous else arrays.contiguous(view, view.dtype)
 
 
 def transposed(path: str, array: np.ndarray) -> np.ndarray:

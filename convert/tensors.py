@@ -48,9 +48,11 @@ class TensorFile(Mapping):
     """
 
     def __init__(self, path: Path):
+        self._path = path
         try:
-            self._file = safe_open(path, framework="numpy")  # checks that header and size fit each other
-            self.metadata: dict[str, str] = self._file.metadata() or {}
+            with safe_open(path, framework="numpy") as checked:  # that header and size fit each other
+                keys = list(checked.keys())
+                self.metadata: dict[str, str] = checked.metadata() or {}
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(length))
@@ -59,18 +61,19 @@ class TensorFile(Mapping):
             raise ConversionError(
                 f"{path} is not a readable safetensors file ({error}); it may be truncated: fetch or rebuild it."
             ) from None
-        self._tensors = {key: header[key] for key in list(self._file.keys())}
+        self._tensors = {key: header[key] for key in keys}
         self._start, self._read = 8 + length, 0
 
     def __getitem__(self, key: str) -> np.ndarray:
         entry = self._tensors[key]
         first, end = entry["data_offsets"]
+        dtype = TYPES.get(entry["dtype"])
+        if dtype is None:
+            with safe_open(self._path, framework="numpy") as file:
+                return file.get_tensor(key)
         if self._read > MAPPED_BYTES:
             self.release()
         self._read += end - first
-        dtype = TYPES.get(entry["dtype"])
-        if dtype is None:
-            return self._file.get_tensor(key)
         count = (end - first) // dtype.itemsize
         return np.frombuffer(self._map, dtype, count, self._start + first).reshape(entry["shape"])
 

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from flax import nnx
 
 from spqr_jax import mini
 from spqr_jax import params as params_lib
@@ -123,14 +122,14 @@ def _seen_compositions() -> corpus.Compositions:
 
 
 def _latents(workdir: Path, c: corpus.Compositions) -> tuple[np.ndarray, np.ndarray]:
-    definition, _ = params_lib.skeleton(lambda: models.AutoencoderKL(vae.CONFIG, rngs=nnx.Rngs(0)))
+    definition, _ = params_lib.skeleton(lambda: models.AutoencoderKL(vae.CONFIG, rngs=params_lib.OneKey()))
     return vae.encode_all(definition, vae.train(workdir), corpus.pictures(c, corpus.object_rows()))
 
 
 def _text_states(tok, text_params: Params) -> tuple[np.ndarray, np.ndarray]:
     """Frozen text states of the caption table [object, style, background, variant, L, E], and of "" [L, E]."""
     config = clip.text_config(tok)
-    definition, _ = params_lib.skeleton(lambda: models.CLIPTextModelWithProjection(config, rngs=nnx.Rngs(0)))
+    definition, _ = params_lib.skeleton(lambda: models.CLIPTextModelWithProjection(config, rngs=params_lib.OneKey()))
     encode = jax.jit(lambda p, ids: definition.bind(p)(ids).last_hidden_state)
     table = clip.token_table(tok)[:, [world.STYLES.index(s) for s in world.SEEN_STYLES]]
     flat = table.reshape(-1, clip.LENGTH)

@@ -56,7 +56,7 @@ def train(workdir: Path) -> Params:
 def train_decoder(vae_params: Params, workdir: Path) -> Params:
     """The decoder alone, longer, on slightly noisy latents: sharper images, and the latents stay what they are, so
     this may run beside the UNet's training or after it. Returns the whole VAE."""
-    definition, _ = params_lib.skeleton(lambda: models.AutoencoderKL(CONFIG, rngs=nnx.Rngs(2)))
+    definition, _ = params_lib.skeleton(lambda: models.AutoencoderKL(CONFIG, rngs=params_lib.OneKey()))
     trained, frozen = ({k: v for k, v in vae_params.items() if (k in DECODING) == part} for part in (True, False))
 
     def loss(params, images_u8, key):

@@ -88,9 +88,9 @@ def init_state(trainable: Params, optimiser: Optimiser, ema: bool = False) -> di
 
 def place_state(trainable: Params, optimiser: Optimiser, ema: bool, mesh: Mesh, fsdp: bool) -> dict[str, Any]:
     """The first state on the devices, made there by one program. Under fsdp each device makes its own part."""
-    params = mesh_lib.place(trainable, mesh, fsdp=fsdp)
-    leaves, structure = jax.tree.flatten(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params))
-    return _first_state(structure, tuple(leaves), optimiser, ema, mesh, fsdp)(params)
+    leaves, structure = jax.tree.flatten(mesh_lib.shapes(trainable, mesh, fsdp=fsdp))
+    start = _first_state(structure, tuple(leaves), optimiser, ema, mesh, fsdp)
+    return start(mesh_lib.place(trainable, mesh, fsdp=fsdp))
 
 
 @functools.lru_cache(maxsize=16)
