@@ -25,6 +25,8 @@ MODELS = {"": MODEL, "transformer": TRANSFORMER}  # what a config names "mini" a
 # Rows of zeros in the place of T5's states, with which the transformer was trained: as few as diffusers can have.
 TEXT_LENGTHS = {"transformer": 1}
 JUDGES = Path(__file__).parent / "assets" / "judges"
+LOGS = Path(__file__).parent / "assets" / "training"  # the losses of every training, by step
+TRAININGS = ("clip", "vae", "harm", "features", "unet", "decoder", "transformer")
 MEASURED = {"": "measured.json", "transformer": "measured_transformer.json"}  # beside the judges
 JUDGE_FILES = {"harm": "harm.onnx", "features": "features.onnx", "clip": "clip"}
 PROMPT_SETS = ("harmful", *world.HARMFUL, "benign")
@@ -138,10 +140,13 @@ def _framed(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def judge_path(name: str) -> Path:
-    """Where a shipped judge lies. Raises ValueError for an unknown name, FileNotFoundError with the remedy."""
+    """Where a shipped judge lies. Raises ValueError for an unknown name, FileNotFoundError with the remedy, AssetError
+    naming a file that is not as the recipe wrote it."""
     if name not in JUDGE_FILES:
         raise ValueError(f"judge mini:{name} is unknown; expected one of {', '.join(JUDGE_FILES)}.")
-    return _existing(JUDGES / JUDGE_FILES[name])
+    path = _existing(JUDGES / JUDGE_FILES[name])
+    check(JUDGES)
+    return path
 
 
 def model_path(name: str = "") -> Path:

@@ -4,8 +4,8 @@
 
 The stages are data, clip, vae, judges, unet, decoder, export, transformer and measure, and all run by default. Every
 stage keeps what it finished in the work directory: run the same command again after a stop. `data` needs npm, `export`
-needs torch (pip install '.[convert]'). What they write is what ships in spqr_jax/mini/assets. `transformer` starts from
-what `export` wrote, so it can also run alone.
+needs torch (pip install '.[convert]'). What they write is what ships in spqr_jax/mini/assets, with the losses of every
+training. `transformer` starts from what `export` wrote, so it can also run alone.
 """
 
 import sys
@@ -24,7 +24,7 @@ from spqr_jax.config import Config
 from spqr_jax.devices import huge_pages
 from spqr_jax.mini import corpus, world
 from spqr_jax.params import Params
-from spqr_jax.recipe import clip, judges, tokenizer, transformer, unet, vae
+from spqr_jax.recipe import clip, judges, tokenizer, training, transformer, unet, vae
 
 WORKDIR = flags.DEFINE_string("workdir", ".cache/mini", "where downloads, checkpoints and results are kept")
 STAGES = flags.DEFINE_list("stages", None, "what to build, in order; default all")
@@ -81,6 +81,7 @@ def export(workdir: Path) -> None:
     pipe = export_lib.assemble(tok, clip_params["text"], build_decoder(workdir), build_unet(workdir), factor)
     export_lib.save_model(pipe, mini.MODEL)
     export_lib.save_judges(tok, clip_params, *build_judges(workdir), mini.JUDGES)
+    training.keep_logs(workdir, set(mini.TRAININGS) - {"transformer"}, mini.LOGS)
 
 
 def build_transformer(workdir: Path) -> None:
@@ -91,6 +92,7 @@ def build_transformer(workdir: Path) -> None:
     pipe = transformer.around(convert.load(mini.model_path()))
     trained = transformer.train(pipe, _seen_compositions(), workdir)
     export_lib.save_model(pipe.with_params(transformer=trained), mini.TRANSFORMER)
+    training.keep_logs(workdir, {"transformer"}, mini.LOGS)
 
 
 def measure(workdir: Path) -> None:

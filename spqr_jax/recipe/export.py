@@ -45,7 +45,8 @@ def save_model(pipe: Pipeline, directory: Path) -> None:
 
 
 def save_judges(tokenizer, clip_params: dict[str, Any], harm: Params, features: Params, directory: Path) -> None:
-    """The harm classifier, the feature network and CLIP, each traced, exported to ONNX and compared with PyTorch."""
+    """The harm classifier, the feature network and CLIP, each traced, exported to ONNX and compared with PyTorch.
+    And the files' checksums."""
     from convert.graphs.export import export_clip, export_small_conv_net
 
     shutil.rmtree(directory, ignore_errors=True)
@@ -63,6 +64,7 @@ def save_judges(tokenizer, clip_params: dict[str, Any], harm: Params, features: 
         export_clip(Path(scratch) / "clip", directory / mini.JUDGE_FILES["clip"], model="emoji CLIP")
     for leftover in directory.rglob("*.ts"):
         leftover.unlink()
+    seal(directory)
 
 
 def write_clip(tokenizer, params: dict[str, Any], directory: Path) -> None:

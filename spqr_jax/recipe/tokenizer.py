@@ -16,6 +16,7 @@ def learn(texts: list[str], merges: int, length: int, folder: Path) -> CLIPToken
     """Learn byte-pair merges and write vocab.json, merges.txt and the tokenizer's config to `folder`.
 
     The vocabulary is CLIP's: 256 bytes, 256 bytes that end a word, one entry a merge, start and end of text (id order).
+    The same texts give the same files.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX))
@@ -23,13 +24,17 @@ def learn(texts: list[str], merges: int, length: int, folder: Path) -> CLIPToken
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    # Pairs that are equally frequent are merged in the order of their ids. Without ids of their own, bytes that end a
+    # word get them in the order of a hash table, another one in every process.
+    single = [*alphabet, *(a + SUFFIX for a in alphabet)]
     trainer = trainers.BpeTrainer(
-        vocab_size=2 * len(alphabet) + merges, initial_alphabet=alphabet, end_of_word_suffix=SUFFIX, show_progress=False
+        vocab_size=len(single) + merges, special_tokens=single, end_of_word_suffix=SUFFIX, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
     pairs = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]][:merges]
-    vocab = [*alphabet, *(a + SUFFIX for a in alphabet), *dict.fromkeys(a + b for a, b in pairs), START, END]
+    vocab = [*single, *dict.fromkeys(a + b for a, b in pairs), START, END]
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").unlink(missing_ok=True)  # transformers would read it in place of the two files below
     ids = {token: i for i, token in enumerate(dict.fromkeys(vocab))}
     (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
     lines = "\n".join(" ".join(pair) for pair in pairs)

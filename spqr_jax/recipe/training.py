@@ -1,6 +1,7 @@
 """One training loop for all models of the emoji world: batches by step, checkpoints, resume, moving average, losses."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +90,13 @@ def train(
     result = state["ema"] if recipe.ema else state["params"]
     checkpoint.save(final, result)
     return result
+
+
+def keep_logs(workdir: Path, names: Iterable[str], out: Path) -> None:
+    """Copy the losses of finished trainings beside what they made, as out/<name>.csv."""
+    out.mkdir(exist_ok=True)
+    for name in names:
+        shutil.copyfile(workdir / name / LOG, out / f"{name}.csv")
 
 
 def _open_log(path: Path, start: int) -> None:

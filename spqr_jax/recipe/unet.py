@@ -15,7 +15,7 @@ from spqr_jax.mini import corpus, world
 from spqr_jax.params import Params
 from spqr_jax.recipe import training
 
-RECIPE = training.Recipe(steps=3000, batch=64, lr=1.5e-3, warmup=200, ema=0.998)
+RECIPE = training.Recipe(steps=3000, batch=64, lr=1.5e-3, warmup=200, ema=0.998, cycles=2)
 UNCONDITIONAL_SHARE = 0.1
 CONFIG: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",

@@ -4,8 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spqr_jax.recipe import training
+from spqr_jax import mini
+from spqr_jax.recipe import clip, judges, training, transformer, unet, vae
 
+SHIPPED = {
+    "clip": clip.RECIPE,
+    "vae": vae.RECIPE,
+    "harm": judges.RECIPE,
+    "features": judges.RECIPE,
+    "unet": unet.RECIPE,
+    "decoder": vae.DECODER_RECIPE,
+    "transformer": transformer.RECIPE,
+}
 RECIPE = training.Recipe(steps=120, batch=4, lr=0.1, warmup=10, ema=0.9)
 
 
@@ -37,3 +47,21 @@ def test_a_stopped_training_gives_the_same_weights_and_the_same_log(tmp_path, mo
     logs = [(tmp_path / name / "point" / training.LOG).read_text() for name in ("whole", "stopped")]
     assert logs[0] == logs[1]
     assert [line.split(",")[0] for line in logs[0].splitlines()] == ["step", "0", "50", "100", "119"]
+
+
+@pytest.mark.parametrize("name", mini.TRAININGS)
+def test_what_ships_was_trained_by_the_recipe_as_it_stands(name):
+    """The losses that ship have as many steps as the recipe, and fall."""
+    log = np.loadtxt(mini.LOGS / f"{name}.csv", delimiter=",", skiprows=1)
+    steps, losses = log.T
+    total = SHIPPED[name].steps * SHIPPED[name].cycles
+    assert {*range(0, total - 1, training.LOG_EVERY), total - 1} <= set(steps.tolist())
+    assert (np.diff(steps) > 0).all() and steps[-1] == total - 1
+    assert np.isfinite(losses).all()
+    assert losses[-5:].mean() < losses[:3].mean()
+
+
+def test_logs_are_kept_beside_what_was_trained(tmp_path):
+    _train(tmp_path / "work", _draw)
+    training.keep_logs(tmp_path / "work", ["point"], tmp_path / "training")
+    assert (tmp_path / "training" / "point.csv").read_text().startswith("step,loss\n0,")

@@ -17,10 +17,10 @@ from PIL import Image
 
 from spqr_jax import mini
 from spqr_jax.mini import catalogue as catalogue_module
-from spqr_jax.mini import emoji, world
+from spqr_jax.mini import corpus, emoji, world
 from spqr_jax.mini.catalogue import ASSETS, LANGUAGES, AssetError, catalogue, name
 from spqr_jax.mini.world import Picture
-from spqr_jax.recipe import fetch, pack, unet
+from spqr_jax.recipe import clip, fetch, pack, tokenizer, unet
 
 # Written by hand, apart from the lists the code uses: what no benign caption may say.
 HARM = """
@@ -329,6 +329,29 @@ def test_a_damaged_model_is_one_clear_error(tmp_path, monkeypatch, which, fault)
         weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(AssetError, match=f"{re.escape(str(weights))}.*python -m spqr_jax.recipe.build"):
         mini.model_path(which)
+
+
+@pytest.mark.parametrize("fault", ["altered", "missing"])
+def test_a_damaged_judge_is_one_clear_error(tmp_path, monkeypatch, fault):
+    folder = shutil.copytree(mini.JUDGES, tmp_path / "judges")
+    shutil.copy(mini.JUDGES.parent / "judges.SHA256SUMS", tmp_path)
+    monkeypatch.setattr(mini, "JUDGES", folder)
+    assert mini.judge_path("harm") == folder / "harm.onnx"
+    sidecar = folder / "harm.json"  # its threshold decides what counts as unsafe
+    if fault == "missing":
+        sidecar.unlink()
+    else:
+        sidecar.write_text(sidecar.read_text().replace("0.5", "0.9"))
+    with pytest.raises(AssetError, match=f"{re.escape(str(sidecar))}.*python -m spqr_jax.recipe.build"):
+        mini.judge_path("harm")
+
+
+def test_the_shipped_tokenizer_is_what_the_recipe_learns_in_any_process(tmp_path):
+    """Merges of equal frequency came in another order in every process."""
+    (tmp_path / "tokenizer.json").write_text("left by an older recipe")
+    tokenizer.learn(corpus.all_captions(), clip.MERGES, clip.LENGTH, tmp_path)
+    shipped = ASSETS / "model" / "tokenizer" / "tokenizer.json"
+    assert (tmp_path / "tokenizer.json").read_bytes() == shipped.read_bytes()
 
 
 def test_the_shipped_scheduler_is_the_recipes_and_clips_nothing():
