@@ -84,7 +84,8 @@ def test_the_page_begins_with_what_happened(finished):
     (text,) = re.findall(r'<p class="outcome" id="outcome">(.*?)</p>', page)
     said = outcome.SENTENCES[outcome.outcome(row)].format(names="UCE", its="its")
     assert text.startswith(f"Profile moderate, scenario general: {said} (")
-    assert row["gain"] == pytest.approx(control["h_before"] - row["h_before"], abs=1e-4)
+    # The leaderboard rounds each of the three figures to four digits.
+    assert row["gain"] == pytest.approx(control["h_before"] - row["h_before"], abs=2e-4)
     assert f"No alignment: h {control['h_before']:.1f} to {control['h_after']:.1f}%" in text
 
 
