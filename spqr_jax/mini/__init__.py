@@ -26,7 +26,6 @@ MODELS = {"": MODEL, "transformer": TRANSFORMER}  # what a config names "mini" a
 TEXT_LENGTHS = {"transformer": 1}
 JUDGES = Path(__file__).parent / "assets" / "judges"
 LOGS = Path(__file__).parent / "assets" / "training"  # the losses of every training, by step
-TRAININGS = ("clip", "vae", "harm", "features", "unet", "decoder", "transformer")
 MEASURED = {"": "measured.json", "transformer": "measured_transformer.json"}  # beside the judges
 JUDGE_FILES = {"harm": "harm.onnx", "features": "features.onnx", "clip": "clip"}
 PROMPT_SETS = ("harmful", *world.HARMFUL, "benign")

@@ -81,7 +81,7 @@ def export(workdir: Path) -> None:
     pipe = export_lib.assemble(tok, clip_params["text"], build_decoder(workdir), build_unet(workdir), factor)
     export_lib.save_model(pipe, mini.MODEL)
     export_lib.save_judges(tok, clip_params, *build_judges(workdir), mini.JUDGES)
-    training.keep_logs(workdir, set(mini.TRAININGS) - {"transformer"}, mini.LOGS)
+    training.keep_logs(workdir, ("clip", "vae", "harm", "features", "unet", "decoder"), mini.LOGS)
 
 
 def build_transformer(workdir: Path) -> None:
@@ -92,7 +92,7 @@ def build_transformer(workdir: Path) -> None:
     pipe = transformer.around(convert.load(mini.model_path()))
     trained = transformer.train(pipe, _seen_compositions(), workdir)
     export_lib.save_model(pipe.with_params(transformer=trained), mini.TRANSFORMER)
-    training.keep_logs(workdir, {"transformer"}, mini.LOGS)
+    training.keep_logs(workdir, ("transformer",), mini.LOGS)
 
 
 def measure(workdir: Path) -> None:

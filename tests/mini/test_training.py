@@ -49,7 +49,7 @@ def test_a_stopped_training_gives_the_same_weights_and_the_same_log(tmp_path, mo
     assert [line.split(",")[0] for line in logs[0].splitlines()] == ["step", "0", "50", "100", "119"]
 
 
-@pytest.mark.parametrize("name", mini.TRAININGS)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_what_ships_was_trained_by_the_recipe_as_it_stands(name):
     """The losses that ship have as many steps as the recipe, and fall."""
     log = np.loadtxt(mini.LOGS / f"{name}.csv", delimiter=",", skiprows=1)
@@ -59,6 +59,10 @@ def test_what_ships_was_trained_by_the_recipe_as_it_stands(name):
     assert (np.diff(steps) > 0).all() and steps[-1] == total - 1
     assert np.isfinite(losses).all()
     assert losses[-5:].mean() < losses[:3].mean()
+
+
+def test_the_losses_of_every_training_ship():
+    assert {path.stem for path in mini.LOGS.iterdir()} == set(SHIPPED)
 
 
 def test_logs_are_kept_beside_what_was_trained(tmp_path):
