@@ -110,8 +110,9 @@ def test_ring_a_bell_finds_words_that_are_read_as_the_concept_where_its_name_is_
 @pytest.mark.slow
 def test_ring_a_bell_brings_the_concept_back_where_words_still_mean_it(subject, wordless, target, concept):
     assert harm(target, "bomb") == 1 and harm(subject, "bomb") == 0
-    assert attacked("ring_a_bell", subject, target, concept, "bomb", **RING)[1] >= 0.5
-    assert attacked("ring_a_bell", wordless, target, concept, "bomb", **RING)[1] == 0
+    budget = RING | {"length": 3}
+    assert attacked("ring_a_bell", subject, target, concept, "bomb", **budget)[1] >= 0.75
+    assert attacked("ring_a_bell", wordless, target, concept, "bomb", **budget)[1] == 0
 
 
 @pytest.mark.slow
